@@ -1,0 +1,203 @@
+// Models, data sets, adapters and blobs by name. Says what uses what; the files themselves are BlobStore's and the
+// workers'.
+import EdgeWire
+import Foundation
+import GRDB
+
+/// An adapter's record without its files, which are on disk.
+package struct StoredAdapter: Equatable, Sendable {
+    package let name: String
+    package let job: String
+    package let baseModel: String
+    package let modelBlob: String
+    package let ownerUid: UInt32
+    package let createdAt: Date
+}
+
+extension JobStore {
+    // MARK: models
+
+    package func models() async throws -> [ModelRecord] {
+        try await queue.read { db in try Row.fetchAll(db, sql: "SELECT * FROM models ORDER BY name").map(Self.model) }
+    }
+
+    package func model(_ name: String) async throws -> ModelRecord? {
+        try await queue.read { db in
+            try Row.fetchOne(db, sql: "SELECT * FROM models WHERE name = ?", arguments: [name]).map(Self.model)
+        }
+    }
+
+    package func add(_ model: ModelRecord) async throws {
+        try await queue.write { db in
+            try Self.requireFree("models", "model", model.name, blob: model.blob, db)
+            try db.execute(
+                sql: "INSERT OR REPLACE INTO models (name, blob, owner_uid, created_at, report) VALUES (?, ?, ?, ?, ?)",
+                arguments: [
+                    model.name, model.blob, model.ownerUid, model.createdAt.timeIntervalSince1970,
+                    try Column.text(model.model),
+                ])
+        }
+    }
+
+    package func removeModel(_ name: String) async throws {
+        try await queue.write { db in
+            guard let row = try Row.fetchOne(db, sql: "SELECT blob FROM models WHERE name = ?", arguments: [name]) else {
+                throw Problem(.notFound, "there is no model \"\(name)\"")
+            }
+            try Self.requireUnused(row["blob"], what: "model \"\(name)\"", db)
+            try db.execute(sql: "DELETE FROM models WHERE name = ?", arguments: [name])
+        }
+    }
+
+    private static func model(_ row: Row) throws -> ModelRecord {
+        ModelRecord(
+            name: row["name"], blob: row["blob"], ownerUid: row["owner_uid"],
+            createdAt: Date(timeIntervalSince1970: row["created_at"]),
+            model: try Column.value(ModelReport.self, row["report"]))
+    }
+
+    // MARK: data sets
+
+    package func datasets() async throws -> [DatasetRecord] {
+        try await queue.read { db in
+            try Row.fetchAll(db, sql: "SELECT * FROM datasets ORDER BY name").map(Self.dataset)
+        }
+    }
+
+    package func dataset(_ name: String) async throws -> DatasetRecord? {
+        try await queue.read { db in
+            try Row.fetchOne(db, sql: "SELECT * FROM datasets WHERE name = ?", arguments: [name]).map(Self.dataset)
+        }
+    }
+
+    package func add(_ dataset: DatasetRecord) async throws {
+        try await queue.write { db in
+            try Self.requireFree("datasets", "data set", dataset.name, blob: dataset.blob, db)
+            try db.execute(
+                sql: """
+                    INSERT OR REPLACE INTO datasets (name, blob, bytes, owner_uid, created_at, report)
+                    VALUES (?, ?, ?, ?, ?, ?)
+                    """,
+                arguments: [
+                    dataset.name, dataset.blob, Int64(dataset.bytes), dataset.ownerUid,
+                    dataset.createdAt.timeIntervalSince1970, try Column.text(dataset.dataset),
+                ])
+        }
+    }
+
+    package func removeDataset(_ name: String) async throws {
+        try await queue.write { db in
+            guard let row = try Row.fetchOne(db, sql: "SELECT blob FROM datasets WHERE name = ?", arguments: [name]) else {
+                throw Problem(.notFound, "there is no data set \"\(name)\"")
+            }
+            try Self.requireUnused(row["blob"], what: "data set \"\(name)\"", db)
+            try db.execute(sql: "DELETE FROM datasets WHERE name = ?", arguments: [name])
+        }
+    }
+
+    private static func dataset(_ row: Row) throws -> DatasetRecord {
+        DatasetRecord(
+            name: row["name"], blob: row["blob"], bytes: UInt64(row["bytes"] as Int64), ownerUid: row["owner_uid"],
+            createdAt: Date(timeIntervalSince1970: row["created_at"]),
+            dataset: try Column.value(DatasetReport.self, row["report"]))
+    }
+
+    /// The same name for the same bytes is the same import made again; for other bytes it is a conflict.
+    private static func requireFree(_ table: String, _ what: String, _ name: String, blob: String, _ db: Database) throws {
+        let held = try String.fetchOne(db, sql: "SELECT blob FROM \(table) WHERE name = ?", arguments: [name])
+        guard held == nil || held == blob else {
+            throw Problem(.conflict, "there is another \(what) \"\(name)\"", hint: "another name, or remove it first")
+        }
+    }
+
+    /// No unfinished job may lose its bytes.
+    private static func requireUnused(_ blob: String, what: String, _ db: Database) throws {
+        let user = try String.fetchOne(
+            db,
+            sql: """
+                SELECT id FROM jobs WHERE state NOT IN ('cancelled', 'failed', 'succeeded')
+                AND (model_blob = ?1 OR EXISTS (SELECT 1 FROM json_each(dataset_blobs) WHERE value = ?1)) LIMIT 1
+                """, arguments: [blob])
+        guard let user else { return }
+        throw Problem(.wrongState, "\(what) is in use by job \(user)", hint: "wait for the job, or cancel it")
+    }
+
+    // MARK: adapters
+
+    package func adapters() async throws -> [StoredAdapter] {
+        try await queue.read { db in
+            try Row.fetchAll(db, sql: "SELECT * FROM adapters ORDER BY name").map(Self.adapter)
+        }
+    }
+
+    package func adapter(_ name: String) async throws -> StoredAdapter? {
+        try await queue.read { db in
+            try Row.fetchOne(db, sql: "SELECT * FROM adapters WHERE name = ?", arguments: [name]).map(Self.adapter)
+        }
+    }
+
+    package func adapter(ofJob id: String) async throws -> StoredAdapter? {
+        try await queue.read { db in
+            try Row.fetchOne(db, sql: "SELECT * FROM adapters WHERE job = ?", arguments: [id]).map(Self.adapter)
+        }
+    }
+
+    package func removeAdapter(_ name: String) async throws {
+        try await queue.write { db in
+            try db.execute(sql: "DELETE FROM adapters WHERE name = ?", arguments: [name])
+            guard db.changesCount == 1 else { throw Problem(.notFound, "there is no adapter \"\(name)\"") }
+            try db.execute(sql: "UPDATE jobs SET adapter = NULL WHERE adapter = ?", arguments: [name])
+        }
+    }
+
+    static func insertAdapter(of job: Job, at now: Date, _ db: Database) throws {
+        try db.execute(
+            sql: """
+                INSERT INTO adapters (name, job, base_model, model_blob, owner_uid, created_at) VALUES (?, ?, ?, ?, ?, ?)
+                """,
+            arguments: [
+                job.name, job.id, job.request.baseModel, job.modelBlob, job.ownerUid, now.timeIntervalSince1970,
+            ])
+    }
+
+    private static func adapter(_ row: Row) -> StoredAdapter {
+        StoredAdapter(
+            name: row["name"], job: row["job"], baseModel: row["base_model"], modelBlob: row["model_blob"],
+            ownerUid: row["owner_uid"], createdAt: Date(timeIntervalSince1970: row["created_at"]))
+    }
+
+    // MARK: blobs
+
+    package func addBlob(_ digest: String, bytes: UInt64, ownerUid: UInt32, at now: Date) async throws {
+        try await queue.write { db in
+            try db.execute(
+                sql: "INSERT OR IGNORE INTO blobs (digest, bytes, owner_uid, created_at) VALUES (?, ?, ?, ?)",
+                arguments: [digest, Int64(bytes), ownerUid, now.timeIntervalSince1970])
+        }
+    }
+
+    /// Bytes that a user's blobs take.
+    package func blobBytes(ofOwner uid: UInt32) async throws -> UInt64 {
+        try await queue.read { db in
+            UInt64(
+                try Int64.fetchOne(db, sql: "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?", arguments: [uid]) ?? 0)
+        }
+    }
+
+    /// Forgets the blob when no model, data set, adapter or unfinished job names it. True: its file may go.
+    package func releaseBlob(_ digest: String) async throws -> Bool {
+        try await queue.write { db in
+            let isUsed = try Bool.fetchOne(
+                db,
+                sql: """
+                    SELECT EXISTS (SELECT 1 FROM models WHERE blob = ?1)
+                        OR EXISTS (SELECT 1 FROM datasets WHERE blob = ?1)
+                        OR EXISTS (SELECT 1 FROM jobs WHERE state NOT IN ('cancelled', 'failed', 'succeeded') AND
+                            (model_blob = ?1 OR EXISTS (SELECT 1 FROM json_each(dataset_blobs) WHERE value = ?1)))
+                    """, arguments: [digest])
+            guard isUsed == false else { return false }
+            try db.execute(sql: "DELETE FROM blobs WHERE digest = ?", arguments: [digest])
+            return true
+        }
+    }
+}

@@ -1,0 +1,101 @@
+// What `serve` and `work` say to each other over the worker's stdin and stdout: one JSON value a line.
+// `serve` writes one WorkOrder, then at most one WorkSignal line, and closes stdin when the worker should go away.
+// The worker answers with WorkMessage lines, of which `result` or `failure` is the last. Paths here are the daemon's own.
+import EdgeWire
+
+package enum WorkOrder: Codable, Sendable {
+    case train(TrainOrder)
+    /// Answers with `planned`. Opens the model's header and the data set, maps no weights.
+    case plan(TrainOrder)
+    /// Answers with `inspectedModel`.
+    case inspectModel(path: String)
+    /// Answers with `inspectedDataset`.
+    case inspectDataset(path: String)
+    /// Streams `generated`; the last one has `done` or a problem, and ends the worker.
+    case generate(GenerateOrder)
+    /// Writes one file made from the artifact, and answers with `exported`.
+    case export(ExportOrder)
+
+    package struct TrainOrder: Codable, Sendable {
+        package var job: String
+        package var request: JobRequest
+        package var modelPath: String
+        package var datasetPaths: [String]
+        /// The worker alone writes here: `checkpoints/`, and `adapter/`, which is the published artifact.
+        package var directory: String
+        package var budgetBytes: UInt64
+        /// Steps between checkpoints when the request does not say.
+        package var defaultSaveSteps: Int
+
+        package init(
+            job: String, request: JobRequest, modelPath: String, datasetPaths: [String], directory: String,
+            budgetBytes: UInt64, defaultSaveSteps: Int
+        ) {
+            self.job = job
+            self.request = request
+            self.modelPath = modelPath
+            self.datasetPaths = datasetPaths
+            self.directory = directory
+            self.budgetBytes = budgetBytes
+            self.defaultSaveSteps = defaultSaveSteps
+        }
+    }
+
+    package struct GenerateOrder: Codable, Sendable {
+        package var request: GenerateRequest
+        package var modelPath: String
+        package var adapterDirectory: String?
+        package var budgetBytes: UInt64
+        package init(request: GenerateRequest, modelPath: String, adapterDirectory: String?, budgetBytes: UInt64) {
+            self.request = request
+            self.modelPath = modelPath
+            self.adapterDirectory = adapterDirectory
+            self.budgetBytes = budgetBytes
+        }
+    }
+
+    package struct ExportOrder: Codable, Sendable {
+        package enum Format: String, Codable, Sendable { case safetensors, gguf }
+        package var format: Format
+        package var adapterDirectory: String
+        package var modelPath: String
+        package var outputPath: String
+        package init(format: Format, adapterDirectory: String, modelPath: String, outputPath: String) {
+            self.format = format
+            self.adapterDirectory = adapterDirectory
+            self.modelPath = modelPath
+            self.outputPath = outputPath
+        }
+    }
+}
+
+package enum WorkSignal: String, Sendable {
+    /// Finish the step, write a checkpoint, answer `stopped`.
+    case stop
+}
+
+package enum WorkMessage: Codable, Sendable {
+    case plan(PlanReport)
+    case step(JobProgress)
+    case evaluation(EvaluationReport)
+    case checkpoint(step: Int)
+    case log(String)
+    case generated(GenerateEvent)
+
+    /// Stopped by `WorkSignal.stop`, with a checkpoint.
+    case stopped(step: Int)
+    case trained
+    case planned(PlanReport)
+    case inspectedModel(ModelReport)
+    case inspectedDataset(DatasetReport)
+    case exported(path: String)
+    case failure(Problem)
+
+    /// Nothing follows this message.
+    package var isLast: Bool {
+        switch self {
+        case .plan, .step, .evaluation, .checkpoint, .log, .generated: false
+        case .stopped, .trained, .planned, .inspectedModel, .inspectedDataset, .exported, .failure: true
+        }
+    }
+}

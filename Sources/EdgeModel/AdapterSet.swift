@@ -1,0 +1,154 @@
+// The trainable parameters of a job: every module's A and B, one after the other in one block of memory, and their
+// gradients in another of the same layout, so that optimizer, clipping and checkpoint see plain vectors.
+import EdgeTensor
+
+package struct AdapterSet {
+    /// Where a module's matrices begin in the block, in elements.
+    package struct Slot: Equatable, Sendable {
+        package let id: ModuleID
+        package let inFeatures: Int
+        package let outFeatures: Int
+        package let offsetA: Int
+        package let offsetB: Int
+    }
+
+    package let spec: LoRASpec
+    package let slots: [Slot]
+    package let parameterCount: Int
+    package let parameters: UnsafeMutablePointer<Float>
+    package let gradients: UnsafeMutablePointer<Float>
+    /// `[layer · 7 + module]`, an index into `slots`.
+    private let slotOfModule: [Int?]
+
+    /// Each matrix starts at a cache line.
+    package static func layout(_ modules: [ModuleID], rank: Int, of spec: DecoderSpec) -> (slots: [Slot], count: Int) {
+        func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }
+        var count = 0
+        let slots = modules.map { id in
+            let (inFeatures, outFeatures) = (id.module.inFeatures(spec), id.module.outFeatures(spec))
+            let offsetA = count
+            let offsetB = offsetA + padded(rank * inFeatures)
+            count = offsetB + padded(outFeatures * rank)
+            return Slot(id: id, inFeatures: inFeatures, outFeatures: outFeatures, offsetA: offsetA, offsetB: offsetB)
+        }
+        return (slots, count)
+    }
+
+    /// - Parameter gradients: nil when nothing is trained; then `gradients` must not be touched.
+    package init(
+        _ lora: LoRASpec, modules: [ModuleID], of spec: DecoderSpec, parameters: UnsafeMutablePointer<Float>,
+        gradients: UnsafeMutablePointer<Float>?
+    ) {
+        self.spec = lora
+        (slots, parameterCount) = Self.layout(modules, rank: lora.rank, of: spec)
+        self.parameters = parameters
+        self.gradients = gradients ?? parameters
+        var slotOfModule = [Int?](repeating: nil, count: spec.layerCount * LinearModule.allCases.count)
+        for (index, slot) in slots.enumerated() {
+            slotOfModule[slot.id.layer * LinearModule.allCases.count + slot.id.module.rawValue] = index
+        }
+        self.slotOfModule = slotOfModule
+    }
+
+    /// Parameters that are trained, without the padding between matrices.
+    package var trainableCount: Int {
+        slots.reduce(0) { $0 + spec.rank * ($1.inFeatures + $1.outFeatures) }
+    }
+
+    package var lowestLayer: Int { slots.map(\.id.layer).min() ?? 0 }
+
+    package func slot(layer: Int, _ module: LinearModule) -> Slot? {
+        slotOfModule[layer * LinearModule.allCases.count + module.rawValue].map { slots[$0] }
+    }
+
+    /// `[rank, inFeatures]`, PEFT's orientation.
+    package func loraA(_ slot: Slot) -> Tensor {
+        Tensor(parameters + slot.offsetA, rows: spec.rank, columns: slot.inFeatures)
+    }
+    /// `[outFeatures, rank]`; rows in the base file's order.
+    package func loraB(_ slot: Slot) -> Tensor {
+        Tensor(parameters + slot.offsetB, rows: slot.outFeatures, columns: spec.rank)
+    }
+    package func gradientA(_ slot: Slot) -> Tensor {
+        Tensor(gradients + slot.offsetA, rows: spec.rank, columns: slot.inFeatures)
+    }
+    package func gradientB(_ slot: Slot) -> Tensor {
+        Tensor(gradients + slot.offsetB, rows: slot.outFeatures, columns: spec.rank)
+    }
+
+    /// PEFT's default start: A uniform in ±1/√inFeatures (Kaiming with a = √5), B zero, so that the adapted model
+    /// begins as the base.
+    package func initialize(seed: UInt64) {
+        parameters.update(repeating: 0, count: parameterCount)
+        for slot in slots {
+            let random = RandomSource(seed: seed, .adapterInit, UInt64(slot.id.layer), UInt64(slot.id.module.rawValue))
+            let bound = 1 / Float(slot.inFeatures).squareRoot()
+            let a = loraA(slot)
+            for i in 0..<a.count { a.base[i] = (2 * random.uniform(i) - 1) * bound }
+        }
+    }
+}
+
+/// One adapted module at work: y += scaling · dropout(x) · Aᵀ · Bᵀ, and its gradients.
+package struct AdapterProduct {
+    package let loraA: Tensor
+    package let loraB: Tensor
+    package let scaling: Float
+    package let dropout: Float
+    /// Stream of this module's mask in this micro-batch.
+    package let dropoutKey: UInt64
+
+    package init(loraA: Tensor, loraB: Tensor, scaling: Float, dropout: Float, dropoutKey: UInt64) {
+        self.loraA = loraA
+        self.loraB = loraB
+        self.scaling = scaling
+        self.dropout = dropout
+        self.dropoutKey = dropoutKey
+    }
+
+    /// - Parameters:
+    ///   - x: `[tokens, inFeatures]`.
+    ///   - projected: `[tokens, rank]`, becomes scaling · dropout(x) · Aᵀ and is kept for the backward.
+    ///   - dropped: `[tokens, ≥ inFeatures]`, working memory; unused without dropout.
+    ///   - y: `[tokens, outFeatures]`, added to; nil when only `projected` is wanted.
+    package func forward(_ x: Tensor, projected: Tensor, dropped: Tensor?, addingTo y: Tensor?, on pool: WorkerPool) {
+        linear(masked(x, in: dropped, on: pool), QuantizedMatrix(loraA), into: projected, on: pool)
+        let scaling = scaling
+        for i in 0..<projected.count { projected.base[i] *= scaling }
+        if let y { linear(projected, QuantizedMatrix(loraB), into: y, .add, on: pool) }
+    }
+
+    /// - Parameters:
+    ///   - dy: `[tokens, outFeatures]`.
+    ///   - projected: as `forward` left it.
+    ///   - dProjected: `[tokens, rank]`, working memory.
+    ///   - gradientA, gradientB: added to.
+    ///   - dx: `[tokens, inFeatures]`, added to; nil when nothing below needs it.
+    package func backward(
+        dy: Tensor, x: Tensor, projected: Tensor, dProjected: Tensor, dropped: Tensor?, gradientA: Tensor,
+        gradientB: Tensor, addingTo dx: Tensor?, on pool: WorkerPool
+    ) {
+        // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
+        addOuterProduct(dy, projected, scale: 1, into: gradientB, on: pool)
+        linearBackward(dy, QuantizedMatrix(loraB), into: dProjected, on: pool)
+        let input = masked(x, in: dropped, on: pool)
+        addOuterProduct(dProjected, input, scale: scaling, into: gradientA, on: pool)
+        guard let dx else { return }
+        let scaling = scaling
+        for i in 0..<dProjected.count { dProjected.base[i] *= scaling }
+        if dropout == 0 {
+            linearBackward(dProjected, QuantizedMatrix(loraA), into: dx, .add, on: pool)
+        } else {
+            linearBackward(dProjected, QuantizedMatrix(loraA), into: input, on: pool)
+            EdgeTensor.dropout(input, probability: dropout, key: dropoutKey, into: input, on: pool)
+            addScaled(input, to: dx, on: pool)
+        }
+    }
+
+    private func masked(_ x: Tensor, in dropped: Tensor?, on pool: WorkerPool) -> Tensor {
+        guard dropout > 0, let dropped else { return x }
+        let result = Tensor(dropped.base, rows: x.rows, columns: x.columns)
+        EdgeTensor.dropout(x, probability: dropout, key: dropoutKey, into: result, on: pool)
+        return result
+    }
+}

@@ -1,0 +1,65 @@
+// One mapped region that holds all training memory of a job. It is sized before anything is allocated, and a request
+// beyond that size is a broken plan, which traps: the step itself never allocates.
+import Glibc
+
+/// Sizes in bytes. A type, so that elements and bytes cannot be mixed up.
+package struct ByteCount: Hashable, Comparable, Sendable {
+    package var bytes: Int
+    package init(_ bytes: Int) { self.bytes = bytes }
+    package static let zero = ByteCount(0)
+    package static func + (a: Self, b: Self) -> Self { .init(a.bytes + b.bytes) }
+    package static func += (a: inout Self, b: Self) { a = a + b }
+    package static func < (a: Self, b: Self) -> Bool { a.bytes < b.bytes }
+    /// Of `count` f32 values as the arena rounds them: whole cache lines.
+    package static func floats(_ count: Int) -> Self { .init((count * 4 + Arena.alignment - 1) / Arena.alignment * Arena.alignment) }
+}
+
+package struct ArenaError: Error, Equatable, CustomStringConvertible {
+    package let requested: ByteCount
+    package let errno: Int32
+    package var description: String {
+        "cannot map \(requested.bytes) bytes of memory: \(String(cString: strerror(errno)))"
+    }
+}
+
+/// A bump allocator over one anonymous mapping. Not thread-safe: everything is allocated before threads run.
+package final class Arena {
+    /// A cache line, and a 512-bit vector.
+    package static let alignment = 64
+
+    package let capacity: ByteCount
+    package private(set) var used = ByteCount.zero
+    private let base: UnsafeMutableRawPointer
+
+    /// Maps `capacity` bytes of zeros. Pages become resident when first written.
+    package init(capacity: ByteCount) throws {
+        self.capacity = capacity
+        let mapped = mmap(
+            nil, max(capacity.bytes, 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        guard let mapped, mapped != MAP_FAILED else { throw ArenaError(requested: capacity, errno: errno) }
+        base = mapped
+    }
+
+    deinit { munmap(base, max(capacity.bytes, 1)) }
+
+    /// `count` f32 zeros, 64-byte aligned, valid as long as the arena.
+    package func floats(_ count: Int) -> UnsafeMutablePointer<Float> {
+        allocate(.floats(count)).bindMemory(to: Float.self, capacity: count)
+    }
+
+    /// `[rows, columns]`, f32, zeros.
+    package func tensor(_ rows: Int, _ columns: Int) -> Tensor {
+        Tensor(floats(rows * columns), rows: rows, columns: columns)
+    }
+
+    /// `count` i32 zeros.
+    package func integers(_ count: Int) -> UnsafeMutablePointer<Int32> {
+        allocate(.floats(count)).bindMemory(to: Int32.self, capacity: count)
+    }
+
+    private func allocate(_ size: ByteCount) -> UnsafeMutableRawPointer {
+        precondition(used + size <= capacity, "the plan holds \(capacity.bytes) bytes; \((used + size).bytes) are asked for")
+        defer { used += size }
+        return base + used.bytes
+    }
+}

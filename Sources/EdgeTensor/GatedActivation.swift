@@ -1,0 +1,19 @@
+// SwiGLU, forward and backward (arXiv:2002.05202).
+
+/// y = silu(gate) · up; all `[tokens, intermediateSize]`.
+package func swiglu(gate: Tensor, up: Tensor, into y: Tensor, on pool: WorkerPool) {
+    let kernel = pool.kernels.raw.swiglu!
+    pool.run(rowPieces(y.rows)) { piece, _ in
+        let first = piece * elementwiseRows
+        kernel(gate.row(first), up.row(first), y.row(first), min(elementwiseRows, y.rows - first) * y.columns)
+    }
+}
+
+/// `gate` and `up` become their gradients, given the gradient of y.
+package func swigluBackward(dy: Tensor, gate: Tensor, up: Tensor, on pool: WorkerPool) {
+    let kernel = pool.kernels.raw.swiglu_backward!
+    pool.run(rowPieces(dy.rows)) { piece, _ in
+        let first = piece * elementwiseRows
+        kernel(dy.row(first), gate.row(first), up.row(first), min(elementwiseRows, dy.rows - first) * dy.columns)
+    }
+}

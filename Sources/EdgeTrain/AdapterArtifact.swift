@@ -1,0 +1,336 @@
+// Published adapters: a directory as PEFT's, its tensors in an LZ4 frame, and the forms other programs load. Pure I/O on
+// values. The bytes depend on the values alone: no times, no host names. What is published has been read back
+// and compared bit for bit.
+import EdgeFormats
+
+/// One adapted linear, in PEFT's orientation.
+package struct LoRATensors: Equatable, Sendable {
+    /// "model.layers.0.self_attn.q_proj"
+    package var modulePath: String
+    /// "blk.0.attn_q.weight"; nil when it was read from a PEFT directory, which does not know.
+    package var ggufName: String?
+    package var rank: Int
+    package var inFeatures: Int
+    package var outFeatures: Int
+    /// `[rank, inFeatures]`, row-major.
+    package var loraA: [Float]
+    /// `[outFeatures, rank]`, row-major, rows in Hugging Face's order.
+    package var loraB: [Float]
+    /// Row i of the GGUF's matrix is Hugging Face's row `ggufRowOrder[i]`; nil: the same order.
+    package var ggufRowOrder: [Int]?
+
+    package init(
+        modulePath: String, ggufName: String?, rank: Int, inFeatures: Int, outFeatures: Int, loraA: [Float],
+        loraB: [Float], ggufRowOrder: [Int]?
+    ) {
+        self.modulePath = modulePath
+        self.ggufName = ggufName
+        self.rank = rank
+        self.inFeatures = inFeatures
+        self.outFeatures = outFeatures
+        self.loraA = loraA
+        self.loraB = loraB
+        self.ggufRowOrder = ggufRowOrder
+    }
+}
+
+package enum AdapterError: Error, Equatable, Sendable {
+    case noTensors
+    case duplicateModule(String)
+    /// `expected` and `found` are element counts of `tensor`.
+    case wrongSize(tensor: String, expected: Int, found: Int)
+    case wrongRank(module: String, rank: Int, configured: Int)
+    case nonFinite(tensor: String, index: Int)
+    /// Nothing was learned: every B is zero.
+    case allZero(modules: Int)
+    case readBackDiffers(tensor: String)
+    case unsupported(key: String, value: String)
+    case badConfig(key: String, value: String)
+    case unknownTensor(String)
+    case missingTensor(String)
+    case badShape(tensor: String, shape: [Int])
+    case badDType(tensor: String, dtype: String)
+    /// Ranks of A and B of one module.
+    case rankMismatch(module: String, loraA: Int, loraB: Int)
+    case noTensorFile(directory: String)
+    case ambiguousTensorFiles(directory: String)
+    case noGGUFName(module: String)
+    case badRowOrder(module: String)
+    /// rsLoRA with several ranks: a GGUF adapter has one alpha.
+    case mixedRanks([Int])
+}
+
+extension AdapterError: CustomStringConvertible {
+    package var description: String {
+        switch self {
+        case .noTensors: "the adapter has no tensors"
+        case .duplicateModule(let module): "the module \(module) occurs twice"
+        case .wrongSize(let tensor, let expected, let found):
+            "\(tensor) has \(found) values, its shape needs \(expected)"
+        case .wrongRank(let module, let rank, let configured):
+            "\(module) has rank \(rank), the configuration says \(configured)"
+        case .nonFinite(let tensor, let index): "\(tensor) is not finite at index \(index)"
+        case .allZero(let modules): "lora_B is zero in all \(modules) modules: nothing was learned"
+        case .readBackDiffers(let tensor): "\(tensor) reads back differently from what was written"
+        case .unsupported(let key, let value): "adapter_config.json: \(key) = \(value) is not supported"
+        case .badConfig(let key, let value): "adapter_config.json: \(key) cannot be \(value)"
+        case .unknownTensor(let name): "the tensor \(name) is not part of a LoRA adapter"
+        case .missingTensor(let name): "the tensor \(name) is missing"
+        case .badShape(let tensor, let shape): "\(tensor) has shape \(shape), not two positive dimensions"
+        case .badDType(let tensor, let dtype): "\(tensor) is \(dtype); F32, F16 and BF16 are supported"
+        case .rankMismatch(let module, let a, let b): "\(module) has rank \(a) in lora_A and \(b) in lora_B"
+        case .noTensorFile(let directory):
+            "\(directory) has neither \(AdapterArtifact.framedName) nor \(AdapterArtifact.plainName)"
+        case .ambiguousTensorFiles(let directory):
+            "\(directory) has both \(AdapterArtifact.framedName) and \(AdapterArtifact.plainName)"
+        case .noGGUFName(let module): "\(module) has no counterpart in the GGUF file"
+        case .badRowOrder(let module): "the row order of \(module) is not a permutation of its rows"
+        case .mixedRanks(let ranks):
+            "rank-stabilized scaling with ranks \(ranks) does not fit a GGUF adapter's one alpha"
+        }
+    }
+}
+
+package struct AdapterArtifact: Equatable, Sendable {
+    static let configName = "adapter_config.json"
+    static let plainName = "adapter_model.safetensors"
+    static let framedName = "adapter_model.safetensors.lz4"
+    /// A rank-256 adapter of every linear of an 8-billion-parameter model in f32 has 2.7 GB.
+    package static let tensorFileLimitBytes = 4 << 30
+
+    package let config: AdapterConfig
+    /// `__metadata__` without "format".
+    package let provenance: [String: String]
+    /// Sorted by module path. Without GGUF names.
+    package let tensors: [LoRATensors]
+
+    /// Checks, writes, reads back, compares, and only then gives the directory its name.
+    ///
+    /// - Throws: `AdapterError` and `FileError`; nothing is left behind.
+    package static func publish(
+        to directory: String, tensors: [LoRATensors], config: AdapterConfig, provenance: [String: String],
+        trainingJSON: [UInt8], modelCard: String
+    ) throws {
+        try check(tensors, against: config)
+        let file = try safetensors(tensors, provenance)
+        try DirectoryPublish.publish(to: directory) { staging in
+            try staging.write(configName, config.json)
+            try staging.write(framedName) { writer in
+                try LZ4Frame.compress(contentBytes: file.byteCount, to: { try writer.write($0) }) { compress in
+                    try file.write(to: compress)
+                }
+            }
+            try staging.write("training.json", trainingJSON)
+            try staging.write("README.md", Array(modelCard.utf8))
+            try compare(open(directory: staging.path), with: tensors, config)
+        }
+    }
+
+    /// Any PEFT LoRA directory, compressed or not. Every tensor is used, or is an error.
+    ///
+    /// - Throws: `AdapterError`, `FileError`, `JSONTextError`, `LZ4FrameError`, `SafetensorsError`.
+    package static func open(directory: String) throws -> AdapterArtifact {
+        let config = try AdapterConfig(json: ByteRegion.map(path: directory + "/" + configName))
+        let file = try SafetensorsFile(tensorFile(of: directory))
+        return AdapterArtifact(
+            config: config, provenance: file.metadata.filter { $0.key != "format" }, tensors: try read(file))
+    }
+
+    /// The plain `adapter_model.safetensors`, byte for byte as framed.
+    package static func exportSafetensors(_ directory: String, to path: String) throws {
+        let region = try tensorFile(of: directory)
+        _ = try SafetensorsFile(region)
+        try AtomicFile.write(to: path) { try region.withBytes($0.write) }
+    }
+
+    /// A directory for `PeftModel.from_pretrained`.
+    package static func exportPEFT(_ directory: String, to destination: String) throws {
+        _ = try open(directory: directory)
+        let region = try tensorFile(of: directory)
+        let config = try ByteRegion.map(path: directory + "/" + configName)
+        try DirectoryPublish.publish(to: destination) { staging in
+            try staging.write(configName) { try config.withBytes($0.write) }
+            try staging.write(plainName) { try region.withBytes($0.write) }
+        }
+    }
+
+    /// A llama.cpp adapter. `target` gives a module's tensor in the base GGUF and the order of its rows there.
+    package static func exportGGUF(
+        _ directory: String, architecture: String, to path: String,
+        target: (_ modulePath: String) -> (ggufName: String, rowOrder: [Int]?)?
+    ) throws {
+        let artifact = try open(directory: directory)
+        let tensors = try artifact.tensors.map { tensors in
+            guard let found = target(tensors.modulePath) else {
+                throw AdapterError.noGGUFName(module: tensors.modulePath)
+            }
+            var named = tensors
+            named.ggufName = found.ggufName
+            named.ggufRowOrder = found.rowOrder
+            return named
+        }
+        let file = try gguf(tensors, artifact.config, architecture: architecture)
+        try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
+    }
+}
+
+// Writing.
+extension AdapterArtifact {
+    private static func check(_ tensors: [LoRATensors], against config: AdapterConfig) throws(AdapterError) {
+        guard !tensors.isEmpty else { throw .noTensors }
+        var seen: Set<String> = []
+        for each in tensors {
+            guard seen.insert(each.modulePath).inserted else { throw .duplicateModule(each.modulePath) }
+            guard each.rank == config.rank else {
+                throw .wrongRank(module: each.modulePath, rank: each.rank, configured: config.rank)
+            }
+            try check(key(each.modulePath, "A"), each.loraA, count: each.rank * each.inFeatures)
+            try check(key(each.modulePath, "B"), each.loraB, count: each.outFeatures * each.rank)
+        }
+        guard tensors.contains(where: { $0.loraB.contains { $0 != 0 } }) else {
+            throw .allZero(modules: tensors.count)
+        }
+    }
+
+    private static func check(_ name: String, _ values: [Float], count: Int) throws(AdapterError) {
+        guard values.count == count else { throw .wrongSize(tensor: name, expected: count, found: values.count) }
+        if let index = values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: name, index: index) }
+    }
+
+    private static func safetensors(
+        _ tensors: [LoRATensors], _ provenance: [String: String]
+    ) throws(SafetensorsError) -> SafetensorsWriter {
+        var file = SafetensorsWriter(metadata: provenance.merging(["format": "pt"]) { $1 })
+        for each in tensors {
+            try file.add(
+                key(each.modulePath, "A"), dtype: .f32, shape: [each.rank, each.inFeatures], body: .floats(each.loraA))
+            try file.add(
+                key(each.modulePath, "B"), dtype: .f32, shape: [each.outFeatures, each.rank], body: .floats(each.loraB))
+        }
+        return file
+    }
+
+    private static func compare(
+        _ artifact: AdapterArtifact, with tensors: [LoRATensors], _ config: AdapterConfig
+    ) throws(AdapterError) {
+        guard artifact.config == config else { throw .readBackDiffers(tensor: configName) }
+        guard artifact.tensors.count == tensors.count else { throw .readBackDiffers(tensor: framedName) }
+        let read = Dictionary(uniqueKeysWithValues: artifact.tensors.map { ($0.modulePath, $0) })
+        for each in tensors {
+            guard let same = read[each.modulePath], same.rank == each.rank, same.inFeatures == each.inFeatures,
+                same.outFeatures == each.outFeatures, sameBits(same.loraA, each.loraA)
+            else { throw .readBackDiffers(tensor: key(each.modulePath, "A")) }
+            guard sameBits(same.loraB, each.loraB) else { throw .readBackDiffers(tensor: key(each.modulePath, "B")) }
+        }
+    }
+
+    /// Unlike ==, tells 0 from -0.
+    private static func sameBits(_ left: [Float], _ right: [Float]) -> Bool {
+        left.elementsEqual(right) { $0.bitPattern == $1.bitPattern }
+    }
+
+    /// llama.cpp src/llama-adapter.cpp: `ne` of A is [in, r], of B [r, out], which is PEFT's row-major layout.
+    private static func gguf(
+        _ tensors: [LoRATensors], _ config: AdapterConfig, architecture: String
+    ) throws -> GGUFWriter {
+        var file = GGUFWriter()
+        try file.add("general.type", .string("adapter"))
+        try file.add("general.architecture", .string(architecture))
+        try file.add("adapter.type", .string("lora"))
+        try file.add("adapter.lora.alpha", .float32(Float(try ggufAlpha(tensors, config))))
+        for each in tensors {
+            guard let name = each.ggufName else { throw AdapterError.noGGUFName(module: each.modulePath) }
+            try file.addTensor(
+                name + ".lora_a", shape: [each.rank, each.inFeatures], type: .f32, body: .floats(each.loraA))
+            try file.addTensor(
+                name + ".lora_b", shape: [each.outFeatures, each.rank], type: .f32,
+                body: .floats(rowsInGGUFOrder(each)))
+        }
+        return file
+    }
+
+    /// llama.cpp scales by alpha/r, whatever the adapter was trained with.
+    private static func ggufAlpha(_ tensors: [LoRATensors], _ config: AdapterConfig) throws(AdapterError) -> Double {
+        guard config.usesRankStabilizedScaling else { return config.loraAlpha }
+        let ranks = Set(tensors.map(\.rank)).sorted()
+        guard let rank = ranks.first, ranks.count == 1 else { throw .mixedRanks(ranks) }
+        return config.loraAlpha * Double(rank).squareRoot()
+    }
+
+    private static func rowsInGGUFOrder(_ tensors: LoRATensors) throws(AdapterError) -> [Float] {
+        guard let order = tensors.ggufRowOrder else { return tensors.loraB }
+        guard order.count == tensors.outFeatures, Set(order).count == order.count,
+            order.allSatisfy((0..<tensors.outFeatures).contains)
+        else { throw .badRowOrder(module: tensors.modulePath) }
+        return order.flatMap { tensors.loraB[$0 * tensors.rank..<($0 + 1) * tensors.rank] }
+    }
+}
+
+// Reading.
+extension AdapterArtifact {
+    private static let keyPrefix = "base_model.model."
+
+    private static func key(_ modulePath: String, _ matrix: String) -> String {
+        "\(keyPrefix)\(modulePath).lora_\(matrix).weight"
+    }
+
+    private static func tensorFile(of directory: String) throws -> ByteRegion {
+        let framed = try mapIfThere(directory + "/" + framedName)
+        let plain = try mapIfThere(directory + "/" + plainName)
+        switch (framed, plain) {
+        case (.some, .some): throw AdapterError.ambiguousTensorFiles(directory: directory)
+        case (nil, nil): throw AdapterError.noTensorFile(directory: directory)
+        case (nil, .some(let plain)): return plain
+        case (.some(let framed), nil):
+            let content = try framed.withBytes { try LZ4Frame.decompress($0, limitBytes: tensorFileLimitBytes) }
+            return ByteRegion.copy(of: content)
+        }
+    }
+
+    private static func mapIfThere(_ path: String) throws(FileError) -> ByteRegion? {
+        do {
+            return try ByteRegion.map(path: path)
+        } catch where error.isNotFound {
+            return nil
+        }
+    }
+
+    private static func read(_ file: SafetensorsFile) throws(AdapterError) -> [LoRATensors] {
+        var modules: Set<String> = []
+        for tensor in file.tensors { modules.insert(try modulePath(of: tensor.name)) }
+        var tensors: [LoRATensors] = []
+        for module in modules.sorted(by: { $0.utf8.lexicographicallyPrecedes($1.utf8) }) {
+            let (loraA, aShape) = try matrix(key(module, "A"), in: file)
+            let (loraB, bShape) = try matrix(key(module, "B"), in: file)
+            guard aShape[0] == bShape[1] else {
+                throw .rankMismatch(module: module, loraA: aShape[0], loraB: bShape[1])
+            }
+            tensors.append(
+                LoRATensors(
+                    modulePath: module, ggufName: nil, rank: aShape[0], inFeatures: aShape[1], outFeatures: bShape[0],
+                    loraA: loraA, loraB: loraB, ggufRowOrder: nil))
+        }
+        guard !tensors.isEmpty else { throw .noTensors }
+        return tensors
+    }
+
+    private static func modulePath(of name: String) throws(AdapterError) -> String {
+        for suffix in [".lora_A.weight", ".lora_B.weight"] where name.hasPrefix(keyPrefix) && name.hasSuffix(suffix) {
+            let module = name.dropFirst(keyPrefix.count).dropLast(suffix.count)
+            if !module.isEmpty { return String(module) }
+        }
+        throw .unknownTensor(name)
+    }
+
+    private static func matrix(
+        _ name: String, in file: SafetensorsFile
+    ) throws(AdapterError) -> (values: [Float], shape: [Int]) {
+        guard let tensor = file.tensor(named: name) else { throw .missingTensor(name) }
+        guard tensor.shape.count == 2, tensor.shape.allSatisfy({ $0 > 0 }) else {
+            throw .badShape(tensor: name, shape: tensor.shape)
+        }
+        guard let values = tensor.floats() else { throw .badDType(tensor: name, dtype: tensor.dtype.rawValue) }
+        if let index = values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: name, index: index) }
+        return (values, tensor.shape)
+    }
+}

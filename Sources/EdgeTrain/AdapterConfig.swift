@@ -1,0 +1,126 @@
+// `adapter_config.json` as PEFT's LoraConfig reads and writes it (huggingface/peft, tuners/lora/config.py). What this
+// program cannot represent (DoRA, biases, extra modules) is refused by name, never dropped.
+import EdgeFormats
+
+package struct AdapterConfig: Equatable, Sendable {
+    package var rank: Int
+    package var loraAlpha: Double
+    package var loraDropout: Double
+    /// Sorted. Empty when the file names its modules by a pattern; the tensors then say which.
+    package var targetModules: [String]
+    /// nil: every layer.
+    package var layersToTransform: [Int]?
+    /// A hub id or a path, as whoever trained the adapter called it.
+    package var baseModelNameOrPath: String?
+    package var usesRankStabilizedScaling: Bool
+
+    package init(
+        rank: Int, loraAlpha: Double, loraDropout: Double, targetModules: [String], layersToTransform: [Int]?,
+        baseModelNameOrPath: String?, usesRankStabilizedScaling: Bool = false
+    ) {
+        self.rank = rank
+        self.loraAlpha = loraAlpha
+        self.loraDropout = loraDropout
+        self.targetModules = targetModules.sorted()
+        self.layersToTransform = layersToTransform
+        self.baseModelNameOrPath = baseModelNameOrPath
+        self.usesRankStabilizedScaling = usesRankStabilizedScaling
+    }
+
+    /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
+    package func scaling(rank: Int) -> Double {
+        loraAlpha / (usesRankStabilizedScaling ? Double(rank).squareRoot() : Double(rank))
+    }
+
+    /// `json.dumps(config, indent=2, sort_keys=True)`.
+    package var json: [UInt8] {
+        let members: [JSONText.Member] = [
+            .init("alpha_pattern", .object([])),
+            .init("base_model_name_or_path", baseModelNameOrPath.map(JSONText.string) ?? .null),
+            .init("bias", .string("none")),
+            .init("fan_in_fan_out", .bool(false)),
+            .init("inference_mode", .bool(true)),
+            .init("init_lora_weights", .bool(true)),
+            .init("layers_pattern", .null),
+            .init(
+                "layers_to_transform",
+                layersToTransform.map { .array($0.map { .number("\($0)") }) } ?? .null),
+            .init("lora_alpha", Self.number(loraAlpha)),
+            .init("lora_dropout", .number("\(loraDropout)")),
+            .init("modules_to_save", .null),
+            .init("peft_type", .string("LORA")),
+            .init("r", .number("\(rank)")),
+            .init("rank_pattern", .object([])),
+            .init("revision", .null),
+            .init("target_modules", .array(targetModules.map(JSONText.string))),
+            .init("task_type", .string("CAUSAL_LM")),
+            .init("use_dora", .bool(false)),
+            .init("use_rslora", .bool(usesRankStabilizedScaling)),
+        ]
+        return JSONText.object(members).indented()
+    }
+
+    /// - Throws: `JSONTextError` or `AdapterError`.
+    package init(json: ByteRegion) throws {
+        let document = try json.withBytes { try JSONText(parsing: $0) }
+        try Self.refuseUnsupported(document)
+        rank = try Self.read("r", document, default: 8) { $0.integer.flatMap { $0 > 0 ? $0 : nil } }
+        loraAlpha = try Self.read("lora_alpha", document, default: 8) { $0.double.flatMap { $0.isFinite ? $0 : nil } }
+        loraDropout = try Self.read("lora_dropout", document, default: 0) { $0.double }
+        targetModules = try Self.read("target_modules", document, default: []) {
+            $0.string == nil ? Self.strings($0)?.sorted() : []
+        }
+        layersToTransform = try Self.read("layers_to_transform", document, default: nil) {
+            $0.integer.map { [$0] } ?? Self.integers($0)
+        }
+        baseModelNameOrPath = try Self.read("base_model_name_or_path", document, default: nil) { $0.string }
+        usesRankStabilizedScaling = try Self.read("use_rslora", document, default: false) { $0.bool }
+    }
+
+    private static func refuseUnsupported(_ document: JSONText) throws(AdapterError) {
+        guard document["peft_type"] == .string("LORA") else {
+            throw .unsupported(key: "peft_type", value: text(document["peft_type"]))
+        }
+        // Each would change what the tensors mean. rank_pattern does not: a tensor's shape gives its rank.
+        let neutral: [String: [JSONText]] = [
+            "use_dora": [.bool(false)], "use_qalora": [.bool(false)], "lora_bias": [.bool(false)],
+            "fan_in_fan_out": [.bool(false)], "bias": [.string("none")], "modules_to_save": [.array([])],
+            "alpha_pattern": [.object([])], "trainable_token_indices": [], "layer_replication": [],
+            "target_parameters": [.array([])], "alora_invocation_tokens": [], "velora_config": [],
+        ]
+        for (key, values) in neutral.sorted(by: { $0.key < $1.key }) {
+            guard let value = document[key], value != .null, !values.contains(value) else { continue }
+            throw .unsupported(key: key, value: text(value))
+        }
+    }
+
+    private static func read<T>(
+        _ key: String, _ document: JSONText, default: T, _ decode: (JSONText) -> T?
+    ) throws(AdapterError) -> T {
+        guard let value = document[key], value != .null else { return `default` }
+        guard let decoded = decode(value) else { throw .badConfig(key: key, value: text(value)) }
+        return decoded
+    }
+
+    private static func strings(_ value: JSONText) -> [String]? {
+        guard let elements = value.array else { return nil }
+        let strings = elements.compactMap { $0.string }
+        return strings.count == elements.count ? strings : nil
+    }
+
+    private static func integers(_ value: JSONText) -> [Int]?? {
+        guard let elements = value.array else { return .none }
+        let integers = elements.compactMap { $0.integer }
+        return integers.count == elements.count ? .some(integers) : .none
+    }
+
+    /// PEFT's type is int, and other readers insist on it, so a whole alpha is written as one.
+    private static func number(_ value: Double) -> JSONText {
+        .number(Int(exactly: value).map { "\($0)" } ?? "\(value)")
+    }
+
+    private static func text(_ value: JSONText?) -> String {
+        guard let value else { return "missing" }
+        return String(decoding: value.indented().dropLast(), as: UTF8.self)
+    }
+}

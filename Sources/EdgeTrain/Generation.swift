@@ -1,0 +1,179 @@
+// Text from a model, with or without an adapter: a prompt in chunks, then one token at a time over cached keys and
+// values.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+
+package struct GenerationSettings: Equatable, Sendable {
+    package var maxTokens: Int
+    /// 0: the most likely token.
+    package var temperature: Float
+    package var seed: UInt64
+    package init(maxTokens: Int, temperature: Float, seed: UInt64) {
+        self.maxTokens = maxTokens
+        self.temperature = temperature
+        self.seed = seed
+    }
+}
+
+package enum GenerationError: Error, Equatable, CustomStringConvertible {
+    case emptyPrompt
+    case tooLong(prompt: Int, maxTokens: Int, contextLength: Int)
+
+    package var description: String {
+        switch self {
+        case .emptyPrompt: "the prompt has no tokens"
+        case .tooLong(let prompt, let maxTokens, let contextLength):
+            "\(prompt) prompt tokens and max_tokens \(maxTokens) are more than the model's context of \(contextLength)"
+        }
+    }
+}
+
+package final class Generator {
+    private let model: BaseModel
+    private let adapters: AdapterSet?
+    private let pool: WorkerPool
+    private let rotary: RotaryEmbedding
+    private let arena: Arena
+    private let context: Int
+    private let keys: [Tensor], values: [Tensor]
+    private let activations: LayerActivations
+    private let hidden: (Tensor, Tensor)
+    private let lastNormed: Tensor
+    private let inverseRMS: UnsafeMutablePointer<Float>
+    private let logits: Tensor
+    private let tokens: UnsafeMutablePointer<Int32>
+    private let positions: UnsafeMutablePointer<Int32>
+
+    /// Prompt tokens that go through the layers at once.
+    private static let promptChunk = 128
+
+    /// Bytes of the arena of a generator, beside the mapped weights.
+    package static func bytes(_ spec: DecoderSpec, lora: LoRASpec?, modules: [ModuleID], context: Int, threads: Int) -> ByteCount {
+        let chunk = promptChunk
+        let cache = ByteCount(2 * spec.layerCount * ByteCount.floats(context * spec.keyValueWidth).bytes)
+        let adapter =
+            lora.map { ByteCount.floats(AdapterSet.layout(modules, rank: $0.rank, of: spec).count) } ?? .zero
+        let hidden = ByteCount.floats(chunk * spec.hiddenSize)
+        return cache + adapter + hidden + hidden
+            + LayerActivations.bytes(tokens: chunk, rank: lora?.rank ?? 1, adapted: Set(modules.map(\.module)), spec)
+            + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
+            + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, context: context))
+            + RotaryEmbedding.bytes(positions: context, headDim: spec.headDim)
+    }
+
+    private static func scratchFloats(_ spec: DecoderSpec, context: Int) -> Int {
+        max(CausalAttention.scratchFloats(longest: context), spec.intermediateSize, spec.hiddenSize)
+    }
+
+    /// - Parameters:
+    ///   - adapter: its spec, modules, and a closure that writes the parameters into the block.
+    ///   - context: prompt and answer together, in tokens.
+    package init(
+        model: BaseModel, adapter: (lora: LoRASpec, modules: [ModuleID], load: (AdapterSet) throws -> Void)?,
+        context: Int, kernels: KernelSet, threads: Int
+    ) throws {
+        useCallingThreadForDenseProducts()
+        let spec = model.spec
+        self.model = model
+        self.context = context
+        let modules = adapter?.modules ?? []
+        arena = try Arena(
+            capacity: Self.bytes(spec, lora: adapter?.lora, modules: modules, context: context, threads: threads))
+        pool = WorkerPool(
+            kernels: kernels, threadCount: threads, scratchFloats: Self.scratchFloats(spec, context: context),
+            arena: arena)
+        rotary = RotaryEmbedding(
+            positions: context, headDim: spec.headDim, theta: spec.ropeTheta, pairing: spec.rotaryPairing, arena: arena)
+        if let adapter {
+            let count = AdapterSet.layout(adapter.modules, rank: adapter.lora.rank, of: spec).count
+            let set = AdapterSet(
+                adapter.lora, modules: adapter.modules, of: spec, parameters: arena.floats(count), gradients: nil)
+            try adapter.load(set)
+            adapters = set
+        } else {
+            adapters = nil
+        }
+        let arena = arena
+        keys = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
+        values = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
+        activations = LayerActivations(
+            tokens: Self.promptChunk, rank: adapter?.lora.rank ?? 1, adapted: Set(modules.map(\.module)), spec,
+            arena: arena)
+        hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
+        lastNormed = arena.tensor(1, spec.hiddenSize)
+        inverseRMS = arena.floats(1)
+        logits = arena.tensor(1, spec.vocabularySize)
+        tokens = arena.integers(Self.promptChunk)
+        positions = arena.integers(Self.promptChunk)
+    }
+
+    /// Calls `onToken` for each new token until it returns `.stop`, an end token comes, or `maxTokens` are there.
+    /// Returns the number of tokens generated, without the end token.
+    package func generate(
+        prompt: [TokenID], _ settings: GenerationSettings, endTokens: Set<TokenID>,
+        onToken: (TokenID) throws -> RunDirection
+    ) throws -> Int {
+        guard !prompt.isEmpty else { throw GenerationError.emptyPrompt }
+        guard prompt.count + settings.maxTokens <= context else {
+            throw GenerationError.tooLong(prompt: prompt.count, maxTokens: settings.maxTokens, contextLength: context)
+        }
+        var past = 0
+        for first in stride(from: 0, to: prompt.count, by: Self.promptChunk) {
+            let chunk = prompt[first..<min(first + Self.promptChunk, prompt.count)]
+            advance(chunk, past: past)
+            past += chunk.count
+        }
+        let random = RandomSource(seed: settings.seed, .sampling)
+        for index in 0..<settings.maxTokens {
+            let token = choose(settings, random, index)
+            if endTokens.contains(token) { return index }
+            if try onToken(token) == .stop { return index + 1 }
+            advance([token], past: past)
+            past += 1
+        }
+        return settings.maxTokens
+    }
+
+    /// Runs new tokens through the model and leaves the logits of the last one.
+    private func advance(_ new: ArraySlice<TokenID>, past: Int) {
+        let spec = model.spec
+        for (offset, token) in new.enumerated() {
+            tokens[offset] = token
+            positions[offset] = Int32(past + offset)
+        }
+        var (input, output) = (hidden.0.prefix(new.count), hidden.1.prefix(new.count))
+        decodeRows(model.embedding, tokens, into: input, on: pool)
+        for index in 0..<spec.layerCount {
+            DecoderLayer(
+                index: index, spec: spec, weights: model.layers[index], adapters: adapters, rotary: rotary,
+                dropped: nil, dropoutKey: nil, pool: pool
+            ).forwardCached(
+                input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
+                into: output)
+            swap(&input, &output)
+        }
+        let last = Tensor(input.row(new.count - 1), rows: 1, columns: spec.hiddenSize)
+        rmsNorm(
+            last, weight: model.outputNorm, epsilon: spec.rmsNormEpsilon, into: lastNormed, inverseRMS: inverseRMS,
+            on: pool)
+        linearVector(lastNormed, model.head, into: logits, on: pool)
+    }
+
+    private func choose(_ settings: GenerationSettings, _ random: RandomSource, _ index: Int) -> TokenID {
+        let count = logits.columns
+        if settings.temperature == 0 {
+            var best = 0
+            for i in 1..<count where logits.base[i] > logits.base[best] { best = i }
+            return TokenID(best)
+        }
+        _ = pool.kernels.raw.softmax(logits.base, count, 1 / settings.temperature)
+        var remaining = random.uniform(index)
+        for i in 0..<count {
+            remaining -= logits.base[i]
+            if remaining < 0 { return TokenID(i) }
+        }
+        // Rounding can leave a crumb after the last probability.
+        return TokenID(count - 1)
+    }
+}

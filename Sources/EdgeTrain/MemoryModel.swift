@@ -1,0 +1,130 @@
+// Bytes of every pool of a run, by arithmetic alone: no weight is mapped and nothing is allocated to know them. What
+// TrainStep allocates is asserted against these numbers.
+import EdgeModel
+import EdgeTensor
+
+/// Which activations the forward keeps for the backward.
+package enum RecomputePolicy: String, Equatable, Sendable {
+    /// All: no layer is computed twice.
+    case keepAll
+    /// Only each layer's input; everything else is computed again in the backward.
+    case everyLayer
+}
+
+/// The sizes that decide how much memory a step takes.
+package struct StepShape: Equatable, Sendable {
+    /// Tokens of the largest micro-batch, held-out batches included.
+    package var tokens: Int
+    /// Tokens of the longest sample.
+    package var longestSample: Int
+    package var policy: RecomputePolicy
+    /// Loss tokens whose logits exist at once.
+    package var lossChunk: Int
+    package var threads: Int
+    /// Whether a second copy of the adapter is kept: the best one so far.
+    package var keepsBest: Bool
+
+    package init(tokens: Int, longestSample: Int, policy: RecomputePolicy, lossChunk: Int, threads: Int, keepsBest: Bool) {
+        self.tokens = tokens
+        self.longestSample = longestSample
+        self.policy = policy
+        self.lossChunk = lossChunk
+        self.threads = threads
+        self.keepsBest = keepsBest
+    }
+}
+
+package struct MemoryModel {
+    package struct Pool: Equatable, Sendable {
+        package let name: String
+        package let size: ByteCount
+    }
+
+    package let spec: DecoderSpec
+    package let lora: LoRASpec
+    package let modules: [ModuleID]
+    package let weightBytes: ByteCount
+
+    package init(spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weightBytes: ByteCount) {
+        self.spec = spec
+        self.lora = lora
+        self.modules = modules
+        self.weightBytes = weightBytes
+    }
+
+    /// Program, libraries, runtime, thread stacks and malloc's own, before the first tensor: measured as the resident
+    /// set of a worker that has opened a model and has an arena of zero bytes (x86-64, `edgebench plan`).
+    package static let processBytes = ByteCount(48 << 20)
+
+    var parameterFloats: ByteCount {
+        .floats(AdapterSet.layout(modules, rank: lora.rank, of: spec).count)
+    }
+    var lowestLayer: Int { modules.map(\.layer).min() ?? 0 }
+    var adaptedModules: Set<LinearModule> { Set(modules.map(\.module)) }
+    var trainedLayers: Int { spec.layerCount - lowestLayer }
+    /// Widest input of an adapted module: what dropout needs per token.
+    var widestInput: Int { adaptedModules.map { $0.inFeatures(spec) }.max() ?? 0 }
+
+    package func adapters(_ shape: StepShape) -> ByteCount {
+        shape.keepsBest ? parameterFloats + parameterFloats : parameterFloats
+    }
+    package var gradients: ByteCount { parameterFloats }
+    package var optimizer: ByteCount { parameterFloats + parameterFloats }
+
+    /// Inputs of the trained layers, the last layer's output, and one more that the frozen layers below alternate with.
+    package func layerCheckpoints(_ shape: StepShape) -> ByteCount {
+        let one = ByteCount.floats(shape.tokens * spec.hiddenSize)
+        return ByteCount(one.bytes * (trainedLayers + 2))
+    }
+
+    package func activations(_ shape: StepShape) -> ByteCount {
+        let one = LayerActivations.bytes(tokens: shape.tokens, rank: lora.rank, adapted: adaptedModules, spec)
+        return ByteCount(one.bytes * (shape.policy == .keepAll ? trainedLayers : 1))
+    }
+
+    package func layerGradients(_ shape: StepShape) -> ByteCount {
+        LayerGradients.bytes(tokens: shape.tokens, rank: lora.rank, spec) + .floats(shape.tokens * spec.hiddenSize)
+            + (lora.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero)
+    }
+
+    package func loss(_ shape: StepShape) -> ByteCount {
+        let hidden = ByteCount.floats(shape.lossChunk * spec.hiddenSize)
+        let row = ByteCount.floats(shape.lossChunk)
+        return .floats(shape.lossChunk * spec.vocabularySize) + hidden + hidden + hidden + row + row
+    }
+
+    package func scratchFloats(_ shape: StepShape) -> Int {
+        max(CausalAttention.scratchFloats(longest: shape.longestSample), spec.intermediateSize, spec.hiddenSize)
+    }
+
+    package func scratch(_ shape: StepShape) -> ByteCount {
+        WorkerPool.scratchBytes(threads: shape.threads, scratchFloats: scratchFloats(shape))
+            + RotaryEmbedding.bytes(positions: shape.longestSample, headDim: spec.headDim)
+            + ByteCount(4 * ByteCount.floats(shape.tokens).bytes)
+    }
+
+    /// Everything that one arena holds.
+    package func arena(_ shape: StepShape) -> ByteCount {
+        adapters(shape) + gradients + optimizer + layerCheckpoints(shape) + activations(shape) + layerGradients(shape)
+            + loss(shape) + scratch(shape)
+    }
+
+    package func pools(_ shape: StepShape) -> [Pool] {
+        [
+            Pool(name: "base weights, mapped", size: weightBytes),
+            Pool(name: "adapters", size: adapters(shape)),
+            Pool(name: "gradients", size: gradients),
+            Pool(name: "optimizer state", size: optimizer),
+            Pool(name: "layer checkpoints", size: layerCheckpoints(shape)),
+            Pool(name: "activations", size: activations(shape)),
+            Pool(name: "layer gradients", size: layerGradients(shape)),
+            Pool(name: "loss chunk", size: loss(shape)),
+            Pool(name: "kernel panels and tables", size: scratch(shape)),
+            Pool(name: "program and libraries", size: Self.processBytes),
+        ]
+    }
+
+    package func peak(_ shape: StepShape) -> ByteCount {
+        pools(shape).reduce(.zero) { $0 + $1.size }
+    }
+}

@@ -1,0 +1,261 @@
+// A run from its first or its last checkpointed step to the published adapter. It emits events and asks whether to
+// stop; it has no clock, no log and no environment.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+import Glibc
+
+package enum TrainingEvent: Sendable {
+    case step(StepReport)
+    case evaluation(Evaluation, isBest: Bool)
+    case checkpoint(step: Int)
+    case log(String)
+}
+
+package struct StepReport: Equatable, Sendable {
+    /// Steps done, from 1.
+    package let step: Int
+    package let totalSteps: Int
+    package let epoch: Double
+    /// Mean nll of the step's loss tokens, in nats, before the update.
+    package let loss: Double
+    package let learningRate: Double
+    package let gradNorm: Double
+    /// Tokens that went through the model.
+    package let tokens: Int
+    package let evalLoss: Double?
+    package let bestEvalLoss: Double?
+}
+
+package struct Evaluation: Equatable, Sendable {
+    package let step: Int
+    /// Mean nll per held-out loss token, in nats.
+    package let loss: Double
+    package let tokens: Int
+    package var perplexity: Double { exp(loss) }
+}
+
+package enum TrainingError: Error, Equatable, CustomStringConvertible {
+    case nonFinite(step: Int, loss: Double, gradNorm: Double, samples: [Int])
+    case noSamples(lines: Int, tooLong: Int, sequenceLength: Int)
+    case noLossTokens
+
+    package var description: String {
+        switch self {
+        case .nonFinite(let step, let loss, let gradNorm, let samples):
+            "step \(step): loss \(loss), gradient norm \(gradNorm); training samples \(samples.map(String.init).joined(separator: ", "))"
+        case .noSamples(let lines, let tooLong, let sequenceLength):
+            "no sample to train on: \(tooLong) of \(lines) are longer than sequence_len \(sequenceLength)"
+        case .noLossTokens: "no token of the training samples carries loss"
+        }
+    }
+}
+
+/// What the control loop asks between steps.
+package enum RunDirection: Sendable { case goOn, stop }
+
+package enum RunOutcome: Equatable, Sendable {
+    case finished(FinishedRun)
+    /// Stopped by request; the checkpoint is written.
+    case stopped(step: Int)
+}
+
+package struct FinishedRun: Equatable, Sendable {
+    package let steps: Int
+    package let totalSteps: Int
+    /// Step of the adapter that was kept.
+    package let keptStep: Int
+    package let evaluations: [Evaluation]
+    package let endedEarly: Bool
+    package let lastLoss: Double
+}
+
+package final class TrainingRun {
+    package let adapters: AdapterSet
+    private let step: TrainStep
+    private let optimizer: AdamW
+    private let best: UnsafeMutablePointer<Float>?
+    private let arena: Arena
+    private let spec: TrainingSpec
+    private let plan: TrainingPlan
+    private let dataset: Dataset
+    private let order: DataOrder
+    private let checkpoints: CheckpointStore
+    private let emit: (TrainingEvent) -> Void
+    private let direction: () -> RunDirection
+    private var state = RunState()
+
+    /// - Parameters:
+    ///   - checkpoints: where resumable state is written and found.
+    ///   - direction: asked after every micro-batch.
+    package init(
+        model: BaseModel, memory: MemoryModel, spec: TrainingSpec, plan: TrainingPlan, dataset: Dataset,
+        kernels: KernelSet, checkpoints: CheckpointStore, emit: @escaping (TrainingEvent) -> Void,
+        direction: @escaping () -> RunDirection
+    ) throws {
+        useCallingThreadForDenseProducts()
+        self.spec = spec
+        self.plan = plan
+        self.dataset = dataset
+        self.checkpoints = checkpoints
+        self.emit = emit
+        self.direction = direction
+        arena = try Arena(capacity: memory.arena(plan.shape))
+        step = TrainStep(model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: arena)
+        adapters = step.adapters
+        optimizer = AdamW(count: adapters.parameterCount, arena: arena)
+        best = plan.shape.keepsBest ? arena.floats(adapters.parameterCount) : nil
+        precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
+        order = DataOrder(
+            sampleCount: dataset.training.count, microBatchSize: plan.microBatchSize,
+            gradientAccumulation: plan.gradientAccumulation, spec: spec)
+    }
+
+    package func run() throws -> RunOutcome {
+        try begin()
+        var permutation: (epoch: Int, order: [Int])?
+        var checkpointed = state.step
+        while state.step < order.totalSteps, !state.endedEarly {
+            let epoch = order.epoch(state.step)
+            if permutation?.epoch != epoch { permutation = (epoch, order.permutation(epoch: epoch)) }
+            guard let done = try trainStep(order.microBatches(step: state.step, permutation: permutation!.order)) else {
+                // The step that was under way is dropped whole, and done again on resume.
+                if checkpointed != state.step || state.step == 0 { try checkpoint() }
+                return .stopped(step: state.step)
+            }
+            state.step += 1
+            state.lastLoss = done.loss
+            let isEvaluation = isEvaluationDue()
+            emit(.step(report(done, epoch: Double(state.step) / Double(order.stepsPerEpoch))))
+            if isEvaluation { evaluate() }
+            if state.step % spec.saveSteps == 0, state.step < order.totalSteps, !state.endedEarly {
+                try checkpoint()
+                checkpointed = state.step
+            }
+        }
+        // Published from here on; a crash before the artifact is in place does this much again, not the training.
+        if checkpointed != state.step { try checkpoint() }
+        return .finished(finish())
+    }
+
+    private func begin() throws {
+        if let (found, notes) = try checkpoints.newest(parameterCount: adapters.parameterCount, keepsBest: best != nil) {
+            for note in notes { emit(.log(note)) }
+            state = found.state
+            adapters.parameters.update(from: found.parameters, count: adapters.parameterCount)
+            optimizer.moment1.update(from: found.moment1, count: adapters.parameterCount)
+            optimizer.moment2.update(from: found.moment2, count: adapters.parameterCount)
+            if let best, let kept = found.best { best.update(from: kept, count: adapters.parameterCount) }
+            emit(.log("resumed after step \(state.step)"))
+        } else {
+            adapters.initialize(seed: spec.seed)
+            if !dataset.heldOut.isEmpty {
+                let evaluation = measure()
+                state.evaluations.append(evaluation)
+                emit(.evaluation(evaluation, isBest: false))
+            }
+        }
+    }
+
+    private struct StepResult {
+        let loss: Double, learningRate: Double, gradNorm: Double, tokens: Int
+    }
+
+    /// Nil when asked to stop before the step was done.
+    private func trainStep(_ microBatches: [[Int]]) throws -> StepResult? {
+        let samples = microBatches.map { $0.map { dataset.training[$0] } }
+        let lossTokens = samples.reduce(0) { $0 + Dataset.lossTokens($1) }
+        step.clearGradients()
+        var loss = 0.0
+        for (index, batch) in samples.enumerated() {
+            if direction() == .stop { return nil }
+            let key = RandomSource(seed: spec.seed, .dropout, UInt64(state.step), UInt64(index)).streamKey
+            // The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
+            loss += step.accumulate(
+                MicroBatch(batch), lossScale: 1 / Float(max(1, lossTokens)),
+                dropoutKey: spec.lora.dropout > 0 ? key : nil)
+        }
+        let mean = loss / Double(max(1, lossTokens))
+        let rate = spec.learningRate(step: state.step, of: order.totalSteps)
+        let norm = sumOfSquares(adapters.gradients, count: adapters.parameterCount, kernels: step.kernels).squareRoot()
+        // Before the update: the adapter stays as it was when a number goes wrong.
+        guard mean.isFinite, norm.isFinite else {
+            throw TrainingError.nonFinite(
+                step: state.step + 1, loss: mean, gradNorm: norm, samples: microBatches.flatMap { $0 })
+        }
+        optimizer.update(
+            parameters: adapters.parameters, gradients: adapters.gradients, norm: norm, step: state.step,
+            learningRate: rate, spec, kernels: step.kernels)
+        return StepResult(
+            loss: mean, learningRate: rate, gradNorm: norm,
+            tokens: samples.reduce(0) { $0 + $1.reduce(0) { $0 + $1.tokens.count } })
+    }
+
+    private func report(_ done: StepResult, epoch: Double) -> StepReport {
+        StepReport(
+            step: state.step, totalSteps: order.totalSteps, epoch: epoch, loss: done.loss,
+            learningRate: done.learningRate, gradNorm: done.gradNorm, tokens: done.tokens,
+            evalLoss: state.evaluations.last?.loss, bestEvalLoss: state.bestEvaluation?.loss)
+    }
+
+    private func isEvaluationDue() -> Bool {
+        guard !dataset.heldOut.isEmpty else { return false }
+        return state.step % (spec.evalSteps ?? order.stepsPerEpoch) == 0 || state.step == order.totalSteps
+    }
+
+    private func evaluate() {
+        let evaluation = measure()
+        // The base itself (step 0) is no candidate: an adapter of zeros is not a result.
+        let isBest = evaluation.loss < state.bestEvaluation?.loss ?? .infinity
+        state.evaluations.append(evaluation)
+        if isBest {
+            state.bestEvaluation = evaluation
+            state.evaluationsWithoutImprovement = 0
+            best!.update(from: adapters.parameters, count: adapters.parameterCount)
+        } else {
+            state.evaluationsWithoutImprovement += 1
+        }
+        if let patience = spec.earlyStoppingPatience, state.evaluationsWithoutImprovement >= patience {
+            state.endedEarly = true
+        }
+        emit(.evaluation(evaluation, isBest: isBest))
+    }
+
+    /// Held-out samples packed in the data set's order, as many as the plan's tokens hold.
+    private func measure() -> Evaluation {
+        var loss = 0.0
+        var packed: [TokenizedSample] = []
+        var tokens = 0
+        func flush() {
+            guard !packed.isEmpty else { return }
+            loss += step.evaluate(MicroBatch(packed))
+            packed.removeAll(keepingCapacity: true)
+            tokens = 0
+        }
+        for sample in dataset.heldOut {
+            if tokens + sample.tokens.count > plan.shape.tokens { flush() }
+            packed.append(sample)
+            tokens += sample.tokens.count
+        }
+        flush()
+        let count = Dataset.lossTokens(dataset.heldOut)
+        return Evaluation(step: state.step, loss: loss / Double(max(1, count)), tokens: count)
+    }
+
+    private func checkpoint() throws {
+        try checkpoints.write(
+            state, parameters: adapters.parameters, moment1: optimizer.moment1, moment2: optimizer.moment2, best: best,
+            parameterCount: adapters.parameterCount)
+        emit(.checkpoint(step: state.step))
+    }
+
+    /// Leaves the adapter to publish in `adapters`.
+    private func finish() -> FinishedRun {
+        if let best, state.bestEvaluation != nil {
+            adapters.parameters.update(from: best, count: adapters.parameterCount)
+        }
+        return FinishedRun(
+            steps: state.step, totalSteps: order.totalSteps, keptStep: state.bestEvaluation?.step ?? state.step,
+            evaluations: state.evaluations, endedEarly: state.endedEarly, lastLoss: state.lastLoss)
+    }
+}

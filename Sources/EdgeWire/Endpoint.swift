@@ -1,0 +1,55 @@
+// The paths of the API and its limits: written once, used by the daemon's route table and by the client.
+
+/// Paths under `/v1`. `{…}` is a parameter.
+package enum Endpoint {
+    package static let version = "1.0"
+
+    package static let health = "/v1/health"
+    package static let status = "/v1/status"
+    package static let plan = "/v1/plan"
+    package static let generate = "/v1/generate"
+
+    package static let jobs = "/v1/jobs"
+    package static func job(_ id: String) -> String { "/v1/jobs/\(id)" }
+    package static func jobEvents(_ id: String) -> String { "/v1/jobs/\(id)/events" }
+    package static func jobLog(_ id: String) -> String { "/v1/jobs/\(id)/log" }
+    package static func jobAction(_ id: String, _ action: JobAction) -> String { "/v1/jobs/\(id)/\(action.rawValue)" }
+
+    package static func blob(_ digest: String) -> String { "/v1/blobs/\(digest)" }
+
+    package static let models = "/v1/models"
+    package static func model(_ name: String) -> String { "/v1/models/\(name)" }
+    package static let datasets = "/v1/datasets"
+    package static func dataset(_ name: String) -> String { "/v1/datasets/\(name)" }
+
+    package static let adapters = "/v1/adapters"
+    package static func adapter(_ name: String) -> String { "/v1/adapters/\(name)" }
+    /// Files of the artifact, and two that are made from it on demand: `adapter_model.safetensors`, `adapter.gguf`.
+    package static func adapterFile(_ name: String, _ file: String) -> String { "/v1/adapters/\(name)/files/\(file)" }
+}
+
+package enum JobAction: String, CaseIterable, Sendable { case cancel, pause, resume }
+
+package enum Header {
+    package static let idempotencyKey = "Idempotency-Key"
+    package static let apiVersion = "Edgetune-Api-Version"
+    /// Offset of a `PATCH` on a blob, in bytes.
+    package static let uploadOffset = "Upload-Offset"
+    /// Whole length of the blob, in bytes.
+    package static let uploadLength = "Upload-Length"
+    package static let problemType = "application/problem+json"
+    package static let jsonLines = "application/jsonl"
+}
+
+package enum WireLimit {
+    /// Largest JSON body, in bytes.
+    package static let bodyBytes = 1 << 20
+    package static let blobBytes: UInt64 = 64 << 30
+    package static let queuedJobs = 1000
+    package static let listedJobs = 1000
+    package static let eventLineBytes = 64 << 10
+    /// Events kept per job; older ones answer 410.
+    package static let eventsPerJob = 20_000
+    package static let logBytes = 1 << 20
+    package static let idempotencyKeyBytes = 128
+}

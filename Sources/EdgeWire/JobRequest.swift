@@ -1,0 +1,251 @@
+// What a user asks for. The key names on the wire are PEFT's and axolotl's, in snake case; a job file in YAML
+// has the same keys. Values are checked by `validate()`, which knows ranges but neither models nor memory.
+import Foundation
+
+/// One fine-tuning job as asked for. Everything but the model and the data set has a default.
+package struct JobRequest: Codable, Equatable, Sendable {
+    /// A name for people: 1 to 64 of `[A-Za-z0-9._-]`. It also names the adapter. Default: the job's id.
+    package var name: String?
+    /// Name of a model that the daemon holds (`edgetune models add`).
+    package var baseModel: String
+    /// Names or `sha256:` digests of data sets that the daemon holds. In a job file these are paths that the
+    /// client uploads; the daemon never opens a path that a client named.
+    package var datasets: [DatasetReference]
+    /// Held-out part: below 1 a fraction of the samples, else a count. 0: no evaluation.
+    package var valSetSize: Double = 0.1
+
+    package var adapter: String = "lora"
+    package var loraR: Int = 16
+    package var loraAlpha: Double = 32
+    package var loraDropout: Double = 0
+    /// Module names, one regular expression that must match the whole module path, or `all-linear`.
+    package var loraTargetModules: TargetModules = .pattern("all-linear")
+    /// Layers that get an adapter; nil: all. The backward pass stops at the lowest.
+    package var layersToTransform: [Int]?
+
+    /// Longest sample in tokens. A longer one is left out and reported, never cut.
+    package var sequenceLen: Int = 512
+    /// Samples per micro-batch, packed without padding.
+    package var microBatchSize: Int = 1
+    /// Micro-batches per optimizer step.
+    package var gradientAccumulationSteps: Int = 8
+    package var numEpochs: Double = 3
+    /// Optimizer steps; overrides `num_epochs`.
+    package var maxSteps: Int?
+    package var learningRate: Double = 2e-4
+    package var lrScheduler: LearningRateSchedule = .cosine
+    package var warmupSteps: Int?
+    package var warmupRatio: Double?
+    package var weightDecay: Double = 0
+    package var adamBeta1: Double = 0.9
+    package var adamBeta2: Double = 0.999
+    package var adamEpsilon: Double = 1e-8
+    /// Global norm that gradients are clipped to; 0: no clipping.
+    package var maxGradNorm: Double = 1
+    package var seed: UInt64 = 42
+    /// Loss on every token instead of on the assistant's answers only.
+    package var trainOnInputs: Bool = false
+    /// Steps between evaluations; nil: once an epoch.
+    package var evalSteps: Int?
+    /// Steps between checkpoints; nil: the daemon's default.
+    package var saveSteps: Int?
+    /// Evaluations without improvement after which the run ends; nil: never.
+    package var earlyStoppingPatience: Int?
+    /// `"900MiB"`, `"2GB"` or `"60%"` of the machine; nil: the daemon's default.
+    package var memoryBudget: String?
+    /// Worker threads; nil: all cores.
+    package var threads: Int?
+
+    package init(baseModel: String, datasets: [DatasetReference]) {
+        self.baseModel = baseModel
+        self.datasets = datasets
+    }
+
+    package enum CodingKeys: String, CodingKey, CaseIterable {
+        case name, baseModel, datasets, valSetSize
+        case adapter, loraR, loraAlpha, loraDropout, loraTargetModules, layersToTransform
+        case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
+        case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
+        case adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, trainOnInputs
+        case evalSteps, saveSteps, earlyStoppingPatience, memoryBudget, threads
+    }
+
+    /// Absent keys take their defaults.
+    package init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        self.init(
+            baseModel: try values.decode(String.self, forKey: .baseModel),
+            datasets: try values.decode([DatasetReference].self, forKey: .datasets))
+        func read<Value: Decodable>(_ key: CodingKeys, into value: inout Value) throws {
+            if let found = try values.decodeIfPresent(Value.self, forKey: key) { value = found }
+        }
+        func read<Value: Decodable>(_ key: CodingKeys, into value: inout Value?) throws {
+            value = try values.decodeIfPresent(Value.self, forKey: key)
+        }
+        try read(.name, into: &name)
+        try read(.valSetSize, into: &valSetSize)
+        try read(.adapter, into: &adapter)
+        try read(.loraR, into: &loraR)
+        try read(.loraAlpha, into: &loraAlpha)
+        try read(.loraDropout, into: &loraDropout)
+        try read(.loraTargetModules, into: &loraTargetModules)
+        try read(.layersToTransform, into: &layersToTransform)
+        try read(.sequenceLen, into: &sequenceLen)
+        try read(.microBatchSize, into: &microBatchSize)
+        try read(.gradientAccumulationSteps, into: &gradientAccumulationSteps)
+        try read(.numEpochs, into: &numEpochs)
+        try read(.maxSteps, into: &maxSteps)
+        try read(.learningRate, into: &learningRate)
+        try read(.lrScheduler, into: &lrScheduler)
+        try read(.warmupSteps, into: &warmupSteps)
+        try read(.warmupRatio, into: &warmupRatio)
+        try read(.weightDecay, into: &weightDecay)
+        try read(.adamBeta1, into: &adamBeta1)
+        try read(.adamBeta2, into: &adamBeta2)
+        try read(.adamEpsilon, into: &adamEpsilon)
+        try read(.maxGradNorm, into: &maxGradNorm)
+        try read(.seed, into: &seed)
+        try read(.trainOnInputs, into: &trainOnInputs)
+        try read(.evalSteps, into: &evalSteps)
+        try read(.saveSteps, into: &saveSteps)
+        try read(.earlyStoppingPatience, into: &earlyStoppingPatience)
+        try read(.memoryBudget, into: &memoryBudget)
+        try read(.threads, into: &threads)
+    }
+}
+
+package struct DatasetReference: Codable, Equatable, Sendable {
+    /// In a job file: a path on the client. On the wire: a data set's name or `sha256:` digest.
+    package var path: String
+    package init(path: String) { self.path = path }
+}
+
+/// `["q_proj", "v_proj"]` or `"all-linear"` or a regular expression, as in PEFT.
+package enum TargetModules: Codable, Equatable, Sendable {
+    case names([String])
+    case pattern(String)
+
+    package init(from decoder: any Decoder) throws {
+        let value = try decoder.singleValueContainer()
+        if let pattern = try? value.decode(String.self) {
+            self = .pattern(pattern)
+        } else {
+            self = .names(try value.decode([String].self))
+        }
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var value = encoder.singleValueContainer()
+        switch self {
+        case .names(let names): try value.encode(names)
+        case .pattern(let pattern): try value.encode(pattern)
+        }
+    }
+}
+
+package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
+    case linear, cosine, constant
+}
+
+/// A value outside its range: which key, what was given, what is allowed.
+package struct InvalidRequest: Error, Equatable, Sendable {
+    package let key: String
+    package let given: String
+    package let allowed: String
+    package var description: String { "\(key): \(given) is not allowed; use \(allowed)" }
+}
+
+extension JobRequest {
+    /// Every limit of a request that needs no model to check.
+    package func validate() throws {
+        func require(_ condition: Bool, _ key: CodingKeys, _ given: Any, _ allowed: String) throws {
+            guard condition else {
+                throw InvalidRequest(key: Wire.snakeCase(key.rawValue), given: "\(given)", allowed: allowed)
+            }
+        }
+        if let name { try require(Wire.isName(name), .name, "\"\(name)\"", "1 to 64 of A-Z a-z 0-9 . _ -") }
+        try require((1...64).contains(datasets.count), .datasets, "\(datasets.count) entries", "1 to 64 data sets")
+        try require(valSetSize >= 0 && valSetSize.isFinite, .valSetSize, valSetSize, "0 or more")
+        try require(adapter == "lora" || adapter == "qlora", .adapter, "\"\(adapter)\"", "lora")
+        try require((1...512).contains(loraR), .loraR, loraR, "1 to 512")
+        try require(loraAlpha > 0 && loraAlpha <= 65536, .loraAlpha, loraAlpha, "above 0, to 65536")
+        try require(loraDropout >= 0 && loraDropout < 1, .loraDropout, loraDropout, "0 to below 1")
+        switch loraTargetModules {
+        case .names(let names):
+            try require(
+                (1...256).contains(names.count) && names.allSatisfy { (1...256).contains($0.utf8.count) },
+                .loraTargetModules, "\(names.count) names", "1 to 256 names of 1 to 256 bytes")
+        case .pattern(let pattern):
+            try require(
+                (1...4096).contains(pattern.utf8.count), .loraTargetModules, "\(pattern.utf8.count) bytes",
+                "1 to 4096 bytes")
+        }
+        if let layersToTransform {
+            try require(
+                !layersToTransform.isEmpty && layersToTransform.allSatisfy { (0..<1024).contains($0) },
+                .layersToTransform, layersToTransform, "layer numbers from 0")
+        }
+        try require((8...131072).contains(sequenceLen), .sequenceLen, sequenceLen, "8 to 131072 tokens")
+        try require((1...1024).contains(microBatchSize), .microBatchSize, microBatchSize, "1 to 1024 samples")
+        try require(
+            (1...4096).contains(gradientAccumulationSteps), .gradientAccumulationSteps, gradientAccumulationSteps,
+            "1 to 4096")
+        try require(numEpochs > 0 && numEpochs <= 10000, .numEpochs, numEpochs, "above 0, to 10000")
+        if let maxSteps { try require((1...10_000_000).contains(maxSteps), .maxSteps, maxSteps, "1 to 10000000") }
+        try require(learningRate > 0 && learningRate <= 1, .learningRate, learningRate, "above 0, to 1")
+        if let warmupSteps { try require(warmupSteps >= 0, .warmupSteps, warmupSteps, "0 or more") }
+        if let warmupRatio {
+            try require(warmupRatio >= 0 && warmupRatio <= 1, .warmupRatio, warmupRatio, "0 to 1")
+            try require(warmupSteps == nil, .warmupRatio, "both", "warmup_steps or warmup_ratio, not both")
+        }
+        try require(weightDecay >= 0 && weightDecay <= 1, .weightDecay, weightDecay, "0 to 1")
+        try require(adamBeta1 >= 0 && adamBeta1 < 1, .adamBeta1, adamBeta1, "0 to below 1")
+        try require(adamBeta2 >= 0 && adamBeta2 < 1, .adamBeta2, adamBeta2, "0 to below 1")
+        try require(adamEpsilon > 0 && adamEpsilon < 1, .adamEpsilon, adamEpsilon, "above 0, below 1")
+        try require(maxGradNorm >= 0 && maxGradNorm.isFinite, .maxGradNorm, maxGradNorm, "0 (off) or more")
+        if let evalSteps { try require(evalSteps >= 1, .evalSteps, evalSteps, "1 or more") }
+        if let saveSteps { try require(saveSteps >= 1, .saveSteps, saveSteps, "1 or more") }
+        if let earlyStoppingPatience {
+            try require(earlyStoppingPatience >= 1, .earlyStoppingPatience, earlyStoppingPatience, "1 or more")
+            try require(valSetSize > 0, .earlyStoppingPatience, earlyStoppingPatience, "it with val_set_size above 0")
+        }
+        if let memoryBudget {
+            try require(
+                MemoryBudget(memoryBudget) != nil, .memoryBudget, "\"\(memoryBudget)\"",
+                "a size such as 900MiB or 2GB, or a share such as 60%")
+        }
+        if let threads { try require((1...256).contains(threads), .threads, threads, "1 to 256") }
+    }
+}
+
+/// `memory_budget` as a value.
+package enum MemoryBudget: Equatable, Sendable {
+    case bytes(UInt64)
+    /// Share of the machine's memory, above 0 to 1.
+    case share(Double)
+
+    /// Nil when the text is neither a size (`B`, `kB`…`TB`, `KiB`…`TiB`, or a bare number of bytes) nor a percentage.
+    package init?(_ text: String) {
+        let number = text.prefix { $0.isNumber || $0 == "." }
+        guard let value = Double(number), value > 0 else { return nil }
+        let unit = text.dropFirst(number.count).drop { $0 == " " }
+        if unit == "%" {
+            guard value <= 100 else { return nil }
+            self = .share(value / 100)
+            return
+        }
+        let factors: [String: Double] = [
+            "": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+            "KiB": 1024, "MiB": 1_048_576, "GiB": 1_073_741_824, "TiB": 1_099_511_627_776,
+        ]
+        guard let factor = factors[String(unit)], value * factor < 1e18 else { return nil }
+        self = .bytes(UInt64(value * factor))
+    }
+
+    package func resolved(machineBytes: UInt64) -> UInt64 {
+        switch self {
+        case .bytes(let bytes): bytes
+        case .share(let share): UInt64(Double(machineBytes) * share)
+        }
+    }
+}

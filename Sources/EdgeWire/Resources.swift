@@ -1,0 +1,247 @@
+// Models, data sets, adapters, blobs, text generation and the daemon's own status, as the API shows them.
+import Foundation
+
+/// `POST /v1/models` and `POST /v1/datasets`: makes a named resource from an uploaded blob.
+package struct ImportRequest: Codable, Equatable, Sendable {
+    package var name: String
+    /// `sha256:` and 64 hex digits.
+    package var blob: String
+    package init(name: String, blob: String) {
+        self.name = name
+        self.blob = blob
+    }
+}
+
+/// What the model's file says of itself.
+package struct ModelReport: Codable, Equatable, Sendable {
+    package var architecture: String
+    package var title: String?
+    package var layers: Int
+    package var hiddenSize: Int
+    package var vocabulary: Int
+    package var contextLength: Int
+    package var parameters: Int
+    /// Quantisation formats of the weights with their share of the bytes, largest first: "Q4_1 71 %".
+    package var quantisation: String
+    package var fileBytes: UInt64
+    /// Names that `lora_target_modules` accepts.
+    package var targetModules: [String]
+
+    package init(
+        architecture: String, title: String?, layers: Int, hiddenSize: Int, vocabulary: Int, contextLength: Int,
+        parameters: Int, quantisation: String, fileBytes: UInt64, targetModules: [String]
+    ) {
+        self.architecture = architecture
+        self.title = title
+        self.layers = layers
+        self.hiddenSize = hiddenSize
+        self.vocabulary = vocabulary
+        self.contextLength = contextLength
+        self.parameters = parameters
+        self.quantisation = quantisation
+        self.fileBytes = fileBytes
+        self.targetModules = targetModules
+    }
+}
+
+package struct ModelRecord: Codable, Equatable, Sendable {
+    package var name: String
+    package var blob: String
+    package var ownerUid: UInt32
+    package var createdAt: Date
+    package var model: ModelReport
+    package init(name: String, blob: String, ownerUid: UInt32, createdAt: Date, model: ModelReport) {
+        self.name = name
+        self.blob = blob
+        self.ownerUid = ownerUid
+        self.createdAt = createdAt
+        self.model = model
+    }
+}
+
+/// What the lines of a data set are.
+package struct DatasetReport: Codable, Equatable, Sendable {
+    package var samples: Int
+    /// `messages`, `prompt_completion`, `instruction` or `text`, with their counts.
+    package var kinds: [String: Int]
+    package init(samples: Int, kinds: [String: Int]) {
+        self.samples = samples
+        self.kinds = kinds
+    }
+}
+
+package struct DatasetRecord: Codable, Equatable, Sendable {
+    package var name: String
+    package var blob: String
+    package var bytes: UInt64
+    package var ownerUid: UInt32
+    package var createdAt: Date
+    package var dataset: DatasetReport
+    package init(name: String, blob: String, bytes: UInt64, ownerUid: UInt32, createdAt: Date, dataset: DatasetReport) {
+        self.name = name
+        self.blob = blob
+        self.bytes = bytes
+        self.ownerUid = ownerUid
+        self.createdAt = createdAt
+        self.dataset = dataset
+    }
+}
+
+package struct AdapterRecord: Codable, Equatable, Sendable {
+    package struct File: Codable, Equatable, Sendable {
+        package var name: String
+        package var bytes: UInt64
+        package init(name: String, bytes: UInt64) {
+            self.name = name
+            self.bytes = bytes
+        }
+    }
+    package var name: String
+    package var job: String
+    package var baseModel: String
+    package var ownerUid: UInt32
+    package var createdAt: Date
+    /// Directory on the daemon's machine, for people; a client fetches `files`.
+    package var path: String
+    package var files: [File]
+    package init(
+        name: String, job: String, baseModel: String, ownerUid: UInt32, createdAt: Date, path: String, files: [File]
+    ) {
+        self.name = name
+        self.job = job
+        self.baseModel = baseModel
+        self.ownerUid = ownerUid
+        self.createdAt = createdAt
+        self.path = path
+        self.files = files
+    }
+}
+
+package struct ModelList: Codable, Equatable, Sendable {
+    package var models: [ModelRecord]
+    package init(models: [ModelRecord]) { self.models = models }
+}
+
+package struct DatasetList: Codable, Equatable, Sendable {
+    package var datasets: [DatasetRecord]
+    package init(datasets: [DatasetRecord]) { self.datasets = datasets }
+}
+
+package struct AdapterList: Codable, Equatable, Sendable {
+    package var adapters: [AdapterRecord]
+    package init(adapters: [AdapterRecord]) { self.adapters = adapters }
+}
+
+/// `GET /v1/blobs/{digest}`: how much of an upload has arrived. The next `PATCH` starts at `received_bytes`.
+package struct BlobStatus: Codable, Equatable, Sendable {
+    package var digest: String
+    package var receivedBytes: UInt64
+    package var complete: Bool
+    package init(digest: String, receivedBytes: UInt64, complete: Bool) {
+        self.digest = digest
+        self.receivedBytes = receivedBytes
+        self.complete = complete
+    }
+}
+
+package struct ChatMessage: Codable, Equatable, Sendable {
+    package var role: String
+    package var content: String
+    package init(role: String, content: String) {
+        self.role = role
+        self.content = content
+    }
+}
+
+/// `POST /v1/generate`; answers with `GenerateEvent` lines.
+package struct GenerateRequest: Codable, Equatable, Sendable {
+    package var model: String
+    package var adapter: String?
+    package var messages: [ChatMessage]
+    package var maxTokens: Int = 256
+    /// 0: the most likely token at each place.
+    package var temperature: Double = 0
+    package var seed: UInt64 = 42
+
+    package init(model: String, adapter: String?, messages: [ChatMessage]) {
+        self.model = model
+        self.adapter = adapter
+        self.messages = messages
+    }
+
+    private enum CodingKeys: String, CodingKey { case model, adapter, messages, maxTokens, temperature, seed }
+
+    package init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        self.init(
+            model: try values.decode(String.self, forKey: .model),
+            adapter: try values.decodeIfPresent(String.self, forKey: .adapter),
+            messages: try values.decode([ChatMessage].self, forKey: .messages))
+        maxTokens = try values.decodeIfPresent(Int.self, forKey: .maxTokens) ?? maxTokens
+        temperature = try values.decodeIfPresent(Double.self, forKey: .temperature) ?? temperature
+        seed = try values.decodeIfPresent(UInt64.self, forKey: .seed) ?? seed
+    }
+}
+
+/// One line of a generation: some text, and at the end the counts. A problem may be the last line instead.
+package struct GenerateEvent: Codable, Equatable, Sendable {
+    package var text: String?
+    package var done: Bool
+    package var promptTokens: Int?
+    package var generatedTokens: Int?
+    package var tokensPerSecond: Double?
+    package var problem: Problem?
+    package init(
+        text: String? = nil, done: Bool = false, promptTokens: Int? = nil, generatedTokens: Int? = nil,
+        tokensPerSecond: Double? = nil, problem: Problem? = nil
+    ) {
+        self.text = text
+        self.done = done
+        self.promptTokens = promptTokens
+        self.generatedTokens = generatedTokens
+        self.tokensPerSecond = tokensPerSecond
+        self.problem = problem
+    }
+}
+
+/// `GET /v1/status`.
+package struct HostStatus: Codable, Equatable, Sendable {
+    package struct Temperature: Codable, Equatable, Sendable {
+        package var zone: String
+        package var celsius: Double
+        package init(zone: String, celsius: Double) {
+            self.zone = zone
+            self.celsius = celsius
+        }
+    }
+    package var version: String
+    package var startedAt: Date
+    package var kernelSet: String
+    package var cores: Int
+    package var memoryTotalBytes: UInt64
+    package var memoryAvailableBytes: UInt64
+    package var diskFreeBytes: UInt64
+    package var temperatures: [Temperature]
+    package var runningJob: String?
+    package var queuedJobs: Int
+    package var models: Int
+    package var adapters: Int
+    package init(
+        version: String, startedAt: Date, kernelSet: String, cores: Int, memoryTotalBytes: UInt64,
+        memoryAvailableBytes: UInt64, diskFreeBytes: UInt64, temperatures: [Temperature], runningJob: String?,
+        queuedJobs: Int, models: Int, adapters: Int
+    ) {
+        self.version = version
+        self.startedAt = startedAt
+        self.kernelSet = kernelSet
+        self.cores = cores
+        self.memoryTotalBytes = memoryTotalBytes
+        self.memoryAvailableBytes = memoryAvailableBytes
+        self.diskFreeBytes = diskFreeBytes
+        self.temperatures = temperatures
+        self.runningJob = runningJob
+        self.queuedJobs = queuedJobs
+        self.models = models
+        self.adapters = adapters
+    }
+}

@@ -1,0 +1,41 @@
+// Timing and output shared by the benchmarks.
+import EdgeTensor
+import FoundationEssentials
+import Glibc
+
+enum Measurement {
+    /// Median seconds of `runs` calls after one that is not counted.
+    static func median(runs: Int, _ body: () -> Void) -> Double {
+        body()
+        let seconds = (0..<runs).map { _ in
+            let start = ContinuousClock.now
+            body()
+            return (ContinuousClock.now - start) / .seconds(1)
+        }
+        return seconds.sorted()[runs / 2]
+    }
+
+    /// FLOP per second of the set's multiply-adds on `threads` threads, from registers alone.
+    static func peak(_ kernels: KernelSet, pool: WorkerPool) -> Double {
+        let rounds = 4_000_000
+        var flop = 0.0
+        let seconds = median(runs: 3) {
+            pool.run(pool.threadCount) { _, scratch in flop = kernels.peakLoop(rounds: rounds, sink: scratch) }
+        }
+        return flop * Double(pool.threadCount) / seconds
+    }
+
+    /// Largest resident set of this process so far, in bytes.
+    static var peakResidentBytes: Int {
+        var usage = rusage()
+        getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+        return usage.ru_maxrss * 1024
+    }
+
+    static func printLine(_ value: some Encodable) throws {
+        let encoder = JSONEncoder()
+        encoder.keyEncodingStrategy = .convertToSnakeCase
+        encoder.outputFormatting = [.sortedKeys]
+        print(String(decoding: try encoder.encode(value), as: UTF8.self))
+    }
+}

@@ -1,0 +1,31 @@
+// edgetune status
+import ArgumentParser
+import EdgeWire
+
+struct Status: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Show the daemon and its machine.")
+    @OptionGroup var daemon: DaemonOptions
+    @OptionGroup var output: OutputOptions
+
+    func run() async throws {
+        let status = try await daemon.client.get(HostStatus.self, Endpoint.status)
+        try output.print(status) {
+            var rows = [
+                ("edgetuned", status.version + ", since " + Amount.time(status.startedAt)),
+                ("kernels", status.kernelSet), ("cores", "\(status.cores)"),
+                (
+                    "memory",
+                    "\(Amount.bytes(status.memoryAvailableBytes)) free of \(Amount.bytes(status.memoryTotalBytes))"
+                ),
+                ("disk", "\(Amount.bytes(status.diskFreeBytes)) free"),
+                ("running job", status.runningJob ?? "none"), ("queued jobs", "\(status.queuedJobs)"),
+                ("models", "\(status.models)"), ("adapters", "\(status.adapters)"),
+            ]
+            if !status.temperatures.isEmpty {
+                let zones = status.temperatures.map { "\($0.zone) \(Amount.fixed($0.celsius, 0)) °C" }
+                rows.append(("temperature", zones.joined(separator: ", ")))
+            }
+            return Table.text(rows)
+        }
+    }
+}

@@ -1,0 +1,5 @@
+import ArgumentParser
+
+@main struct Edgetuned: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(commandName: "edgetuned", subcommands: [Work.self])
+}

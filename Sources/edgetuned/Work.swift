@@ -1,0 +1,101 @@
+// `edgetuned work`: one order from stdin, done in this process, answered on stdout as JSON lines. `serve` starts one per
+// job; the OOM killer takes this process and not the daemon, and its memory goes back to the board when it exits.
+import ArgumentParser
+import CSystemd
+import EdgeJobs
+import EdgeTensor
+import EdgeWire
+import Foundation
+import Synchronization
+
+struct Work: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Do one order from stdin (started by serve).", shouldDisplay: false)
+
+    func run() throws {
+        let channel = WorkChannel()
+        becomeTheOneToKill()
+        guard let order = channel.readOrder() else { throw ExitCode(EX_USAGE) }
+        channel.watchForSignals()
+        do {
+            switch order {
+            case .train(let order): try WorkTraining(order).train(channel)
+            case .plan(let order): channel.send(.planned(try WorkTraining(order).planReport))
+            case .inspectModel(let path): channel.send(.inspectedModel(try modelReport(path)))
+            case .inspectDataset(let path): channel.send(.inspectedDataset(try datasetReport(path)))
+            case .generate(let order): try generate(order, channel)
+            case .export(let order): channel.send(.exported(path: try export(order)))
+            }
+        } catch {
+            channel.send(.failure(Problem(workError: error)))
+            throw ExitCode.failure
+        }
+    }
+
+    /// Lower priority than anything interactive, first in line when memory runs out, gone when `serve` is.
+    private func becomeTheOneToKill() {
+        _ = edge_set_parent_death_signal(SIGKILL)
+        // Failing means a container that forbids it; the daemon's own score is lower in any case.
+        FileManager.default.createFile(atPath: "/proc/self/oom_score_adj", contents: Data("900".utf8))
+        setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 10)
+        signal(SIGPIPE, SIG_IGN)
+    }
+}
+
+/// The worker's side of the pipe.
+final class WorkChannel: Sendable {
+    private let stopRequested = Atomic(false)
+
+    var isStopRequested: Bool { stopRequested.load(ordering: .acquiring) }
+
+    func readOrder() -> WorkOrder? {
+        guard let line = readLine(), let order = try? Wire.decoder().decode(WorkOrder.self, from: Data(line.utf8)) else {
+            FileHandle.standardError.write(Data("edgetuned work: expects an order from `edgetuned serve` on stdin\n".utf8))
+            return nil
+        }
+        return order
+    }
+
+    /// A `stop` line asks for a checkpoint; the end of stdin means that `serve` is gone, and then there is nobody to
+    /// report to: the last checkpoint stands.
+    func watchForSignals() {
+        Thread.detachNewThread { [self] in
+            while let line = readLine() {
+                if line == WorkSignal.stop.rawValue { stopRequested.store(true, ordering: .releasing) }
+            }
+            _exit(EX_UNAVAILABLE)
+        }
+    }
+
+    func send(_ message: WorkMessage) {
+        do {
+            var line = try Wire.encoder().encode(message)
+            line.append(UInt8(ascii: "\n"))
+            try FileHandle.standardOutput.write(contentsOf: line)
+        } catch {
+            // Nobody reads: as above.
+            _exit(EX_IOERR)
+        }
+    }
+}
+
+/// What this process holds and what the machine is, for reports. The data plane reads neither.
+enum ProcessFacts {
+    /// Resident set now and at its largest, in bytes; zero when /proc is not readable.
+    static func residentBytes() -> (now: UInt64, peak: UInt64) {
+        guard let status = try? String(contentsOfFile: "/proc/self/status", encoding: .utf8) else { return (0, 0) }
+        func kilobytes(_ key: String) -> UInt64 {
+            status.split(separator: "\n").first { $0.hasPrefix(key) }
+                .flatMap { $0.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first }
+                .flatMap { UInt64($0) } ?? 0
+        }
+        return (kilobytes("VmRSS:") * 1024, kilobytes("VmHWM:") * 1024)
+    }
+
+    static var coreCount: Int { max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))) }
+
+    /// `EDGETUNE_KERNELS` forces a weaker set, for tests and comparisons.
+    static func kernelSet() throws -> KernelSet {
+        try KernelSet.choose(ProcessInfo.processInfo.environment["EDGETUNE_KERNELS"])
+    }
+}

@@ -1,0 +1,126 @@
+// The small orders: looking at a model or a data set, generating text, writing an adapter in another form.
+import EdgeFormats
+import EdgeJobs
+import EdgeModel
+import EdgeTensor
+import EdgeTrain
+import EdgeWire
+import Foundation
+
+func modelReport(_ path: String) throws -> ModelReport {
+    let model = try BaseModel.open(path: path)
+    _ = try ModelText(model)  // a model whose text cannot be read is refused here, not at its first job
+    return ModelReport(
+        architecture: model.spec.architecture, title: model.file.metadata["general.name"]?.string,
+        layers: model.spec.layerCount, hiddenSize: model.spec.hiddenSize, vocabulary: model.spec.vocabularySize,
+        contextLength: model.spec.contextLength, parameters: model.parameterCount, quantisation: model.quantisation,
+        fileBytes: UInt64(model.file.fileBytes), targetModules: LinearModule.allCases.map(\.name))
+}
+
+func datasetReport(_ path: String) throws -> DatasetReport {
+    var reader = try DatasetReader.open(path: path)
+    var kinds: [String: Int] = [:]
+    while let sample = try reader.next() {
+        let kind =
+            switch sample {
+            case .messages: "messages"
+            case .promptCompletion: "prompt_completion"
+            case .instruction: "instruction"
+            case .text: "text"
+            }
+        kinds[kind, default: 0] += 1
+    }
+    let count = kinds.values.reduce(0, +)
+    guard count > 0 else { throw Problem(.badDataset, "the data set has no lines") }
+    return DatasetReport(samples: count, kinds: kinds)
+}
+
+func generate(_ order: WorkOrder.GenerateOrder, _ channel: WorkChannel) throws {
+    let model = try BaseModel.open(path: order.modelPath)
+    let text = try ModelText(model)
+    guard let template = text.chatTemplate else { throw ModelError.noChatTemplate }
+    let request = order.request
+    let rendered = try template.render(
+        messages: request.messages.map { Message(role: $0.role, content: $0.content) }, addGenerationPrompt: .appended,
+        bosToken: text.tokenizer.bosToken, eosToken: text.tokenizer.eosToken)
+    let prompt = text.tokenizer.encode(rendered, specialTokens: .parse)
+    let context = prompt.count + request.maxTokens
+    guard context <= model.spec.contextLength else {
+        throw GenerationError.tooLong(
+            prompt: prompt.count, maxTokens: request.maxTokens, contextLength: model.spec.contextLength)
+    }
+
+    let adapter = try order.adapterDirectory.map { try loadedAdapter($0, model) }
+    let threads = ProcessFacts.coreCount
+    let arena = Generator.bytes(
+        model.spec, lora: adapter?.lora, modules: adapter?.modules ?? [], context: context, threads: threads)
+    let needed = arena + model.weightBytes + MemoryModel.processBytes
+    guard needed.bytes <= order.budgetBytes else {
+        throw Problem(
+            .insufficientMemory,
+            "generating needs \(needed.mebibytes) MiB, the budget is \(order.budgetBytes >> 20) MiB",
+            hint: "fewer max_tokens, or a larger memory budget", requiredBytes: UInt64(needed.bytes),
+            budgetBytes: order.budgetBytes)
+    }
+    let generator = try Generator(
+        model: model, adapter: adapter, context: context, kernels: try ProcessFacts.kernelSet(), threads: threads)
+    var decoder = StreamingDecoder(text.tokenizer)
+    let started = ContinuousClock.now
+    let count = try generator.generate(
+        prompt: prompt,
+        GenerationSettings(
+            maxTokens: request.maxTokens, temperature: Float(request.temperature), seed: request.seed),
+        endTokens: endTokens(text.tokenizer)
+    ) { token in
+        let piece = try decoder.append(token)
+        if !piece.isEmpty { channel.send(.generated(GenerateEvent(text: piece))) }
+        return channel.isStopRequested ? .stop : .goOn
+    }
+    let rest = decoder.finish()
+    if !rest.isEmpty { channel.send(.generated(GenerateEvent(text: rest))) }
+    let seconds = (ContinuousClock.now - started) / .seconds(1)
+    channel.send(
+        .generated(
+            GenerateEvent(
+                done: true, promptTokens: prompt.count, generatedTokens: count,
+                tokensPerSecond: Double(prompt.count + count) / max(seconds, 1e-9))))
+}
+
+/// The model's end of text, and the end of a turn where that is another token.
+private func endTokens(_ tokenizer: Tokenizer) -> Set<TokenID> {
+    var tokens = Set([tokenizer.eosTokenID].compactMap { $0 })
+    for name in ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>"] {
+        let ids = tokenizer.encode(name, specialTokens: .parse)
+        if ids.count == 1 { tokens.insert(ids[0]) }
+    }
+    return tokens
+}
+
+private func loadedAdapter(
+    _ directory: String, _ model: BaseModel
+) throws -> (lora: LoRASpec, modules: [ModuleID], load: (AdapterSet) throws -> Void) {
+    let artifact = try AdapterArtifact.open(directory: directory)
+    let modules = try artifact.tensors.map { try ModuleID(path: $0.modulePath, in: model.spec) }
+    let rank = artifact.config.rank
+    let lora = LoRASpec(
+        rank: rank, alpha: Float(artifact.config.scaling(rank: rank)) * Float(rank), dropout: 0, targets: .allLinear,
+        layers: nil)
+    return (lora, modules, { try $0.load(artifact.tensors, model.architecture, model.spec) })
+}
+
+/// Writes the file and returns its path.
+func export(_ order: WorkOrder.ExportOrder) throws -> String {
+    switch order.format {
+    case .safetensors:
+        try AdapterArtifact.exportSafetensors(order.adapterDirectory, to: order.outputPath)
+    case .gguf:
+        let model = try BaseModel.open(path: order.modelPath)
+        try AdapterArtifact.exportGGUF(
+            order.adapterDirectory, architecture: model.spec.architecture, to: order.outputPath
+        ) { path in
+            guard let id = try? ModuleID(path: path, in: model.spec) else { return nil }
+            return (id.ggufName, model.architecture.rowOrder(id.module, model.spec))
+        }
+    }
+    return order.outputPath
+}

@@ -1,0 +1,48 @@
+// Errors of the data plane as problems of the API: the one place where their text and their numbers meet a user.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+import EdgeTrain
+import EdgeWire
+
+extension Problem {
+    init(workError error: any Error) {
+        switch error {
+        case let problem as Problem: self = problem
+        case let error as PlanError:
+            switch error {
+            case .doesNotFit(let needed, let budget, let longestSample, let longestThatFits):
+                self.init(
+                    .insufficientMemory, error.description,
+                    hint: longestThatFits.map {
+                        "sequence_len: \($0)   # samples up to \(longestSample) tokens would be left out"
+                    } ?? "memory_budget: \(needed.mebibytes)MiB   # or a smaller model, or a smaller lora_r",
+                    requiredBytes: UInt64(needed.bytes), budgetBytes: UInt64(budget.bytes))
+            }
+        case let error as ModelError: self.init(.unsupportedModel, error.description)
+        case let error as GGUFError:
+            self.init(.unsupportedModel, error.description, hint: "a GGUF file of version 2 or 3; download it again if it is cut off")
+        case let error as TokenizerError: self.init(.unsupportedModel, "\(error)")
+        case let error as ChatTemplateError: self.init(.unsupportedModel, "chat template: \(error.description)")
+        case let error as LoRATargetError: self.init(.invalidValue, error.description)
+        case let error as DatasetError: self.init(.badDataset, error.description)
+        case let error as TrainingTextError: self.init(.badDataset, error.description)
+        case let error as TrainingError:
+            switch error {
+            case .nonFinite:
+                self.init(.nonFinite, error.description, hint: "a lower learning_rate, or max_grad_norm: 1")
+            case .noSamples, .noLossTokens: self.init(.badDataset, error.description)
+            }
+        case let error as AdapterMismatch: self.init(.badAdapter, error.description)
+        case let error as AdapterError: self.init(.badAdapter, error.description)
+        case let error as GenerationError: self.init(.invalidValue, error.description)
+        case let error as KernelSetError: self.init(.invalidValue, error.description)
+        case let error as CheckpointError: self.init(.internalError, error.description)
+        case let error as ArenaError:
+            self.init(.insufficientMemory, error.description, requiredBytes: UInt64(error.requested.bytes))
+        case let error as FileError:
+            self.init(error.errno == 28 /* ENOSPC */ ? .insufficientDisk : .internalError, error.description)
+        default: self.init(.internalError, "\(error)")
+        }
+    }
+}

@@ -1,0 +1,296 @@
+// A training order: from the request's words to the data plane's values, through the run, to the published artifact.
+import EdgeFormats
+import EdgeJobs
+import EdgeModel
+import EdgeTensor
+import EdgeTrain
+import EdgeWire
+import Foundation
+
+struct WorkTraining {
+    private let order: WorkOrder.TrainOrder
+    private let spec: TrainingSpec
+    private let model: BaseModel
+    private let samples: LoadedSamples
+    private let dataset: Dataset
+    private let memory: MemoryModel
+    private let plan: TrainingPlan
+    private let dataOrder: DataOrder
+
+    init(_ order: WorkOrder.TrainOrder) throws {
+        self.order = order
+        spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
+        model = try BaseModel.open(path: order.modelPath)
+        let modules = try spec.lora.modules(of: model.spec)
+        samples = try LoadedSamples(
+            order.datasetPaths, model: model, sequenceLength: min(spec.sequenceLength, model.spec.contextLength),
+            lossScope: order.request.trainOnInputs ? .everything : .completions)
+        guard !samples.tokenized.isEmpty else {
+            throw TrainingError.noSamples(
+                lines: samples.tooLongLines.count, tooLong: samples.tooLongLines.count,
+                sequenceLength: spec.sequenceLength)
+        }
+        let dataset = Dataset(samples.tokenized, heldOut: order.request.valSetSize, seed: spec.seed)
+        guard Dataset.lossTokens(dataset.training) > 0 else { throw TrainingError.noLossTokens }
+        self.dataset = dataset
+        memory = MemoryModel(spec: model.spec, lora: spec.lora, modules: modules, weightBytes: model.weightBytes)
+        let longestHeldOut = dataset.heldOut.map(\.tokens.count).max() ?? 0
+        let longest = max(dataset.training.map(\.tokens.count).max() ?? 0, longestHeldOut)
+        let spec = spec
+        plan = try TrainingPlan.make(
+            memory,
+            batches: BatchSizes(
+                longestSample: longest, microBatchSize: spec.microBatchSize,
+                gradientAccumulation: spec.gradientAccumulation,
+                largestMicroBatch: { microBatchSize, accumulation in
+                    let order = DataOrder(
+                        sampleCount: dataset.training.count, microBatchSize: microBatchSize,
+                        gradientAccumulation: accumulation, spec: spec)
+                    return max(order.largestMicroBatch(dataset.training), longestHeldOut)
+                }),
+            threads: order.request.threads ?? ProcessFacts.coreCount, keepsBest: !dataset.heldOut.isEmpty,
+            budget: ByteCount(Int(clamping: order.budgetBytes)))
+        dataOrder = DataOrder(
+            sampleCount: dataset.training.count, microBatchSize: plan.microBatchSize,
+            gradientAccumulation: plan.gradientAccumulation, spec: spec)
+    }
+
+    var planReport: PlanReport {
+        PlanReport(
+            pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
+            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.choices,
+            trainableParameters: memory.modules.reduce(0) {
+                $0 + spec.lora.rank * ($1.module.inFeatures(model.spec) + $1.module.outFeatures(model.spec))
+            },
+            samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
+            tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
+            totalSteps: dataOrder.totalSteps)
+    }
+
+    func train(_ channel: WorkChannel) throws {
+        let kernels = try ProcessFacts.kernelSet()
+        try DirectoryPublish.removeLeftovers(in: order.directory)
+        channel.send(.plan(planReport))
+        channel.send(.log("kernel set \(kernels.name), \(plan.shape.threads) threads"))
+        if !samples.tooLongLines.isEmpty {
+            channel.send(
+                .log("left out \(samples.tooLongLines.count) samples longer than \(spec.sequenceLength) tokens, lines "
+                    + samples.tooLongLines.prefix(20).map(String.init).joined(separator: ", ")))
+        }
+        let progress = ProgressMeter(plan: plan, budgetBytes: order.budgetBytes)
+        let run = try TrainingRun(
+            model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
+            checkpoints: CheckpointStore(
+                directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint(kernels)),
+            emit: { event in
+                switch event {
+                case .step(let step): channel.send(.step(progress.report(step)))
+                case .evaluation(let evaluation, let isBest):
+                    channel.send(.evaluation(EvaluationReport(evaluation, isBest: isBest)))
+                case .checkpoint(let step): channel.send(.checkpoint(step: step))
+                case .log(let text): channel.send(.log(text))
+                }
+            },
+            direction: { channel.isStopRequested ? .stop : .goOn })
+        switch try run.run() {
+        case .stopped(let step): channel.send(.stopped(step: step))
+        case .finished(let finished):
+            try publish(run.adapters, finished, kernels)
+            let peak = ProcessFacts.residentBytes().peak
+            channel.send(.log("peak memory \(peak >> 20) MiB, planned \(plan.peak.mebibytes) MiB"))
+            channel.send(.trained)
+        }
+    }
+
+    /// SHA-256 over everything that decides the adapter's bytes: a checkpoint of another run is never continued.
+    private func runFingerprint(_ kernels: KernelSet) throws -> [UInt8] {
+        var request = order.request
+        // These change neither the order of samples nor a sum.
+        (request.name, request.threads, request.memoryBudget, request.saveSteps) = (nil, nil, nil, nil)
+        var digest = SHA256()
+        digest.update(Array(model.file.fingerprint.utf8))
+        digest.update(Array(try Wire.encoder().encode(request)))
+        for path in order.datasetPaths { try ByteRegion.map(path: path).withBytes { digest.update($0) } }
+        return digest.finalize()
+    }
+
+    private func publish(_ adapters: AdapterSet, _ finished: FinishedRun, _ kernels: KernelSet) throws {
+        let record = TrainingRecord(
+            baseFingerprint: model.file.fingerprint, baseModel: order.request.baseModel,
+            quantisation: model.quantisation, kernelSet: kernels.name, request: order.request, plan: planReport,
+            evaluations: finished.evaluations.map {
+                EvaluationReport($0, isBest: $0.step == finished.keptStep && $0.step > 0)
+            },
+            keptStep: finished.keptStep, steps: finished.steps, lastLoss: finished.lastLoss,
+            endedEarly: finished.endedEarly)
+        let encoder = Wire.encoder()
+        encoder.outputFormatting.insert(.prettyPrinted)
+        try AdapterArtifact.publish(
+            to: order.directory + "/adapter", tensors: adapters.tensors(model.architecture, model.spec),
+            config: AdapterConfig(
+                rank: spec.lora.rank, loraAlpha: Double(spec.lora.alpha), loraDropout: Double(spec.lora.dropout),
+                targetModules: Array(Set(memory.modules.map(\.module.name))),
+                layersToTransform: spec.lora.layers, baseModelNameOrPath: order.request.baseModel),
+            provenance: [
+                "base_fingerprint": model.file.fingerprint, "base_quantisation": model.quantisation,
+                "seed": "\(spec.seed)", "step": "\(finished.keptStep)",
+            ],
+            trainingJSON: Array(try encoder.encode(record)), modelCard: record.modelCard)
+    }
+}
+
+/// `training.json`. No times and no host: the same job gives the same bytes.
+private struct TrainingRecord: Encodable {
+    let baseFingerprint: String
+    let baseModel: String
+    let quantisation: String
+    let kernelSet: String
+    let request: JobRequest
+    let plan: PlanReport
+    let evaluations: [EvaluationReport]
+    let keptStep: Int
+    let steps: Int
+    let lastLoss: Double
+    let endedEarly: Bool
+
+    private enum CodingKeys: String, CodingKey {
+        case baseFingerprint, baseModel, quantisation, kernelSet, request, plan, evaluations, keptStep, steps, lastLoss
+        case endedEarly
+    }
+
+    /// The machine's own figures (budget, threads) are in the request; the plan is recorded as its sizes.
+    var modelCard: String {
+        var lines = [
+            "---", "base_model: \(baseModel)", "library_name: peft", "tags: [lora, edgetune]", "---", "",
+            "# LoRA adapter for \(baseModel)", "",
+            "Trained by edgetune on frozen \(quantisation) weights, rank \(request.loraR), alpha \(request.loraAlpha), "
+                + "\(plan.trainableParameters) trainable parameters.", "",
+            "| | |", "|---|---|",
+            "| training samples | \(plan.samples) |", "| held-out samples | \(plan.heldOutSamples) |",
+            "| steps | \(steps)\(endedEarly ? " (ended early)" : "") |", "| adapter of step | \(keptStep) |",
+            "| learning rate | \(request.learningRate), \(request.lrScheduler.rawValue) |",
+            "| seed | \(request.seed) |",
+        ]
+        if let first = evaluations.first, let kept = evaluations.first(where: { $0.step == keptStep }) {
+            lines.append("| held-out loss, base | \(first.loss) |")
+            lines.append("| held-out loss, this adapter | \(kept.loss) |")
+        }
+        lines += [
+            "", "```python", "from peft import PeftModel",
+            "model = PeftModel.from_pretrained(base, \"path/to/this/directory\")  # after `edgetune export --format peft`",
+            "```", "", "Base fingerprint: `\(baseFingerprint)`. Everything else is in `training.json`.", "",
+        ]
+        return lines.joined(separator: "\n")
+    }
+}
+
+/// Steps as the API reports them: with times and memory, which the data plane does not know.
+private final class ProgressMeter {
+    private let plan: TrainingPlan
+    private let budgetBytes: UInt64
+    private var last: ContinuousClock.Instant = .now
+    /// Seconds per step, smoothed over some ten steps.
+    private var secondsPerStep: Double?
+
+    init(plan: TrainingPlan, budgetBytes: UInt64) {
+        self.plan = plan
+        self.budgetBytes = budgetBytes
+    }
+
+    func report(_ step: StepReport) -> JobProgress {
+        let now = ContinuousClock.now
+        let elapsed = (now - last) / .seconds(1)
+        last = now
+        secondsPerStep = secondsPerStep.map { 0.9 * $0 + 0.1 * elapsed } ?? elapsed
+        return JobProgress(
+            step: step.step, totalSteps: step.totalSteps, epoch: step.epoch, loss: step.loss,
+            learningRate: step.learningRate, gradNorm: step.gradNorm,
+            tokensPerSecond: Double(step.tokens) / max(elapsed, 1e-9), rssBytes: ProcessFacts.residentBytes().now,
+            plannedPeakBytes: UInt64(plan.peak.bytes), budgetBytes: budgetBytes,
+            etaSeconds: secondsPerStep.map { $0 * Double(step.totalSteps - step.step) }, evalLoss: step.evalLoss,
+            bestEvalLoss: step.bestEvalLoss)
+    }
+}
+
+extension EvaluationReport {
+    init(_ evaluation: Evaluation, isBest: Bool) {
+        self.init(
+            step: evaluation.step, loss: evaluation.loss, perplexity: evaluation.perplexity,
+            tokens: evaluation.tokens, isBest: isBest)
+    }
+}
+
+extension TrainingSpec {
+    init(_ request: JobRequest, defaultSaveSteps: Int) throws {
+        do { try request.validate() } catch let error as InvalidRequest {
+            throw Problem(.invalidValue, error.description)
+        }
+        let targets: LoRASpec.Targets =
+            switch request.loraTargetModules {
+            case .names(let names): .names(names)
+            case .pattern("all-linear"): .allLinear
+            case .pattern(let pattern): .pattern(pattern)
+            }
+        let schedule: Schedule =
+            switch request.lrScheduler {
+            case .linear: .linear
+            case .cosine: .cosine
+            case .constant: .constant
+            }
+        self.init(
+            lora: LoRASpec(
+                rank: request.loraR, alpha: Float(request.loraAlpha), dropout: Float(request.loraDropout),
+                targets: targets, layers: request.layersToTransform),
+            sequenceLength: request.sequenceLen, microBatchSize: request.microBatchSize,
+            gradientAccumulation: request.gradientAccumulationSteps, epochs: request.numEpochs,
+            maxSteps: request.maxSteps, learningRate: request.learningRate, schedule: schedule,
+            warmUp: request.warmupSteps.map { .steps($0) } ?? .share(request.warmupRatio ?? 0),
+            weightDecay: Float(request.weightDecay), beta1: Float(request.adamBeta1), beta2: Float(request.adamBeta2),
+            adamEpsilon: Float(request.adamEpsilon), maxGradNorm: request.maxGradNorm == 0 ? nil : request.maxGradNorm,
+            seed: request.seed, evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
+            earlyStoppingPatience: request.earlyStoppingPatience)
+    }
+}
+
+/// The data sets of an order, tokenised.
+private struct LoadedSamples {
+    var tokenized: [TokenizedSample] = []
+    /// Counted over all data sets of the order, from 1.
+    var tooLongLines: [Int] = []
+
+    init(_ paths: [String], model: BaseModel, sequenceLength: Int, lossScope: LossScope) throws {
+        let text = try ModelText(model)
+        var number = 0
+        for path in paths {
+            var reader = try DatasetReader.open(path: path)
+            while let sample = try reader.next() {
+                number += 1
+                let tokens = try TrainingText(
+                    sample, chatTemplate: text.chatTemplate, tokenizer: text.tokenizer, lossScope: lossScope
+                ).tokenized(by: text.tokenizer)
+                // One token predicts nothing.
+                if tokens.tokens.count > sequenceLength {
+                    tooLongLines.append(number)
+                } else if tokens.tokens.count > 1 {
+                    tokenized.append(tokens)
+                }
+            }
+        }
+    }
+}
+
+/// A model's tokenizer and, if it has one, its chat template.
+struct ModelText {
+    let tokenizer: Tokenizer
+    let chatTemplate: ChatTemplate?
+
+    init(_ model: BaseModel) throws {
+        tokenizer = try Tokenizer(try TokenizerSpec(gguf: model.file))
+        chatTemplate =
+            model.file.metadata["tokenizer.chat_template"] == nil ? nil : try ChatTemplate.compile(gguf: model.file)
+        guard tokenizer.vocabularySize <= model.spec.vocabularySize else {
+            throw ModelError.noTokenizer(
+                "\(tokenizer.vocabularySize) tokens, and embeddings for \(model.spec.vocabularySize)")
+        }
+    }
+}

@@ -1,0 +1,44 @@
+import EdgeFormats
+import Testing
+
+@Suite struct PreTokenizerTests {
+    @Test(arguments: [
+        ("Hello world", ["Hello", " world"]),
+        ("I'll don't 'LL", ["I", "'ll", " don", "'t", " '", "LL"]),
+        ("a  b", ["a", " ", " b"]),
+        ("a \n b ", ["a", " \n", " b", " "]),
+        ("  12", ["  ", "1", "2"]),
+        ("x\u{A0}\u{3000}y", ["x", "\u{A0}", "\u{3000}", "y"]),
+        ("\r\n\r\nx", ["\r\n\r", "\n", "x"]),
+        ("é\u{301}½Ⅷ!?", ["é", "\u{301}", "½", "Ⅷ", "!?"]),
+    ])
+    func smolLMCutsNumbersApart(_ text: String, _ expected: [String]) throws {
+        #expect(
+            try PreTokenizer.named("smollm").pieces(of: text).map { Array($0.utf8) } == expected.map { Array($0.utf8) })
+    }
+
+    @Test(arguments: [
+        ("  12 34", [" ", " 12", " 34"]),
+        ("x=10'000", ["x", "=", "10", "'", "000"]),
+    ])
+    func gpt2KeepsNumbersTogether(_ text: String, _ expected: [String]) throws {
+        #expect(try PreTokenizer.named("gpt-2").pieces(of: text) == expected)
+    }
+
+    @Test(arguments: PreTokenizer.all.map(\.name)) func piecesCoverTheText(_ name: String) throws {
+        let preTokenizer = try PreTokenizer.named(name)
+        var random = SeededText(seed: 21)
+        for _ in 0..<2_000 {
+            let text = random.text(scalars: 50)
+            let pieces = preTokenizer.pieces(of: text)
+            #expect(pieces.allSatisfy { !$0.isEmpty })
+            #expect(pieces.flatMap { Array($0.utf8) } == Array(text.utf8))
+        }
+    }
+
+    @Test func anUnknownNameNamesTheSupportedOnes() {
+        #expect(throws: TokenizerError.unknownPreTokenizer("tekken", supported: PreTokenizer.all.map(\.name))) {
+            try PreTokenizer.named("tekken")
+        }
+    }
+}

@@ -1,0 +1,289 @@
+// Forward, loss, gradients and ten steps against real torch + transformers + peft. Conventions: Tests/Goldens/README.md.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+import EdgeTestSupport
+import EdgeTrain
+import Testing
+
+/// A model with an adapter, ready to step.
+struct Trainee {
+    let model: BaseModel
+    let step: TrainStep
+    let arena: Arena
+    let memory: MemoryModel
+    let optimizer: AdamW
+
+    init(
+        _ path: String, lora: LoRASpec, tokens: Int, longest: Int, policy: RecomputePolicy = .everyLayer,
+        kernels: KernelSet = .strongest, threads: Int = 2, lossChunk: Int = 16
+    ) throws {
+        useCallingThreadForDenseProducts()
+        model = try BaseModel.open(path: path)
+        memory = MemoryModel(
+            spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weightBytes: model.weightBytes)
+        let shape = StepShape(
+            tokens: tokens, longestSample: longest, policy: policy, lossChunk: lossChunk, threads: threads,
+            keepsBest: false)
+        arena = try Arena(capacity: memory.arena(shape))
+        step = TrainStep(model: model, memory: memory, shape: shape, kernels: kernels, arena: arena)
+        optimizer = AdamW(count: step.adapters.parameterCount, arena: arena)
+        precondition(arena.used == arena.capacity, "\(arena.used.bytes) of \(arena.capacity.bytes) bytes")
+    }
+
+    var adapters: AdapterSet { step.adapters }
+
+    /// File row of Hugging Face's row, for lora_B of q and k.
+    func rowOrder(_ slot: AdapterSet.Slot) -> [Int]? { model.architecture.rowOrder(slot.id.module, model.spec) }
+
+    /// Values in Hugging Face's order.
+    func huggingFace(_ b: Tensor, _ slot: AdapterSet.Slot) -> [Float] {
+        guard let order = rowOrder(slot) else { return (0..<b.count).map { b.base[$0] } }
+        var values = [Float](repeating: 0, count: b.count)
+        for row in 0..<b.rows {
+            for column in 0..<b.columns { values[order[row] * b.columns + column] = b.row(row)[column] }
+        }
+        return values
+    }
+
+    func set(_ b: Tensor, _ slot: AdapterSet.Slot, toHuggingFace values: (Int) -> Float) {
+        let order = rowOrder(slot)
+        for row in 0..<b.rows {
+            for column in 0..<b.columns { b.row(row)[column] = values((order?[row] ?? row) * b.columns + column) }
+        }
+    }
+
+    static func spec(learningRate: Double) -> TrainingSpec {
+        TrainingSpec(
+            lora: LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil), sequenceLength: 512,
+            microBatchSize: 2, gradientAccumulation: 1, epochs: 1, maxSteps: 10, learningRate: learningRate,
+            schedule: .constant, warmUp: .steps(0), weightDecay: 0.01, beta1: 0.9, beta2: 0.999, adamEpsilon: 1e-8,
+            maxGradNorm: 1, seed: 1, evalSteps: nil, saveSteps: 100, earlyStoppingPatience: nil)
+    }
+
+    /// Losses and gradient norms of steps on the same batch.
+    func train(_ batch: MicroBatch, steps: Int, learningRate: Double) -> (losses: [Double], norms: [Double]) {
+        var (losses, norms): ([Double], [Double]) = ([], [])
+        for index in 0..<steps {
+            step.clearGradients()
+            let count = batch.lossRows.count
+            losses.append(step.accumulate(batch, lossScale: 1 / Float(count), dropoutKey: nil) / Double(count))
+            norms.append(
+                sumOfSquares(adapters.gradients, count: adapters.parameterCount, kernels: step.kernels).squareRoot())
+            optimizer.update(
+                parameters: adapters.parameters, gradients: adapters.gradients, norm: norms.last!, step: index,
+                learningRate: learningRate, Self.spec(learningRate: learningRate), kernels: step.kernels)
+        }
+        return (losses, norms)
+    }
+}
+
+/// One golden file.
+struct Golden {
+    let file: SafetensorsFile
+    init(_ name: String) throws { file = try SafetensorsFile.open(path: TestModel.repositoryRoot + "/Tests/Goldens/\(name)") }
+
+    func floats(_ name: String) throws -> [Float] { try #require(file.tensor(named: name)?.floats()) }
+    func integers(_ name: String) throws -> [Int] {
+        let tensor = try #require(file.tensor(named: name))
+        return tensor.bytes.withMemoryRebound(to: UInt8.self) { bytes in
+            (0..<bytes.count / 4).map { Int(UnsafeRawPointer(bytes.baseAddress!).loadUnaligned(fromByteOffset: 4 * $0, as: Int32.self)) }
+        }
+    }
+
+    /// The packed samples, one value each.
+    func samples() throws -> [TokenizedSample] {
+        let tokens = try integers("tokens"), loss = try integers("carries_loss")
+        var first = 0
+        return try integers("sample_lengths").map { length in
+            defer { first += length }
+            return TokenizedSample(
+                tokens: tokens[first..<first + length].map { TokenID($0) },
+                carriesLoss: loss[first..<first + length].map { $0 == 1 })
+        }
+    }
+}
+
+func relativeError(_ found: [Float], _ expected: [Float]) -> Double {
+    precondition(found.count == expected.count)
+    var (difference, norm) = (0.0, 0.0)
+    for (a, b) in zip(found, expected) {
+        difference += (Double(a) - Double(b)) * (Double(a) - Double(b))
+        norm += Double(b) * Double(b)
+    }
+    return (difference / max(norm, 1e-60)).squareRoot()
+}
+
+@Suite(.serialized)
+struct GoldenTests {
+    static let tinyLoRA = LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+
+    static func tiny(
+        policy: RecomputePolicy = .everyLayer, kernels: KernelSet = .strongest, threads: Int = 2
+    ) throws -> (Trainee, Golden) {
+        let golden = try Golden("tiny-goldens.safetensors")
+        let trainee = try Trainee(
+            TestModel.repositoryRoot + "/Tests/Goldens/tiny-llama.gguf", lora: tinyLoRA, tokens: 20, longest: 13, policy: policy,
+            kernels: kernels, threads: threads)
+        for slot in trainee.adapters.slots {
+            let a = try golden.floats("initial." + name(slot, "A")), b = try golden.floats("initial." + name(slot, "B"))
+            let tensor = trainee.adapters.loraA(slot)
+            for i in 0..<tensor.count { tensor.base[i] = a[i] }
+            trainee.set(trainee.adapters.loraB(slot), slot) { b[$0] }
+        }
+        return (trainee, golden)
+    }
+
+    static func name(_ slot: AdapterSet.Slot, _ matrix: String) -> String {
+        "base_model.model.\(slot.id.path).lora_\(matrix).weight"
+    }
+
+    @Test("tiny model: logits, loss and every adapter gradient are torch's, in every kernel set and policy")
+    func tinyGradients() throws {
+        for kernels in KernelSet.supported {
+            for policy in [RecomputePolicy.everyLayer, .keepAll] {
+                let (trainee, golden) = try Self.tiny(policy: policy, kernels: kernels)
+                let batch = MicroBatch(try golden.samples())
+                let expected = try golden.floats("logits")
+                var worst: Float = 0
+                trainee.step.logits(of: batch) { first, logits in
+                    for i in 0..<logits.count { worst = max(worst, abs(logits.base[i] - expected[first * 128 + i])) }
+                }
+                #expect(worst < 1e-4, "\(kernels.name): logits differ by \(worst)")
+
+                let count = batch.lossRows.count
+                let loss = trainee.step.accumulate(batch, lossScale: 1 / Float(count), dropoutKey: nil) / Double(count)
+                let expectedLoss = Double(try golden.floats("loss")[0])
+                #expect(abs(loss - expectedLoss) / expectedLoss < 1e-6, "loss \(loss), torch \(expectedLoss)")
+                for slot in trainee.adapters.slots {
+                    let a = trainee.adapters.gradientA(slot)
+                    let errorA = relativeError(
+                        (0..<a.count).map { a.base[$0] }, try golden.floats("gradient." + Self.name(slot, "A")))
+                    let errorB = relativeError(
+                        trainee.huggingFace(trainee.adapters.gradientB(slot), slot),
+                        try golden.floats("gradient." + Self.name(slot, "B")))
+                    #expect(errorA < 1e-4 && errorB < 1e-4, "\(kernels.name) \(slot.id.path): \(errorA), \(errorB)")
+                }
+            }
+        }
+    }
+
+    @Test("tiny model: ten AdamW steps have torch's losses and norms, and end at torch's adapter")
+    func tinyTraining() throws {
+        let (trainee, golden) = try Self.tiny()
+        let (losses, norms) = trainee.train(MicroBatch(try golden.samples()), steps: 10, learningRate: 2e-3)
+        for (found, expected) in zip(losses, try golden.floats("training_losses")) {
+            #expect(abs(found / Double(expected) - 1) < 1e-3, "\(found), torch \(expected)")
+        }
+        for (found, expected) in zip(norms, try golden.floats("training_grad_norms")) {
+            #expect(abs(found / Double(expected) - 1) < 2e-3, "\(found), torch \(expected)")
+        }
+        for slot in trainee.adapters.slots {
+            // f32 and f64 differ by 2e-4 here themselves (manifest.json); ten times that is another adapter.
+            let b = trainee.huggingFace(trainee.adapters.loraB(slot), slot)
+            #expect(relativeError(b, try golden.floats("trained." + Self.name(slot, "B"))) < 2e-3)
+        }
+    }
+
+    @Test("recomputation on or off, one thread or three: the same bits")
+    func policiesAndThreadsGiveTheSameBits() throws {
+        var results: [[UInt32]] = []
+        for (policy, threads) in [(RecomputePolicy.everyLayer, 1), (.keepAll, 1), (.everyLayer, 3), (.keepAll, 2)] {
+            let (trainee, golden) = try Self.tiny(policy: policy, threads: threads)
+            let batch = MicroBatch(try golden.samples())
+            _ = trainee.step.accumulate(batch, lossScale: 0.1, dropoutKey: nil)
+            results.append((0..<trainee.adapters.parameterCount).map { trainee.adapters.gradients[$0].bitPattern })
+        }
+        #expect(Set(results).count == 1)
+    }
+
+    @Test("SmolLM2-135M: loss, logits, all 420 gradients and ten losses are torch's")
+    func smolLM2() throws {
+        let golden = try Golden("smollm2-goldens.safetensors")
+        let lora = LoRASpec(rank: 8, alpha: 16, dropout: 0, targets: .allLinear, layers: nil)
+        let trainee = try Trainee(TestModel.path, lora: lora, tokens: 132, longest: 96, lossChunk: 64)
+        Self.counterStart(trainee, seed: 42)
+        let batch = MicroBatch(try golden.samples())
+
+        let top = try golden.integers("logits_top_index"), topValues = try golden.floats("logits_top_value")
+        let topRows = try golden.integers("logits_top_rows")
+        let fullRows = try golden.integers("logits_full_rows"), full = try golden.floats("logits_full")
+        var worst: Float = 0
+        trainee.step.logits(of: batch) { first, logits in
+            for row in 0..<logits.rows {
+                if let index = topRows.firstIndex(of: first + row) {
+                    for k in 0..<64 {
+                        worst = max(worst, abs(logits.row(row)[top[index * 64 + k]] - topValues[index * 64 + k]))
+                    }
+                }
+                if let index = fullRows.firstIndex(of: first + row) {
+                    for i in 0..<logits.columns {
+                        worst = max(worst, abs(logits.row(row)[i] - full[index * logits.columns + i]))
+                    }
+                }
+            }
+        }
+        // f32 itself is 7e-5 from f64 (manifest.json).
+        #expect(worst < 5e-4, "logits differ by \(worst)")
+
+        let count = batch.lossRows.count
+        let loss = trainee.step.accumulate(batch, lossScale: 1 / Float(count), dropoutKey: nil) / Double(count)
+        let expectedLoss = Double(try golden.floats("loss")[0])
+        #expect(abs(loss / expectedLoss - 1) < 1e-5, "loss \(loss), torch \(expectedLoss)")
+
+        let norms = try golden.floats("gradient_l2")
+        let samples = try golden.integers("gradient_sample_index"), values = try golden.floats("gradient_sample_value")
+        var (worstNorm, worstEntry) = (0.0, 0.0)
+        for (index, slot) in trainee.adapters.slots.enumerated() {
+            let a = trainee.adapters.gradientA(slot)
+            let both = [(0..<a.count).map { a.base[$0] }, trainee.huggingFace(trainee.adapters.gradientB(slot), slot)]
+            for (side, gradient) in both.enumerated() {
+                let t = 2 * index + side
+                let squaredNorm: Double = gradient.reduce(0) { sum, value in sum + Double(value) * Double(value) }
+                let norm = squaredNorm.squareRoot()
+                worstNorm = max(worstNorm, abs(norm / Double(norms[t]) - 1))
+                let typical = Double(norms[t]) / Double(gradient.count).squareRoot()
+                // Root mean square over the sampled entries, in units of a typical entry.
+                var squares = 0.0
+                for k in 0..<16 {
+                    let error = Double(gradient[samples[t * 16 + k]]) - Double(values[t * 16 + k])
+                    squares += error * error / (typical * typical)
+                }
+                worstEntry = max(worstEntry, (squares / 16).squareRoot())
+            }
+        }
+        #expect(worstNorm < 1e-4, "norms \(worstNorm)")
+        #expect(worstEntry < 1e-4, "norms \(worstNorm), sampled entries \(worstEntry)")
+        for layer in [0, 29] {
+            for module in [LinearModule.query, .down] {
+                let slot = try #require(trainee.adapters.slot(layer: layer, module))
+                let a = trainee.adapters.gradientA(slot)
+                let errorA = relativeError(
+                    (0..<a.count).map { a.base[$0] }, try golden.floats("gradient." + Self.name(slot, "A")))
+                let errorB = relativeError(
+                    trainee.huggingFace(trainee.adapters.gradientB(slot), slot),
+                    try golden.floats("gradient." + Self.name(slot, "B")))
+                let path = slot.id.path
+                #expect(errorA < 1e-4 && errorB < 1e-4, "\(path): \(errorA), \(errorB)")
+            }
+        }
+
+        let (losses, _) = trainee.train(batch, steps: 10, learningRate: 2e-4)
+        for (found, expected) in zip(losses, try golden.floats("training_losses")) {
+            #expect(abs(found / Double(expected) - 1) < 1e-3, "\(found), torch \(expected)")
+        }
+    }
+
+    /// The golden script's start: every value from a counter.
+    static func counterStart(_ trainee: Trainee, seed: UInt64) {
+        func unit(_ tensor: Int, _ element: Int) -> Float {
+            Float(mix64(seed ^ (UInt64(tensor) << 32) ^ UInt64(element)) >> 40) * 0x1p-24 * 2 - 1
+        }
+        for (index, slot) in trainee.adapters.slots.enumerated() {
+            let a = trainee.adapters.loraA(slot)
+            let bound = Float(1 / Double(slot.inFeatures).squareRoot())
+            for i in 0..<a.count { a.base[i] = unit(2 * index, i) * bound }
+            trainee.set(trainee.adapters.loraB(slot), slot) { unit(2 * index + 1, $0) * 0.01 }
+        }
+    }
+}
