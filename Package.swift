@@ -12,6 +12,7 @@ let package = Package(
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
@@ -41,6 +42,7 @@ let package = Package(
             name: "EdgeJobs",
             dependencies: [
                 "EdgeWire",
+                .product(name: "Crypto", package: "swift-crypto"),
                 .product(name: "GRDB", package: "GRDB.swift"),
                 .product(name: "Subprocess", package: "swift-subprocess"),
             ]),
@@ -77,7 +79,7 @@ let package = Package(
         .testTarget(name: "EdgeTensorTests", dependencies: ["EdgeTensor", "CEdgeKernels"]),
         .testTarget(name: "EdgeFormatsTests", dependencies: ["EdgeFormats", "EdgeTestSupport"]),
         .testTarget(
-            name: "EdgeTrainTests", dependencies: ["EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "EdgeTestSupport"]),
+            name: "EdgeTrainTests", dependencies: ["EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels", "EdgeTestSupport"]),
 
         // Tests of the wire, the job file and the client.
         .testTarget(name: "EdgeWireTests", dependencies: ["EdgeWire"]),

@@ -105,7 +105,9 @@ def edgebench_step(options, samples, tokens, checkpointing):
     """One `edgebench step`; its last JSON line must have tokens_per_second and peak_rss_bytes."""
     arguments = shlex.split(options.edgebench_arguments.format(
         model=options.model, samples=samples, tokens=tokens, rank=RANK, threads=options.threads,
-        recompute="every-layer" if checkpointing else "none"))
+        recompute="everyLayer" if checkpointing else "keepAll"))
+    if options.isa == "avx2":
+        arguments += ["--set", "avx2"]
     run = subprocess.run([options.edgebench, "step", *arguments, "--json"], env=environment(options), text=True,
                          stdout=subprocess.PIPE)
     if run.returncode:
@@ -172,7 +174,7 @@ def main():
     parser.add_argument("--checkpointing", nargs="+", choices=("on", "off"), default=["on", "off"])
     parser.add_argument("--edgebench", help="path of the edgebench executable")
     parser.add_argument("--edgebench-arguments", default="--model {model} --samples {samples} --tokens {tokens} "
-                        "--rank {rank} --threads {threads} --recompute {recompute}")
+                        "--rank {rank} --threads {threads} --recompute {recompute} --runs 1")
     parser.add_argument("--verbose", action="store_true", help="show the worker's standard error")
     options = parser.parse_args()
     options.model = options.model.resolve()

@@ -61,13 +61,18 @@ package struct MemoryModel {
     }
     var lowestLayer: Int { modules.map(\.layer).min() ?? 0 }
     var adaptedModules: Set<LinearModule> { Set(modules.map(\.module)) }
-    var trainedLayers: Int { spec.layerCount - lowestLayer }
+    package var trainedLayers: Int { spec.layerCount - lowestLayer }
     /// Widest input of an adapted module: what dropout needs per token.
     var widestInput: Int { adaptedModules.map { $0.inFeatures(spec) }.max() ?? 0 }
 
     package func adapters(_ shape: StepShape) -> ByteCount {
         shape.keepsBest ? parameterFloats + parameterFloats : parameterFloats
     }
+    /// The copy that is published; it is made before the arena goes.
+    package var publishedCopy: ByteCount { parameterFloats }
+    /// While the artifact is written and read back the arena is gone. What there is then: the copy, the file's bytes,
+    /// their decompressed form, and the tensors read from it.
+    package var publication: ByteCount { ByteCount(parameterFloats.bytes * 5) }
     package var gradients: ByteCount { parameterFloats }
     package var optimizer: ByteCount { parameterFloats + parameterFloats }
 
@@ -115,6 +120,7 @@ package struct MemoryModel {
             Pool(name: "adapters", size: adapters(shape)),
             Pool(name: "gradients", size: gradients),
             Pool(name: "optimizer state", size: optimizer),
+            Pool(name: "adapter to publish", size: publishedCopy),
             Pool(name: "layer checkpoints", size: layerCheckpoints(shape)),
             Pool(name: "activations", size: activations(shape)),
             Pool(name: "layer gradients", size: layerGradients(shape)),
@@ -124,7 +130,8 @@ package struct MemoryModel {
         ]
     }
 
+    /// The larger of the training's and the publication's; the first, but for the smallest batches.
     package func peak(_ shape: StepShape) -> ByteCount {
-        pools(shape).reduce(.zero) { $0 + $1.size }
+        max(pools(shape).reduce(.zero) { $0 + $1.size }, weightBytes + publication + Self.processBytes)
     }
 }

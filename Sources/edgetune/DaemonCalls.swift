@@ -64,12 +64,13 @@ extension DaemonClient {
         _ job: String, interrupted: () -> Void, take: (JobEvent, Substring) throws -> Void
     ) async throws(DaemonError) -> JobState {
         var after = 0
+        var cursor = 0
         var backOff = BackOff()
         while true {
             var end: JobState?
             do {
                 // A heartbeat comes every 15 s.
-                try await lines(Call(path: Endpoint.jobEvents(escaped(job)) + "?after=\(after)")) { line in
+                try await lines(Call(path: Endpoint.jobEvents(escaped(job)) + "?after=\(cursor)")) { line in
                     guard let event = try Self.event(line) else { return .more }
                     backOff = BackOff()
                     // What was sent again after a resume is not shown again.
@@ -79,12 +80,19 @@ extension DaemonClient {
                         return .enough
                     }
                     after = event.seq
+                    cursor = after
                     try take(event, line)
                     guard case .end(let state) = event.event else { return .more }
                     end = state
                     return .enough
                 }
-            } catch  where error.isConnectionLoss {
+            } catch {
+                // More was made while away than is kept: 0 goes on with the oldest that there is.
+                if case .problem(let problem) = error, problem.kind == .cursorExpired, cursor > 0 {
+                    cursor = 0
+                    continue
+                }
+                guard error.isConnectionLoss else { throw error }
                 if backOff.isFirst { interrupted() }
                 guard await backOff.wait() else { throw error }
                 continue
@@ -111,7 +119,8 @@ extension DaemonClient {
     func repeated<Value>(_ call: () async throws(DaemonError) -> Value) async throws(DaemonError) -> Value {
         var backOff = BackOff()
         while true {
-            do { return try await call() } catch  where error.isConnectionLoss {
+            do { return try await call() } catch {
+                guard error.isConnectionLoss else { throw error }
                 guard await backOff.wait() else { throw error }
             }
         }

@@ -77,6 +77,16 @@ struct WorkTraining {
                 .log("left out \(samples.tooLongLines.count) samples longer than \(spec.sequenceLength) tokens, lines "
                     + samples.tooLongLines.prefix(20).map(String.init).joined(separator: ", ")))
         }
+        guard let (finished, tensors) = try run(kernels, channel) else { return }
+        // The arena is gone here: publishing has its memory.
+        try publish(tensors, finished, kernels)
+        let peak = ProcessFacts.residentBytes().peak
+        channel.send(.log("peak memory \(peak >> 20) MiB, planned \(plan.peak.mebibytes) MiB"))
+        channel.send(.trained)
+    }
+
+    /// Nil when the run was stopped, which has been reported.
+    private func run(_ kernels: KernelSet, _ channel: WorkChannel) throws -> (FinishedRun, [LoRATensors])? {
         let progress = ProgressMeter(plan: plan, budgetBytes: order.budgetBytes)
         let run = try TrainingRun(
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
@@ -93,12 +103,11 @@ struct WorkTraining {
             },
             direction: { channel.isStopRequested ? .stop : .goOn })
         switch try run.run() {
-        case .stopped(let step): channel.send(.stopped(step: step))
+        case .stopped(let step):
+            channel.send(.stopped(step: step))
+            return nil
         case .finished(let finished):
-            try publish(run.adapters, finished, kernels)
-            let peak = ProcessFacts.residentBytes().peak
-            channel.send(.log("peak memory \(peak >> 20) MiB, planned \(plan.peak.mebibytes) MiB"))
-            channel.send(.trained)
+            return (finished, run.adapters.tensors(model.architecture, model.spec))
         }
     }
 
@@ -114,7 +123,7 @@ struct WorkTraining {
         return digest.finalize()
     }
 
-    private func publish(_ adapters: AdapterSet, _ finished: FinishedRun, _ kernels: KernelSet) throws {
+    private func publish(_ tensors: [LoRATensors], _ finished: FinishedRun, _ kernels: KernelSet) throws {
         let record = TrainingRecord(
             baseFingerprint: model.file.fingerprint, baseModel: order.request.baseModel,
             quantisation: model.quantisation, kernelSet: kernels.name, request: order.request, plan: planReport,
@@ -126,7 +135,7 @@ struct WorkTraining {
         let encoder = Wire.encoder()
         encoder.outputFormatting.insert(.prettyPrinted)
         try AdapterArtifact.publish(
-            to: order.directory + "/adapter", tensors: adapters.tensors(model.architecture, model.spec),
+            to: order.directory + "/adapter", tensors: tensors,
             config: AdapterConfig(
                 rank: spec.lora.rank, loraAlpha: Double(spec.lora.alpha), loraDropout: Double(spec.lora.dropout),
                 targetModules: Array(Set(memory.modules.map(\.module.name))),

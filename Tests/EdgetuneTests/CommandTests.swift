@@ -199,6 +199,23 @@ private func followed(_ events: [String], end: JobState) -> ScriptedDaemon {
         #expect(cursors == ["0", "2", "2", "3"])
     }
 
+    @Test func afterAnExpiredCursorTheOldestKeptEventIsNext() throws {
+        let calls = Mutex(0)
+        let daemon = ScriptedDaemon { request in
+            guard request.path.contains("/events") else { return .value(job(.succeeded)) }
+            if request.path.hasSuffix("after=1") { return .problem(.cursorExpired, "gone") }
+            let number = calls.withLock { calls in
+                calls += 1
+                return calls
+            }
+            return number == 1
+                ? .chunks([event(1, .log("one"))], isCut: true)
+                : .chunks([event(900, .log("later")), event(901, .end(.succeeded))], isCut: false)
+        }
+        let outcome = try Edgetune.run(["watch", "j-1"], daemon: daemon)
+        #expect(outcome.code == 0 && outcome.out == "one\nlater\nj-1 succeeded\n")
+    }
+
     @Test func anEventOfALaterReleaseIsSkipped() throws {
         let later = #"{"at":"2025-10-09T08:53:20Z","seq":1,"type":"weather"}"# + "\n"
         let daemon = followed([later, event(2, .end(.succeeded))], end: .succeeded)

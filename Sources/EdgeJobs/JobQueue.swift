@@ -1,0 +1,266 @@
+// The queue: one running job at a time, first in, first out. It turns what users and workers do into transitions of
+// the store; the store's transaction decides, so a race between a cancel and a last message has one outcome.
+import EdgeWire
+import Foundation
+
+/// The clock and where things are, handed in at the edge.
+package struct JobQueueSettings: Sendable {
+    package var worker: WorkerLaunch
+    /// `<state>/jobs`: one directory per job, in which only its worker writes.
+    package var jobsDirectory: String
+    /// A blob's digest to its file.
+    package var blobPath: @Sendable (String) -> String
+    /// Bytes that a job may use now.
+    package var budgetBytes: @Sendable (JobRequest) -> UInt64
+    package var defaultSaveSteps: @Sendable () -> Int
+    package var now: @Sendable () -> Date
+    /// How long a worker may take from `stop` to its checkpoint before it is killed.
+    package var stopTimeout: Duration
+    /// Between the commits of what a worker says.
+    package var commitInterval: Duration
+    /// Something is wrong that no client can be told.
+    package var report: @Sendable (String) -> Void
+
+    package init(
+        worker: WorkerLaunch, jobsDirectory: String, blobPath: @escaping @Sendable (String) -> String,
+        budgetBytes: @escaping @Sendable (JobRequest) -> UInt64, defaultSaveSteps: @escaping @Sendable () -> Int,
+        now: @escaping @Sendable () -> Date, stopTimeout: Duration, commitInterval: Duration = .milliseconds(200),
+        report: @escaping @Sendable (String) -> Void
+    ) {
+        self.worker = worker
+        self.jobsDirectory = jobsDirectory
+        self.blobPath = blobPath
+        self.budgetBytes = budgetBytes
+        self.defaultSaveSteps = defaultSaveSteps
+        self.now = now
+        self.stopTimeout = stopTimeout
+        self.commitInterval = commitInterval
+        self.report = report
+    }
+}
+
+package actor JobQueue {
+    private let store: JobStore
+    private let log: JobLog
+    private let settings: JobQueueSettings
+    private let wakes: AsyncStream<Void>
+    private let wake: AsyncStream<Void>.Continuation
+    private var running: (id: String, control: WorkerControl)?
+    private var isStopping = false
+
+    package init(store: JobStore, log: JobLog, settings: JobQueueSettings) {
+        self.store = store
+        self.log = log
+        self.settings = settings
+        (wakes, wake) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
+    }
+
+    package var runningJob: String? { running?.id }
+
+    package nonisolated func directory(of job: String) -> String { "\(settings.jobsDirectory)/\(job)" }
+
+    /// Resolves the jobs that the last daemon left in the middle of a run. Before `run`.
+    package func recover() async throws {
+        for job in try await store.interruptedJobs() {
+            let reason: String? =
+                switch job.state {
+                case .running: "resumes after a restart of the daemon"
+                case .pausing: "paused by request"
+                default: "cancelled by request"
+                }
+            try await store.apply(.restarted, to: job.id, reason: reason, at: settings.now())
+        }
+    }
+
+    /// Runs jobs until `stop`. Throws when the store can no longer be written: nothing can be promised then.
+    package func run() async throws {
+        wake.yield()
+        for await _ in wakes {
+            while !isStopping, let job = try await store.nextQueued() { try await runOnce(job) }
+            if isStopping { return }
+        }
+    }
+
+    /// A job was submitted.
+    package nonisolated func submitted() { wake.yield() }
+
+    package func act(_ action: JobAction, on id: String) async throws -> Job {
+        let transition: JobTransition =
+            switch action {
+            case .cancel: .cancel
+            case .pause: .pause
+            case .resume: .resume
+            }
+        let reason: String? =
+            switch action {
+            case .cancel: "cancelled by request"
+            case .pause: "paused by request"
+            case .resume: nil
+            }
+        let job = try await store.apply(transition, to: id, reason: reason, at: settings.now())
+        switch job.state {
+        case .pausing, .cancelling: stopRunning(id)
+        case .queued: wake.yield()
+        default: break
+        }
+        return job
+    }
+
+    /// Starts nothing more, asks the running worker for a checkpoint, and returns once it is gone.
+    ///
+    /// - Parameter waiting: called every second of the wait.
+    package func stop(waiting: @Sendable () -> Void) async {
+        isStopping = true
+        wake.yield()
+        guard let running else { return }
+        stopRunning(running.id)
+        while self.running != nil {
+            waiting()
+            try? await Task.sleep(for: .milliseconds(100))
+        }
+    }
+
+    /// Asks for a checkpoint, and takes the process away when none comes in time.
+    private func stopRunning(_ id: String) {
+        guard let running, running.id == id else { return }
+        let control = running.control
+        control.stop()
+        let timeout = settings.stopTimeout
+        Task {
+            try await Task.sleep(for: timeout)
+            // A worker that has gone meanwhile takes no notice.
+            control.kill()
+        }
+    }
+
+    private func runOnce(_ queued: Job) async throws {
+        let control = WorkerControl()
+        running = (queued.id, control)
+        defer { running = nil }
+        let job: Job
+        do { job = try await store.apply(.start, to: queued.id, reason: nil, at: settings.now()) } catch is Problem {
+            // Cancelled, paused or deleted since it was read.
+            return
+        }
+        if isStopping { control.stop() }
+        let order = WorkOrder.TrainOrder(
+            job: job.id, request: job.request, modelPath: settings.blobPath(job.modelBlob),
+            datasetPaths: job.datasetBlobs.map(settings.blobPath), directory: directory(of: job.id),
+            budgetBytes: settings.budgetBytes(job.request), defaultSaveSteps: settings.defaultSaveSteps())
+        let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)
+        let run: WorkerRun
+        do {
+            try FileManager.default.createDirectory(
+                atPath: order.directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+            run = try await withThrowingTaskGroup(of: WorkerRun?.self) { group in
+                group.addTask {
+                    try await WorkerProcess.run(self.settings.worker, .train(order), control: control) { message in
+                        try await transcript.take(message)
+                    }
+                }
+                group.addTask {
+                    while !Task.isCancelled {
+                        try await transcript.commit()
+                        try? await Task.sleep(for: self.settings.commitInterval)
+                    }
+                    return nil
+                }
+                var run: WorkerRun?
+                while run == nil, let next = try await group.next() { run = next }
+                group.cancelAll()
+                while try await group.next() != nil {}
+                guard let run else { throw CancellationError() }
+                return run
+            }
+            try await transcript.commit()
+        } catch let error as Problem {
+            try await fail(job.id, error)
+            return
+        } catch {
+            settings.report("\(job.id): \(error)")
+            try await fail(job.id, Problem(.internalError, "the worker could not be run: \(error)"))
+            return
+        }
+        try await conclude(job.id, run, last: await transcript.lastProgress)
+    }
+
+    /// What the end of a run means for its job.
+    private func conclude(_ id: String, _ run: WorkerRun, last: JobProgress?) async throws {
+        let now = settings.now()
+        if !run.stderr.isEmpty { write(run.stderr, to: id, at: now) }
+        switch run.end {
+        case .answered(.trained): try await store.apply(.trained, to: id, reason: nil, at: now)
+        case .answered(.stopped(let step)):
+            try await store.apply(
+                .stopped, to: id, reason: isStopping ? "the daemon stopped; resumes at step \(step)" : nil, at: now)
+        case .answered(.failure(let problem)): try await fail(id, problem)
+        case .answered(let other):
+            try await fail(id, Problem(.internalError, "the worker gave an answer to another order: \(other)"))
+        case .signalled, .exited:
+            guard let problem = run.end.problem(last: last, stderr: run.stderr) else { return }
+            write(problem.detail, to: id, at: now)
+            let fruitless = try await store.job(id)?.fruitlessRuns ?? 0
+            if fruitless + 1 >= Job.fruitlessRunLimit, try await store.job(id)?.state == .running {
+                var last = problem
+                last.detail += "; \(Job.fruitlessRunLimit) runs in a row came to no new checkpoint"
+                try await fail(id, last)
+            } else {
+                try await store.apply(.lost, to: id, reason: "runs again: \(problem.detail)", at: now)
+            }
+        }
+    }
+
+    private func fail(_ id: String, _ problem: Problem) async throws {
+        write("\(problem.title): \(problem.detail)", to: id, at: settings.now())
+        try await store.apply(.failed, to: id, reason: problem.detail, problem: problem, at: settings.now())
+    }
+
+    private func write(_ text: String, to id: String, at now: Date) {
+        do { try log.append(text, to: id, at: now) } catch { settings.report("log of \(id): \(error)") }
+    }
+}
+
+/// What one run says, stored in batches: a commit costs an fsync, and an SD card has few of those in a second.
+private actor WorkerTranscript {
+    private let job: String
+    private let store: JobStore
+    private let log: JobLog
+    private let settings: JobQueueSettings
+    private var pending: [JobEvent.Kind] = []
+    private(set) var lastProgress: JobProgress?
+
+    /// Messages that may wait for a commit; then the worker waits.
+    private static let pendingLimit = 1024
+
+    init(job: String, store: JobStore, log: JobLog, settings: JobQueueSettings) {
+        self.job = job
+        self.store = store
+        self.log = log
+        self.settings = settings
+    }
+
+    func take(_ message: WorkMessage) async throws {
+        let event: JobEvent.Kind
+        switch message {
+        case .plan(let plan): event = .plan(plan)
+        case .step(let progress):
+            lastProgress = progress
+            event = .step(progress)
+        case .evaluation(let evaluation): event = .evaluation(evaluation)
+        case .checkpoint(let step): event = .checkpoint(step: step)
+        case .log(let text):
+            let text = String(text.prefix(WireLimit.eventLineBytes / 8))
+            try log.append(text, to: job, at: settings.now())
+            event = .log(text)
+        case .generated, .stopped, .trained, .planned, .inspectedModel, .inspectedDataset, .exported, .failure: return
+        }
+        pending.append(event)
+        if pending.count >= Self.pendingLimit { try await commit() }
+    }
+
+    func commit() async throws {
+        let events = pending
+        pending = []
+        try await store.record(events, of: job, at: settings.now())
+    }
+}

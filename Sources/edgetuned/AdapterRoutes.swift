@@ -1,0 +1,107 @@
+// Routes of adapters: their files are streamed from the job's directory; two forms are made on demand by a worker and
+// kept in the cache, which may be emptied at any time.
+import EdgeJobs
+import EdgeWire
+import Foundation
+import HTTPTypes
+import HummingbirdCore
+import NIOCore
+
+extension Daemon {
+    func listAdapters(_ call: Call) async throws -> Response {
+        try Response(json: AdapterList(adapters: try await store.adapters().map(record)))
+    }
+
+    func showAdapter(_ call: Call) async throws -> Response { try Response(json: record(try await adapter(call))) }
+
+    func removeAdapter(_ call: Call) async throws -> Response {
+        let adapter = try await adapter(call)
+        try call.caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
+        try await store.removeAdapter(adapter.name)
+        try removeDirectory("\(places.exports)/\(adapter.job)")
+        // Of a job that is still listed only the artifact goes.
+        let isListed = try await store.job(adapter.job) != nil
+        try removeDirectory(isListed ? directory(of: adapter) : queue.directory(of: adapter.job))
+        return Response(status: .noContent)
+    }
+
+    func adapterFile(_ call: Call) async throws -> Response {
+        let adapter = try await adapter(call)
+        let name = call.parameters[1]
+        guard Wire.isName(name) else { throw Problem(.notFound, "there is no file \"\(name.prefix(80))\"") }
+        if let format = Self.madeOnDemand[name] { return try stream(try await exported(adapter, name, format)) }
+        return try stream("\(directory(of: adapter))/\(name)")
+    }
+
+    private static let madeOnDemand: [String: WorkOrder.ExportOrder.Format] = [
+        "adapter_model.safetensors": .safetensors, "adapter.gguf": .gguf,
+    ]
+
+    func adapter(_ call: Call) async throws -> StoredAdapter {
+        guard let adapter = try await store.adapter(call.parameters[0]) else {
+            throw Problem(.notFound, "there is no adapter \"\(call.parameters[0].prefix(80))\"")
+        }
+        return adapter
+    }
+
+    func directory(of adapter: StoredAdapter) -> String { queue.directory(of: adapter.job) + "/adapter" }
+
+    private func record(_ adapter: StoredAdapter) -> AdapterRecord {
+        let directory = directory(of: adapter)
+        let names = ((try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []).sorted()
+        let files = names.compactMap { name in
+            Self.regularFileBytes("\(directory)/\(name)").map { AdapterRecord.File(name: name, bytes: $0) }
+        }
+        return AdapterRecord(
+            name: adapter.name, job: adapter.job, baseModel: adapter.baseModel, ownerUid: adapter.ownerUid,
+            createdAt: adapter.createdAt, path: directory, files: files)
+    }
+
+    /// The path of the made file; made first when the cache does not have it.
+    private func exported(
+        _ adapter: StoredAdapter, _ name: String, _ format: WorkOrder.ExportOrder.Format
+    ) async throws -> String {
+        let directory = "\(places.exports)/\(adapter.job)"
+        let path = "\(directory)/\(name)"
+        if Self.regularFileBytes(path) != nil { return path }
+        try FileManager.default.createDirectory(
+            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        // Two requests at once make two files; the second rename replaces the first with the same bytes.
+        let staging = "\(directory)/.\(random())-\(name)"
+        defer { unlink(staging) }
+        let message = try await answer(
+            to: .export(
+                .init(
+                    format: format, adapterDirectory: self.directory(of: adapter),
+                    modelPath: blobs.path(try BlobDigest(adapter.modelBlob)), outputPath: staging)))
+        guard case .exported = message else { throw wrongAnswer(message) }
+        guard rename(staging, path) == 0 else {
+            throw Problem(.internalError, "\(name) cannot be published: \(String(cString: strerror(errno)))")
+        }
+        return path
+    }
+
+    static func regularFileBytes(_ path: String) -> UInt64? {
+        var status = stat()
+        guard lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return nil }
+        return UInt64(status.st_size)
+    }
+
+    private func stream(_ path: String) throws -> Response {
+        let name = path.split(separator: "/").last ?? ""
+        guard let bytes = Self.regularFileBytes(path), let file = FileHandle(forReadingAtPath: path) else {
+            throw Problem(.notFound, "the adapter has no file \"\(name)\"")
+        }
+        return Response(
+            status: .ok, headers: [.contentType: "application/octet-stream"],
+            body: ResponseBody(contentLength: Int(bytes)) { writer in
+                defer { try? file.close() }
+                var left = Int(bytes)
+                while left > 0, let piece = try file.read(upToCount: min(left, 256 << 10)), !piece.isEmpty {
+                    try await writer.write(ByteBuffer(bytes: piece))
+                    left -= piece.count
+                }
+                try await writer.finish(nil)
+            })
+    }
+}

@@ -1,0 +1,86 @@
+// What every route needs, in one value: the store, the queue, the blobs, and how to run a worker for a small order.
+import EdgeJobs
+import EdgeWire
+import Foundation
+import Logging
+import Synchronization
+
+/// The configuration that is in force; SIGHUP replaces it.
+final class LiveConfig: Sendable {
+    private let value: Mutex<DaemonConfig>
+    init(_ config: DaemonConfig) { value = Mutex(config) }
+    var now: DaemonConfig { value.withLock { $0 } }
+    func replace(with config: DaemonConfig) { value.withLock { $0 = config } }
+}
+
+/// At most so many at once; more are told so instead of being queued.
+final class Gate: Sendable {
+    private let free: Mutex<Int>
+    private let problem: Problem
+
+    init(limit: Int, otherwise problem: Problem) {
+        free = Mutex(limit)
+        self.problem = problem
+    }
+
+    func enter() throws {
+        let entered = free.withLock { free in
+            guard free > 0 else { return false }
+            free -= 1
+            return true
+        }
+        guard entered else { throw problem }
+    }
+
+    func leave() { free.withLock { $0 += 1 } }
+}
+
+struct Daemon: Sendable {
+    let config: LiveConfig
+    let places: Places
+    let store: JobStore
+    let queue: JobQueue
+    let blobs: BlobStore
+    let log: JobLog
+    let worker: WorkerLaunch
+    let access: AccessRules
+    let logger: Logger
+    let startedAt: Date
+    let kernelSet: String
+    let now: @Sendable () -> Date
+    let random: @Sendable () -> UInt64
+
+    let generating = Gate(
+        limit: 1, otherwise: Problem(.queueFull, "one generation runs already", hint: "try again when it is done"))
+    /// Plans, imports and exports: each is a process with a model's header and a data set in it.
+    let smallOrders = Gate(
+        limit: 4, otherwise: Problem(.queueFull, "four plans or imports run already", hint: "try again in a moment"))
+
+    /// Runs a worker for an order with one answer. A problem that it answers with is thrown.
+    func answer(to order: WorkOrder) async throws -> WorkMessage {
+        try smallOrders.enter()
+        defer { smallOrders.leave() }
+        let run = try await WorkerProcess.run(worker, order) { _ in }
+        if !run.stderr.isEmpty { logger.info("worker: \(run.stderr.prefix(2000))") }
+        if case .answered(let message) = run.end {
+            if case .failure(let problem) = message { throw problem }
+            return message
+        }
+        throw run.end.problem(last: nil, stderr: run.stderr) ?? Problem(.internalError, "the worker did not answer")
+    }
+
+    func wrongAnswer(_ message: WorkMessage) -> Problem {
+        logger.error("a worker answered another order: \(message)")
+        return Problem(.internalError, "the worker gave an answer to another order")
+    }
+
+    func budgetBytes(asked: String?) -> UInt64 {
+        HostMemory.now().budget(asked: asked, allowed: config.now.memoryBudget)
+    }
+
+    /// Removes a blob that nothing names any more.
+    func release(_ blob: String) async throws {
+        guard try await store.releaseBlob(blob) else { return }
+        await blobs.remove(try BlobDigest(blob))
+    }
+}

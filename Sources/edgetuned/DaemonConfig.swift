@@ -1,0 +1,124 @@
+// The daemon's configuration: a strict YAML file, the options of the command line, and systemd's or XDG's directories,
+// in this order of growing distance. An unknown key is an error with its line.
+import EdgeWire
+import EdgeYAML
+import Foundation
+
+/// The file's keys. Everything has a default, and an empty file is a valid one.
+struct DaemonConfig: Decodable, Equatable, Sendable {
+    /// Path of the socket, when systemd does not hand one over.
+    var socket: String?
+    var stateDir: String?
+    var cacheDir: String?
+    /// Upper bound of every job's own `memory_budget`; its default, too.
+    var memoryBudget = "75%"
+    /// Worker threads of a job that does not say; nil: all cores.
+    var threads: Int?
+    /// Steps between checkpoints of a job that does not say.
+    var defaultSaveSteps = 50
+    /// Jobs that are not finished.
+    var queuedJobs = WireLimit.queuedJobs
+    /// Bytes of blobs per user; nil: only the disk is the limit.
+    var blobBytesPerUser: UInt64?
+    /// Its members may submit and see jobs, and control their own.
+    var userGroup = "edgetune"
+    /// Its members, and root, may do all.
+    var adminGroup = "edgetune-admin"
+    /// For one `generate` beside a running job; the job's own budget is not touched.
+    var generateMemoryBudget = "25%"
+    /// Seconds that a worker may take to a checkpoint when it is stopped.
+    var stopTimeoutSeconds = 75
+
+    init() {}
+
+    private enum CodingKeys: String, CodingKey, CaseIterable {
+        case socket, stateDir, cacheDir, memoryBudget, threads, defaultSaveSteps, queuedJobs, blobBytesPerUser
+        case userGroup, adminGroup, generateMemoryBudget, stopTimeoutSeconds
+    }
+
+    init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        socket = try values.decodeIfPresent(String.self, forKey: .socket)
+        stateDir = try values.decodeIfPresent(String.self, forKey: .stateDir)
+        cacheDir = try values.decodeIfPresent(String.self, forKey: .cacheDir)
+        memoryBudget = try values.decodeIfPresent(String.self, forKey: .memoryBudget) ?? memoryBudget
+        threads = try values.decodeIfPresent(Int.self, forKey: .threads)
+        defaultSaveSteps = try values.decodeIfPresent(Int.self, forKey: .defaultSaveSteps) ?? defaultSaveSteps
+        queuedJobs = try values.decodeIfPresent(Int.self, forKey: .queuedJobs) ?? queuedJobs
+        blobBytesPerUser = try values.decodeIfPresent(UInt64.self, forKey: .blobBytesPerUser)
+        userGroup = try values.decodeIfPresent(String.self, forKey: .userGroup) ?? userGroup
+        adminGroup = try values.decodeIfPresent(String.self, forKey: .adminGroup) ?? adminGroup
+        generateMemoryBudget =
+            try values.decodeIfPresent(String.self, forKey: .generateMemoryBudget) ?? generateMemoryBudget
+        stopTimeoutSeconds = try values.decodeIfPresent(Int.self, forKey: .stopTimeoutSeconds) ?? stopTimeoutSeconds
+    }
+
+    static func read(path: String) throws -> DaemonConfig {
+        let text: String
+        do { text = try String(contentsOfFile: path, encoding: .utf8) } catch {
+            throw ConfigError("\(path) cannot be read: \(error.localizedDescription)")
+        }
+        let config = try StrictYAML.decode(
+            DaemonConfig.self, text, knownKeys: CodingKeys.allCases.map { Wire.snakeCase($0.rawValue) }, fileName: path)
+        try config.validate(path)
+        return config
+    }
+
+    private func validate(_ path: String) throws {
+        func require(_ condition: Bool, _ key: CodingKeys, _ allowed: String) throws {
+            guard condition else { throw ConfigError("\(path): \(Wire.snakeCase(key.rawValue)): use \(allowed)") }
+        }
+        try require(MemoryBudget(memoryBudget) != nil, .memoryBudget, "a size such as 900MiB, or a share such as 60%")
+        try require(
+            MemoryBudget(generateMemoryBudget) != nil, .generateMemoryBudget,
+            "a size such as 900MiB, or a share such as 25%")
+        try require(threads.map { (1...256).contains($0) } ?? true, .threads, "1 to 256")
+        try require((1...1_000_000).contains(defaultSaveSteps), .defaultSaveSteps, "1 to 1000000")
+        try require((1...WireLimit.queuedJobs).contains(queuedJobs), .queuedJobs, "1 to \(WireLimit.queuedJobs)")
+        try require((1...600).contains(stopTimeoutSeconds), .stopTimeoutSeconds, "1 to 600")
+    }
+
+    /// Where the package installs it.
+    static let defaultPath = "/etc/edgetuned/edgetuned.yaml"
+}
+
+struct ConfigError: Error, CustomStringConvertible {
+    let description: String
+    init(_ description: String) { self.description = description }
+}
+
+/// Directories and socket of this run, from the most to the least specific: option, file, systemd, XDG.
+struct Places: Equatable, Sendable {
+    let socket: String
+    let state: String
+    let cache: String
+
+    init(
+        config: DaemonConfig, socketOption: String?, stateOption: String?, environment: [String: String], uid: UInt32
+    ) {
+        // systemd separates several directories with colons; ours is the first.
+        func given(_ key: String) -> String? {
+            environment[key].flatMap { $0.split(separator: ":").first }.map(String.init)
+        }
+        let home = environment["HOME"] ?? "/"
+        state =
+            stateOption ?? config.stateDir ?? given("STATE_DIRECTORY")
+            ?? (uid == 0 ? "/var/lib/edgetuned" : (environment["XDG_STATE_HOME"] ?? home + "/.local/state") + "/edgetuned")
+        cache =
+            config.cacheDir ?? (stateOption.map { $0 + "/cache" }) ?? given("CACHE_DIRECTORY")
+            ?? (uid == 0 ? "/var/cache/edgetuned" : (environment["XDG_CACHE_HOME"] ?? home + "/.cache") + "/edgetuned")
+        socket =
+            socketOption ?? config.socket
+            ?? (uid == 0
+                ? "/run/edgetuned/edgetuned.sock"
+                : environment["XDG_RUNTIME_DIR"].map { $0 + "/edgetuned/edgetuned.sock" }
+                    ?? "/tmp/edgetuned-\(uid)/edgetuned.sock")
+    }
+
+    var store: String { state + "/jobs.db" }
+    var jobs: String { state + "/jobs" }
+    var blobs: String { state + "/blobs" }
+    var logs: String { state + "/logs" }
+    var exports: String { cache + "/exports" }
+    var lock: String { state + "/lock" }
+}

@@ -1,0 +1,259 @@
+// Routes of jobs, of the plan, and of the daemon itself.
+import EdgeJobs
+import EdgeWire
+import Foundation
+import HTTPTypes
+import HummingbirdCore
+import NIOCore
+
+extension Daemon {
+    func health(_ call: Call) async throws -> Response {
+        try await store.ping()
+        return try Response(json: ["status": "ok", "version": Edgetuned.version])
+    }
+
+    func status(_ call: Call) async throws -> Response {
+        let memory = HostMemory.now()
+        return try Response(
+            json: HostStatus(
+                version: Edgetuned.version, startedAt: startedAt, kernelSet: kernelSet,
+                cores: ProcessFacts.coreCount, memoryTotalBytes: memory.totalBytes,
+                memoryAvailableBytes: memory.availableBytes, diskFreeBytes: BlobStore.freeBytes(places.state),
+                temperatures: HostSensors.temperatures(), runningJob: await queue.runningJob,
+                queuedJobs: try await store.count(of: .queued), models: try await store.models().count,
+                adapters: try await store.adapters().count))
+    }
+
+    // MARK: plan and submit
+
+    func plan(_ call: Call) async throws -> Response {
+        let request = try await jobRequest(call)
+        return try Response(json: try await plan(request, files: try await files(of: request)))
+    }
+
+    func submit(_ call: Call) async throws -> Response {
+        let request = try await jobRequest(call)
+        let key = try idempotencyKey(call, request)
+        if let key, let existing = try await store.submitted(key, ownerUid: call.caller.uid) {
+            return try Response(json: JobStatus(existing))
+        }
+        let files = try await files(of: request)
+        let plan = try await plan(request, files: files)
+        let now = now().inWholeSeconds
+        let id = JobID.make(now: self.now(), random: random())
+        let job = Job(
+            id: id, name: request.name ?? id, ownerUid: call.caller.uid, createdAt: now, request: request,
+            modelBlob: files.model, datasetBlobs: files.datasets, plan: plan)
+        switch try await store.submit(job, key: key, queueLimit: config.now.queuedJobs, at: now) {
+        case .existing(let job): return try Response(json: JobStatus(job))
+        case .created(let job):
+            logger.info("\(job.id) \(job.name) submitted by uid \(job.ownerUid)")
+            queue.submitted()
+            return try Response(json: JobStatus(job), status: .created, headers: [.location: Endpoint.job(job.id)])
+        }
+    }
+
+    private func jobRequest(_ call: Call) async throws -> JobRequest {
+        var request = try await decodedBody(JobRequest.self, of: call.request, keys: .job)
+        try request.validate()
+        request.threads = request.threads ?? config.now.threads
+        return request
+    }
+
+    private func idempotencyKey(_ call: Call, _ request: JobRequest) throws -> IdempotencyKey? {
+        guard let text = call.header(Header.idempotencyKey) else { return nil }
+        guard (1...WireLimit.idempotencyKeyBytes).contains(text.utf8.count) else {
+            throw Problem(
+                .invalidValue, "\(Header.idempotencyKey) has \(text.utf8.count) bytes; use 1 to \(WireLimit.idempotencyKeyBytes)")
+        }
+        return try IdempotencyKey(key: text, request: request)
+    }
+
+    /// What the request's names mean now.
+    private func files(of request: JobRequest) async throws -> (model: String, datasets: [String]) {
+        guard let model = try await store.model(request.baseModel) else {
+            let known = try await store.models().map(\.name)
+            throw Problem(
+                .notFound, "there is no model \"\(request.baseModel.prefix(80))\"",
+                hint: Wire.nearest(to: request.baseModel, among: known).map { "did you mean \"\($0)\"?" }
+                    ?? "edgetune models add FILE.gguf")
+        }
+        var datasets: [String] = []
+        for reference in request.datasets {
+            if reference.path.hasPrefix("sha256:") {
+                let digest = try BlobDigest(reference.path)
+                guard blobs.status(digest).complete else {
+                    throw Problem(.notFound, "there is no data set \(digest.text)", hint: "upload it first")
+                }
+                datasets.append(digest.text)
+            } else {
+                guard let dataset = try await store.dataset(reference.path) else {
+                    throw Problem(.notFound, "there is no data set \"\(reference.path.prefix(80))\"")
+                }
+                datasets.append(dataset.blob)
+            }
+        }
+        return (model.blob, datasets)
+    }
+
+    private func plan(_ request: JobRequest, files: (model: String, datasets: [String])) async throws -> PlanReport {
+        let order = WorkOrder.TrainOrder(
+            job: "", request: request, modelPath: blobs.path(try BlobDigest(files.model)),
+            datasetPaths: try files.datasets.map { blobs.path(try BlobDigest($0)) }, directory: "",
+            budgetBytes: budgetBytes(asked: request.memoryBudget), defaultSaveSteps: config.now.defaultSaveSteps)
+        let message = try await answer(to: .plan(order))
+        guard case .planned(let plan) = message else { throw wrongAnswer(message) }
+        return plan
+    }
+
+    // MARK: jobs
+
+    func listJobs(_ call: Call) async throws -> Response {
+        let limit = try call.number("limit", default: WireLimit.listedJobs, in: 1...WireLimit.listedJobs)
+        var state: JobState?
+        if let text = call.query("state") {
+            guard let known = JobState(rawValue: text) else {
+                throw Problem(
+                    .invalidValue, "state=\(text.prefix(32)) is not a state",
+                    hint: "one of " + JobState.allCases.map(\.rawValue).joined(separator: ", "))
+            }
+            state = known
+        }
+        return try Response(json: JobList(jobs: try await store.jobs(in: state, limit: limit).map { JobStatus($0) }))
+    }
+
+    func showJob(_ call: Call) async throws -> Response { try Response(json: JobStatus(try await job(call))) }
+
+    func deleteJob(_ call: Call) async throws -> Response {
+        let job = try await ownJob(call)
+        try await store.deleteJob(job.id)
+        log.remove(job.id)
+        // The adapter's files are in the job's directory: they go with the adapter.
+        if try await store.adapter(ofJob: job.id) == nil { try removeDirectory(queue.directory(of: job.id)) }
+        for blob in Set(job.datasetBlobs) { try await release(blob) }
+        return Response(status: .noContent)
+    }
+
+    func act(_ action: JobAction, _ call: Call) async throws -> Response {
+        let job = try await ownJob(call)
+        return try Response(json: JobStatus(try await queue.act(action, on: job.id)))
+    }
+
+    func jobLog(_ call: Call) async throws -> Response {
+        let job = try await job(call)
+        return Response(
+            status: .ok, headers: [.contentType: "text/plain; charset=utf-8"],
+            body: ResponseBody(byteBuffer: ByteBuffer(bytes: try log.read(job.id))))
+    }
+
+    func job(_ call: Call) async throws -> Job {
+        let id = call.parameters[0]
+        guard JobID.isValid(id), let job = try await store.job(id) else {
+            throw Problem(.notFound, "there is no job \(id.prefix(80))")
+        }
+        return job
+    }
+
+    private func ownJob(_ call: Call) async throws -> Job {
+        let job = try await job(call)
+        try call.caller.require(ownerOf: "job \(job.id)", uid: job.ownerUid)
+        return job
+    }
+
+    func removeDirectory(_ path: String) throws {
+        guard FileManager.default.fileExists(atPath: path) else { return }
+        try FileManager.default.removeItem(atPath: path)
+    }
+
+    // MARK: events
+
+    /// Lines until the job's `end`, or until nothing more is stored with `follow=0`.
+    func events(_ call: Call) async throws -> Response {
+        let job = try await job(call)
+        let after = try call.number("after", default: 0, in: 0...Int.max)
+        let follows = try call.number("follow", default: 1, in: 0...1) == 1
+        // Here, and not in the stream: a cursor that is too old is a status of its own.
+        _ = try await store.events(of: job.id, after: after, limit: 1)
+        let follower = EventFollower(job: job.id, store: store, channel: call.channel, now: now)
+        return Response(
+            status: .ok, headers: [.contentType: Header.jsonLines],
+            body: ResponseBody { writer in
+                do {
+                    try await follower.send(after: after, follow: follows ? .untilEnd : .whatIsStored, through: &writer)
+                } catch let problem as Problem {
+                    // The status line is out: the problem is the last line.
+                    try await writer.write(follower.line(0, .problem(problem)))
+                }
+                try await writer.finish(nil)
+            })
+    }
+}
+
+/// One reader of a job's events. It is as slow as its client: it holds a page of events and a cursor.
+struct EventFollower: Sendable {
+    enum Extent { case whatIsStored, untilEnd }
+
+    let job: String
+    let store: JobStore
+    let channel: any Channel
+    let now: @Sendable () -> Date
+
+    private static let heartbeat = Duration.seconds(15)
+    /// A client that takes no byte for so long is dropped.
+    private static let patience = TimeAmount.seconds(60)
+    private static let eventsPerRead = 256
+
+    func line(_ seq: Int, _ event: JobEvent.Kind) throws -> ByteBuffer {
+        var buffer = ByteBuffer(bytes: try Wire.encoder().encode(JobEvent(seq: seq, at: now(), event: event)))
+        buffer.writeString("\n")
+        return buffer
+    }
+
+    func send(after: Int, follow: Extent, through writer: inout any ResponseBodyWriter) async throws {
+        var cursor = after
+        while true {
+            // Watched before the read: what is stored in between ends the wait.
+            let changes = store.changes.watch(job)
+            // Asked before the events are read: those of a finished job are then all there.
+            let state = try await store.job(job)?.state
+            let page = try await store.events(of: job, after: cursor, limit: Self.eventsPerRead)
+            if !page.isEmpty {
+                cursor = page[page.count - 1].seq
+                try await write(ByteBuffer(string: page.map { $0.line + "\n" }.joined()), through: &writer)
+                continue
+            }
+            guard let state else { return }
+            if state.isFinal {
+                // The stored `end` is behind the cursor; the answer ends with one all the same.
+                if cursor == after { try await write(try line(cursor, .end(state)), through: &writer) }
+                return
+            }
+            guard follow == .untilEnd, !Task.isCancelled else { return }
+            if await !changed(changes) { try await write(try line(cursor, .heartbeat), through: &writer) }
+        }
+    }
+
+    /// False after a heartbeat's time without a change.
+    private func changed(_ changes: AsyncStream<Void>) async -> Bool {
+        await withTaskGroup(of: Bool.self) { group in
+            group.addTask {
+                for await _ in changes { return true }
+                return false
+            }
+            group.addTask {
+                try? await Task.sleep(for: Self.heartbeat)
+                return false
+            }
+            let first = await group.next() ?? false
+            group.cancelAll()
+            return first
+        }
+    }
+
+    private func write(_ buffer: ByteBuffer, through writer: inout any ResponseBodyWriter) async throws {
+        let channel = channel
+        let limit = channel.eventLoop.scheduleTask(in: Self.patience) { channel.close(promise: nil) }
+        defer { limit.cancel() }
+        try await writer.write(buffer)
+    }
+}

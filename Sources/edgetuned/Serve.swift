@@ -1,0 +1,221 @@
+// `edgetuned serve`: reads the configuration, opens what is durable, resumes what was interrupted, says READY, and
+// serves until it is told to stop. The order of starting and of stopping is in this file and nowhere else.
+import ArgumentParser
+import EdgeJobs
+import EdgeWire
+import Foundation
+import Logging
+import NIOCore
+import NIOPosix
+
+struct Serve: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Run the daemon.")
+
+    @Option(help: "The configuration file (default: \(DaemonConfig.defaultPath), if it is there).")
+    var config: String?
+    @Option(help: "Listen here, unless systemd hands a socket over.")
+    var socket: String?
+    @Option(help: "Keep jobs, models and adapters here.")
+    var stateDir: String?
+    @Flag(help: "Read the configuration, say what is wrong with it, and exit.")
+    var checkConfig = false
+    @Option(help: .hidden)
+    var workerExecutable: String?
+
+    func run() async throws {
+        let environment = ProcessInfo.processInfo.environment
+        let loaded: DaemonConfig
+        do { loaded = try readConfig() } catch {
+            FileHandle.standardError.write(Data("edgetuned: \(error)\n".utf8))
+            throw ExitCode(78 /* EX_CONFIG */)
+        }
+        if checkConfig {
+            print("the configuration is valid")
+            return
+        }
+        var logger = Logger(label: "edgetuned") { _ in JournalLogHandler() }
+        logger.logLevel = environment["EDGETUNED_DEBUG"] == nil ? .info : .debug
+        let places = Places(
+            config: loaded, socketOption: socket, stateOption: stateDir, environment: environment, uid: getuid())
+        do { try await serve(loaded, places, environment, logger) } catch {
+            logger.critical("\(error)")
+            throw ExitCode.failure
+        }
+    }
+
+    private func readConfig() throws -> DaemonConfig {
+        if let config { return try DaemonConfig.read(path: config) }
+        guard FileManager.default.fileExists(atPath: DaemonConfig.defaultPath) else { return DaemonConfig() }
+        return try DaemonConfig.read(path: DaemonConfig.defaultPath)
+    }
+
+    private func serve(
+        _ loaded: DaemonConfig, _ places: Places, _ environment: [String: String], _ logger: Logger
+    ) async throws {
+        let signals = Signals()
+        umask(0o077)
+        for directory in [places.state, places.jobs, places.logs, places.exports] {
+            try FileManager.default.createDirectory(
+                atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        }
+        let lock = open(places.lock, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        guard lock >= 0, flock(lock, LOCK_EX | LOCK_NB) == 0 else {
+            throw ConfigError("another edgetuned uses \(places.state)")
+        }
+        defer { close(lock) }
+
+        let config = LiveConfig(loaded)
+        let access = AccessRules.of(loaded)
+        let store = try JobStore(path: places.store)
+        let blobs = try BlobStore(directory: places.blobs)
+        await blobs.removeAbandoned(olderThan: Date().addingTimeInterval(-7 * 86400))
+        let log = JobLog(directory: places.logs)
+        let launch = WorkerLaunch(
+            executable: workerExecutable ?? Self.ownExecutable, environment: Self.workerEnvironment(environment))
+        let queue = JobQueue(
+            store: store, log: log,
+            settings: JobQueueSettings(
+                worker: launch, jobsDirectory: places.jobs,
+                // Stored digests were checked when they came in.
+                blobPath: { (try? BlobDigest($0)).map(blobs.path) ?? "" },
+                budgetBytes: { HostMemory.now().budget(asked: $0.memoryBudget, allowed: config.now.memoryBudget) },
+                defaultSaveSteps: { config.now.defaultSaveSteps }, now: { Date().inWholeSeconds },
+                stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") }))
+        try await queue.recover()
+
+        let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+        let daemon = Daemon(
+            config: config, places: places, store: store, queue: queue, blobs: blobs, log: log, worker: launch,
+            access: access, logger: logger, startedAt: Date().inWholeSeconds,
+            kernelSet: (try? ProcessFacts.kernelSet().name) ?? "unknown", now: { Date() },
+            random: { UInt64.random(in: .min ... .max) })
+        let listening =
+            if let adopted = Systemd.adoptedSocket() {
+                ListeningSocket.adopted(adopted)
+            } else {
+                try ListeningSocket.bound(path: places.socket, group: access.userGroup)
+            }
+        let http = UnixHTTPService(socket: listening, group: group, logger: logger) { request, peer, channel in
+            await daemon.respond(to: request, from: peer, on: channel)
+        }
+        let background = Background(daemon: daemon, eventLoop: group.next())
+        let server = Task { await http.run() }
+        let reporting = Task { await background.reportStatus() }
+        let watchdog = Task { await background.feedWatchdog() }
+        // The store failing is the end: what cannot be stored must not be promised.
+        let jobs = Task {
+            do { try await queue.run() } catch {
+                logger.critical("the queue ended: \(error)")
+                kill(getpid(), SIGTERM)
+                throw error
+            }
+        }
+        Systemd.ready("idle")
+        logger.info("edgetuned \(Edgetuned.version), kernel set \(daemon.kernelSet), state in \(places.state)")
+
+        for await signal in signals.stream {
+            guard signal == SIGHUP else { break }
+            Systemd.reloading()
+            do {
+                config.replace(with: try readConfig())
+                logger.info("configuration read again")
+            } catch {
+                logger.error("the configuration stays as it was: \(error)")
+            }
+            Systemd.ready("configuration read again")
+        }
+
+        Systemd.stopping()
+        logger.info("stopping")
+        reporting.cancel()
+        server.cancel()
+        await queue.stop { Systemd.extendTimeout(seconds: 10) }
+        let outcome = await jobs.result
+        watchdog.cancel()
+        await server.value
+        listening.close()
+        try await group.shutdownGracefully()
+        try store.close()
+        try outcome.get()
+    }
+
+    /// Not argv[0]: that need not be a path.
+    private static var ownExecutable: String {
+        (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")) ?? "/usr/bin/edgetuned"
+    }
+
+    /// A worker needs to find libraries and its kernel set, and nothing of what systemd tells the daemon.
+    private static func workerEnvironment(_ own: [String: String]) -> [String: String] {
+        let kept = ["PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "EDGETUNE_KERNELS"]
+        return own.filter { kept.contains($0.key) || $0.key.hasPrefix("EDGETUNE_TEST_") }
+            .merging(["OPENBLAS_NUM_THREADS": "1"]) { $1 }
+    }
+}
+
+/// What runs beside the requests: the status line and the watchdog.
+private struct Background: Sendable {
+    let daemon: Daemon
+    let eventLoop: any EventLoop
+
+    func reportStatus() async {
+        var last = ""
+        while !Task.isCancelled {
+            let text = await statusLine()
+            if text != last { Systemd.status(text) }
+            last = text
+            try? await Task.sleep(for: .seconds(2))
+        }
+    }
+
+    private func statusLine() async -> String {
+        let waiting = (try? await daemon.store.count(of: .queued)) ?? 0
+        guard let id = await daemon.queue.runningJob, let job = try? await daemon.store.job(id) else {
+            return waiting == 0 ? "idle" : "\(waiting) queued"
+        }
+        guard let progress = job.progress else { return "job \(id) starting, \(waiting) queued" }
+        let loss = String(format: "%.3f", progress.loss)
+        return "job \(id) step \(progress.step)/\(progress.totalSteps), loss \(loss), "
+            + "\(progress.rssBytes >> 20)/\(progress.budgetBytes >> 20) MiB, \(waiting) queued"
+    }
+
+    /// Fed only while the event loop turns and the store answers; a check that does not is named in the log.
+    func feedWatchdog() async {
+        guard let interval = Systemd.watchdogInterval() else { return }
+        while !Task.isCancelled {
+            do {
+                try await eventLoop.submit {}.get()
+                try await daemon.store.ping()
+                Systemd.watchdog()
+            } catch {
+                daemon.logger.error("watchdog not fed: \(error)")
+            }
+            try? await Task.sleep(for: interval / 3)
+        }
+    }
+}
+
+/// One line per message on stderr, with the level that journald reads from its prefix.
+struct JournalLogHandler: LogHandler {
+    var metadata: Logger.Metadata = [:]
+    var logLevel: Logger.Level = .info
+
+    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+        get { metadata[key] }
+        set { metadata[key] = newValue }
+    }
+
+    func log(event: LogEvent) {
+        let priority =
+            switch event.level {
+            case .trace, .debug: 7
+            case .info: 6
+            case .notice: 5
+            case .warning: 4
+            case .error: 3
+            case .critical: 2
+            }
+        // A newline in a message would start a forged one.
+        let text = "\(event.message)".map { $0.isNewline ? " " : $0 }
+        FileHandle.standardError.write(Data("<\(priority)>\(String(text))\n".utf8))
+    }
+}

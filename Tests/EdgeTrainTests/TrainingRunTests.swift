@@ -1,0 +1,372 @@
+// What must hold for a run as a whole, on the tiny golden model.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+import EdgeTestSupport
+import EdgeTrain
+import Glibc
+import Testing
+
+/// A directory that is gone after the test.
+struct TemporaryDirectory: ~Copyable {
+    let path: String
+    init() {
+        var template = Array("/tmp/edgetune-test-XXXXXX".utf8CString)
+        path = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
+    }
+    deinit {
+        if let stream = opendir(path) {
+            while let entry = readdir(stream) {
+                let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                    $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+                }
+                unlink(path + "/" + name)
+            }
+            closedir(stream)
+        }
+        rmdir(path)
+    }
+}
+
+/// A run on the tiny model with made-up samples.
+struct TinyRun {
+    static let modelPath = TestModel.repositoryRoot + "/Tests/Goldens/tiny-llama.gguf"
+
+    var spec = TrainingSpec(
+        lora: LoRASpec(rank: 4, alpha: 8, dropout: 0.1, targets: .allLinear, layers: nil), sequenceLength: 64,
+        microBatchSize: 2, gradientAccumulation: 2, epochs: 2, maxSteps: nil, learningRate: 5e-3, schedule: .cosine,
+        warmUp: .steps(1), weightDecay: 0.01, beta1: 0.9, beta2: 0.999, adamEpsilon: 1e-8, maxGradNorm: 1, seed: 3,
+        evalSteps: 3, saveSteps: 2, earlyStoppingPatience: nil)
+    var dataset = Dataset(TinyRun.samples(17), heldOut: 3, seed: 3)
+    var budget = ByteCount(1 << 30)
+    var threads = 2
+
+    static func samples(_ count: Int) -> [TokenizedSample] {
+        (0..<count).map { sample in
+            let random = RandomSource(seed: 99, .sampling, UInt64(sample))
+            let length = 4 + random.integer(0, below: 20)
+            return TokenizedSample(
+                tokens: (0..<length).map { TokenID(random.integer(1 + $0, below: 128)) },
+                carriesLoss: (0..<length).map { $0 > length / 3 })
+        }
+    }
+
+    struct Result {
+        let outcome: RunOutcome
+        let adapter: [UInt32]
+        let events: [TrainingEvent]
+    }
+
+    /// - Parameter stopAfter: calls of `direction` after which the run is asked to stop.
+    func run(in directory: String, stopAfter: Int = .max, fingerprint: UInt8 = 1) throws -> Result {
+        let model = try BaseModel.open(path: Self.modelPath)
+        let memory = MemoryModel(
+            spec: model.spec, lora: spec.lora, modules: try spec.lora.modules(of: model.spec),
+            weightBytes: model.weightBytes)
+        let longestHeldOut = dataset.heldOut.map(\.tokens.count).max() ?? 0
+        let plan = try TrainingPlan.make(
+            memory,
+            batches: BatchSizes(
+                longestSample: max(longestHeldOut, dataset.training.map(\.tokens.count).max()!),
+                microBatchSize: spec.microBatchSize, gradientAccumulation: spec.gradientAccumulation,
+                largestMicroBatch: { size, accumulation in
+                    max(
+                        longestHeldOut,
+                        DataOrder(
+                            sampleCount: dataset.training.count, microBatchSize: size,
+                            gradientAccumulation: accumulation, spec: spec
+                        ).largestMicroBatch(dataset.training))
+                }),
+            threads: threads, keepsBest: !dataset.heldOut.isEmpty, budget: budget)
+        var events: [TrainingEvent] = []
+        var asked = 0
+        let run = try TrainingRun(
+            model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: .strongest,
+            checkpoints: CheckpointStore(
+                directory: directory, runFingerprint: [UInt8](repeating: fingerprint, count: 32)),
+            emit: { events.append($0) },
+            direction: {
+                asked += 1
+                return asked > stopAfter ? .stop : .goOn
+            })
+        let outcome = try run.run()
+        let adapters = run.adapters
+        return Result(
+            outcome: outcome, adapter: (0..<adapters.parameterCount).map { adapters.parameters[$0].bitPattern },
+            events: events)
+    }
+}
+
+@Suite(.serialized)
+struct TrainingRunTests {
+    @Test("a run stopped anywhere and resumed ends with the bits of one that was never stopped")
+    func resumeEqualsUninterrupted() throws {
+        let whole = TemporaryDirectory()
+        let expected = try TinyRun().run(in: whole.path)
+        guard case .finished(let finished) = expected.outcome else { Issue.record("did not finish"); return }
+        #expect(finished.steps == 8)
+        // 14 samples, 2 x 2 a step: 4 steps an epoch, the last with 2 samples; 14 micro-batches in all.
+        for stopAfter in 0..<14 {
+            let directory = TemporaryDirectory()
+            let first = try TinyRun().run(in: directory.path, stopAfter: stopAfter)
+            guard case .stopped = first.outcome else { Issue.record("stop \(stopAfter) ignored"); continue }
+            let resumed = try TinyRun().run(in: directory.path)
+            #expect(resumed.outcome == expected.outcome, "stopped after \(stopAfter)")
+            #expect(resumed.adapter == expected.adapter, "stopped after \(stopAfter)")
+        }
+        // Stopped again and again, with another number of threads each time.
+        let directory = TemporaryDirectory()
+        var last: TinyRun.Result?
+        for attempt in 0..<40 {
+            var run = TinyRun()
+            run.threads = 1 + attempt % 3
+            last = try run.run(in: directory.path, stopAfter: 2)
+            if case .finished = last!.outcome { break }
+        }
+        #expect(last?.adapter == expected.adapter)
+    }
+
+    @Test("a damaged checkpoint is passed over for the one before, and the run says so")
+    func damagedCheckpointFallsBack() throws {
+        let whole = TemporaryDirectory(), directory = TemporaryDirectory()
+        let expected = try TinyRun().run(in: whole.path)
+        _ = try TinyRun().run(in: directory.path, stopAfter: 11)
+        let newest = try #require(names(in: directory.path).last)
+        try flipByte(directory.path + "/" + newest, at: 5000)
+        let resumed = try TinyRun().run(in: directory.path)
+        #expect(resumed.adapter == expected.adapter)
+        let notes = resumed.events.compactMap { if case .log(let text) = $0 { text } else { nil } }
+        #expect(notes.contains { $0.contains(newest) && $0.contains("checksum") }, "\(notes)")
+    }
+
+    @Test("every flipped byte and every cut of a checkpoint is noticed")
+    func damageIsNoticed() throws {
+        let directory = TemporaryDirectory()
+        _ = try TinyRun().run(in: directory.path, stopAfter: 5)
+        let path = directory.path + "/" + (try #require(names(in: directory.path).last))
+        let bytes = try ByteRegion.map(path: path).withBytes { Array($0) }
+        for name in names(in: directory.path) where !path.hasSuffix(name) { unlink(directory.path + "/" + name) }
+        for position in stride(from: 0, to: bytes.count, by: 997) {
+            var damaged = bytes
+            damaged[position] ^= 0x20
+            try AtomicFile.write(to: path, damaged)
+            let resumed = try TinyRun().run(in: directory.path, stopAfter: 0)
+            #expect(resumed.outcome == .stopped(step: 0), "byte \(position)")
+        }
+        for length in [0, 1, 8, 60, bytes.count / 2, bytes.count - 1] {
+            try AtomicFile.write(to: path, Array(bytes[..<length]))
+            let resumed = try TinyRun().run(in: directory.path, stopAfter: 0)
+            #expect(resumed.outcome == .stopped(step: 0), "length \(length)")
+        }
+    }
+
+    @Test("another run's checkpoint is refused, not continued")
+    func otherRunIsRefused() throws {
+        let directory = TemporaryDirectory()
+        _ = try TinyRun().run(in: directory.path, stopAfter: 5)
+        #expect(throws: CheckpointError.self) { try TinyRun().run(in: directory.path, fingerprint: 2) }
+    }
+
+    @Test("held-out loss is measured before, during and after, and the best adapter is kept")
+    func bestIsKept() throws {
+        let directory = TemporaryDirectory()
+        let result = try TinyRun().run(in: directory.path)
+        guard case .finished(let finished) = result.outcome else { Issue.record("did not finish"); return }
+        #expect(finished.evaluations.map(\.step) == [0, 3, 6, 8])
+        let best = finished.evaluations.dropFirst().min { $0.loss < $1.loss }!
+        #expect(finished.keptStep == best.step)
+        // The kept adapter has the loss that was reported for it.
+        let golden = try BaseModel.open(path: TinyRun.modelPath)
+        #expect(golden.spec.layerCount == 2 && finished.evaluations.allSatisfy { $0.loss.isFinite && $0.tokens > 0 })
+    }
+
+    @Test("early stopping ends the run after so many evaluations without improvement")
+    func earlyStopping() throws {
+        let directory = TemporaryDirectory()
+        var run = TinyRun()
+        run.spec.evalSteps = 1
+        run.spec.epochs = 50
+        run.spec.learningRate = 0.05
+        run.spec.earlyStoppingPatience = 3
+        guard case .finished(let finished) = try run.run(in: directory.path).outcome else {
+            Issue.record("did not finish")
+            return
+        }
+        #expect(finished.endedEarly && finished.steps < finished.totalSteps)
+        #expect(finished.steps - finished.keptStep == 3)
+    }
+
+    @Test("a smaller budget takes recomputation and ends with the same bits")
+    func budgetsDoNotChangeBits() throws {
+        let rich = TemporaryDirectory(), poor = TemporaryDirectory()
+        let expected = try TinyRun().run(in: rich.path)
+        var run = TinyRun()
+        // Room for the process and little more: found by asking for nothing.
+        run.budget = ByteCount(1)
+        var needed = ByteCount.zero
+        do { _ = try run.run(in: poor.path) } catch PlanError.doesNotFit(let found, _, _, _) { needed = found }
+        #expect(needed > MemoryModel.processBytes)
+        run.budget = needed + ByteCount(400 << 10)
+        #expect(try run.run(in: poor.path).adapter == expected.adapter)
+    }
+
+    private func names(in directory: String) -> [String] {
+        var names: [String] = []
+        guard let stream = opendir(directory) else { return [] }
+        defer { closedir(stream) }
+        while let entry = readdir(stream) {
+            let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            }
+            if name.hasSuffix(".ckpt") { names.append(name) }
+        }
+        return names.sorted()
+    }
+
+    private func flipByte(_ path: String, at position: Int) throws {
+        var bytes = try ByteRegion.map(path: path).withBytes { Array($0) }
+        bytes[position] ^= 1
+        try AtomicFile.write(to: path, bytes)
+    }
+}
+
+@Suite(.serialized)
+struct StepPropertyTests {
+    /// Loss and gradients of samples, in one micro-batch or several.
+    static func gradients(_ batches: [[TokenizedSample]], lora: LoRASpec = GoldenTests.tinyLoRA, dropoutKey: UInt64? = nil) throws -> (loss: Double, gradients: [Float]) {
+        let trainee = try Trainee(
+            TinyRun.modelPath, lora: lora, tokens: 200, longest: 64, lossChunk: 7)
+        start(trainee)
+        let count = batches.reduce(0) { $0 + Dataset.lossTokens($1) }
+        var loss = 0.0
+        for batch in batches {
+            loss += trainee.step.accumulate(MicroBatch(batch), lossScale: 1 / Float(count), dropoutKey: dropoutKey)
+        }
+        return (loss, (0..<trainee.adapters.parameterCount).map { trainee.adapters.gradients[$0] })
+    }
+
+    /// A and B both random, so that every gradient is at work.
+    static func start(_ trainee: Trainee) {
+        let random = RandomSource(seed: 5, .sampling)
+        for i in 0..<trainee.adapters.parameterCount { trainee.adapters.parameters[i] = (random.uniform(i) - 0.5) * 0.2 }
+    }
+
+    @Test("four micro-batches of one equal one of four, and packing equals no packing")
+    func packingEqualsNoPacking() throws {
+        let samples = TinyRun.samples(4)
+        let packed = try Self.gradients([samples])
+        let alone = try Self.gradients(samples.map { [$0] })
+        #expect(abs(packed.loss - alone.loss) < 1e-4)
+        #expect(relativeError(packed.gradients, alone.gradients) < 1e-5)
+    }
+
+    @Test("a LoRA with B = 0 gives the base's logits bit for bit")
+    func zeroAdapterIsTheBase() throws {
+        let batch = MicroBatch(TinyRun.samples(3))
+        func logits(_ lora: LoRASpec) throws -> [UInt32] {
+            let trainee = try Trainee(TinyRun.modelPath, lora: lora, tokens: 200, longest: 64)
+            trainee.adapters.initialize(seed: 1)
+            var bits: [UInt32] = []
+            trainee.step.logits(of: batch) { _, logits in bits += (0..<logits.count).map { logits.base[$0].bitPattern } }
+            return bits
+        }
+        let all = try logits(GoldenTests.tinyLoRA)
+        // Adapted nowhere but in one value projection: the other modules run as the base does.
+        let one = try logits(LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .names(["v_proj"]), layers: [1]))
+        #expect(all == one)
+    }
+
+    @Test("changing token t+1 changes no logits at or before t, and nothing in another sample")
+    func theFutureIsUnseen() throws {
+        var samples = TinyRun.samples(2)
+        func logits() throws -> [UInt32] {
+            let trainee = try Trainee(TinyRun.modelPath, lora: GoldenTests.tinyLoRA, tokens: 200, longest: 64)
+            Self.start(trainee)
+            var bits: [UInt32] = []
+            trainee.step.logits(of: MicroBatch(samples)) { _, logits in
+                bits += (0..<logits.count).map { logits.base[$0].bitPattern }
+            }
+            return bits
+        }
+        let before = try logits()
+        let changed = samples[0].tokens.count - 2
+        samples[0].tokens[changed] = (samples[0].tokens[changed] + 1) % 128
+        let after = try logits()
+        #expect(before[..<(changed * 128)] == after[..<(changed * 128)])
+        let secondSample = samples[0].tokens.count * 128
+        #expect(before[secondSample...] == after[secondSample...])
+        #expect(before[changed * 128..<secondSample] != after[changed * 128..<secondSample])
+    }
+
+    @Test("the backward stops at the lowest adapted layer, with the same gradients above it")
+    func backwardStops() throws {
+        let samples = TinyRun.samples(3)
+        let top = LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: [1])
+        let trainee = try Trainee(TinyRun.modelPath, lora: top, tokens: 200, longest: 64)
+        #expect(trainee.memory.trainedLayers == 1 && trainee.adapters.lowestLayer == 1)
+        let (loss, gradients) = try Self.gradients([samples], lora: top)
+        #expect(loss.isFinite && gradients.contains { $0 != 0 })
+    }
+
+    @Test("adapter gradients are the loss's derivative, with dropout too")
+    func gradientsAreDerivatives() throws {
+        for (dropout, key) in [(Float(0), nil), (0.3, UInt64(12))] {
+            let lora = LoRASpec(rank: 2, alpha: 4, dropout: dropout, targets: .allLinear, layers: nil)
+            let samples = TinyRun.samples(2)
+            let trainee = try Trainee(TinyRun.modelPath, lora: lora, tokens: 200, longest: 64)
+            Self.start(trainee)
+            let batch = MicroBatch(samples)
+            _ = trainee.step.accumulate(batch, lossScale: 1, dropoutKey: key)
+            let gradients = (0..<trainee.adapters.parameterCount).map { trainee.adapters.gradients[$0] }
+            func loss() -> Double {
+                trainee.step.clearGradients()
+                return trainee.step.accumulate(batch, lossScale: 0, dropoutKey: key)
+            }
+            let norm = (gradients.reduce(0.0) { $0 + Double($1) * Double($1) }).squareRoot()
+            // Along random directions: a single entry's difference drowns in f32.
+            for direction in 0..<6 {
+                let random = RandomSource(seed: 7, .sampling, UInt64(direction))
+                let d = gradients.indices.map { (random.uniform($0) - 0.5) + gradients[$0] / Float(norm) }
+                let expected = zip(d, gradients).reduce(0.0) { $0 + Double($1.0) * Double($1.1) }
+                let step: Float = 2e-3
+                func moved(_ by: Float) -> Double {
+                    for i in d.indices { trainee.adapters.parameters[i] += by * d[i] }
+                    defer { for i in d.indices { trainee.adapters.parameters[i] -= by * d[i] } }
+                    return loss()
+                }
+                let numeric = (moved(step) - moved(-step)) / Double(2 * step)
+                #expect(abs(numeric - expected) < 0.02 * abs(expected) + 1e-3, "\(numeric), \(expected)")
+            }
+        }
+    }
+
+    @Test("generation continues with the argmax of the training path's logits, token by token")
+    func generationFollowsTheLogits() throws {
+        let model = try BaseModel.open(path: TinyRun.modelPath)
+        let prompt = TinyRun.samples(1)[0].tokens
+        let generator = try Generator(model: model, adapter: nil, context: 60, kernels: .strongest, threads: 2)
+        var generated: [TokenID] = []
+        _ = try generator.generate(
+            prompt: prompt, GenerationSettings(maxTokens: 12, temperature: 0, seed: 1), endTokens: []
+        ) {
+            generated.append($0)
+            return .goOn
+        }
+        let trainee = try Trainee(
+            TinyRun.modelPath, lora: LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil),
+            tokens: 64, longest: 64)
+        trainee.adapters.initialize(seed: 1)
+        var sequence = prompt
+        for token in generated {
+            var best: TokenID = -1
+            let sample = TokenizedSample(tokens: sequence, carriesLoss: sequence.map { _ in false })
+            trainee.step.logits(of: MicroBatch([sample])) { first, logits in
+                let row = sequence.count - 1 - first
+                guard (0..<logits.rows).contains(row) else { return }
+                best = TokenID((0..<128).max { logits.row(row)[$0] < logits.row(row)[$1] }!)
+            }
+            #expect(best == token)
+            sequence.append(token)
+        }
+    }
+}
