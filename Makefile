@@ -40,7 +40,7 @@ test: packages $(MODEL)
 	swift test -c release --skip-build
 
 install: build
-	install -D -m 755 $(BUILD)/edgetuned $(DESTDIR)$(PREFIX)/libexec/edgetuned/edgetuned
+	install -D -m 755 $(BUILD)/edgetuned $(DESTDIR)$(PREFIX)/bin/edgetuned
 	install -D -m 755 $(BUILD)/edgetune $(DESTDIR)$(PREFIX)/bin/edgetune
 	install -D -m 644 configs/edgetuned.yaml $(DESTDIR)/etc/edgetuned/edgetuned.yaml
 	install -D -m 644 systemd/edgetuned.service $(DESTDIR)/usr/lib/systemd/system/edgetuned.service

@@ -75,7 +75,7 @@ let package = Package(
             ]),
 
         // Tests, one target per source target; run optimised: `swift test -c release`.
-        .target(name: "EdgeTestSupport", dependencies: ["EdgeFormats"], path: "Tests/EdgeTestSupport"),
+        .target(name: "EdgeTestSupport", dependencies: ["EdgeFormats", "EdgeJobs", "EdgeWire"], path: "Tests/EdgeTestSupport"),
         .testTarget(name: "EdgeTensorTests", dependencies: ["EdgeTensor", "CEdgeKernels"]),
         .testTarget(name: "EdgeFormatsTests", dependencies: ["EdgeFormats", "EdgeTestSupport"]),
         .testTarget(
@@ -85,6 +85,11 @@ let package = Package(
         .testTarget(name: "EdgeWireTests", dependencies: ["EdgeWire"]),
         .testTarget(name: "EdgeYAMLTests", dependencies: ["EdgeWire", "EdgeYAML"]),
         .testTarget(name: "EdgetuneTests", dependencies: ["EdgeWire", "edgetune"]),
+        .testTarget(
+            name: "EdgeJobsTests",
+            dependencies: ["EdgeJobs", "EdgeWire", "EdgeTestSupport", .product(name: "GRDB", package: "GRDB.swift")]),
+        // The executable is a dependency so that it is built; the tests start it as a process.
+        .testTarget(name: "DaemonTests", dependencies: ["EdgeWire", "EdgeTestSupport", "edgetuned"]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -39,6 +39,13 @@ def memory(key):
             return int(line.split()[1]) * 1024
 
 
+def convert(model, directory):
+    sys.path.insert(0, str(ROOT / "Tests/Goldens"))
+    from gguf_model import BaseFile
+
+    BaseFile(model).model().save_pretrained(directory)
+
+
 def serve_steps(job):
     """Loads, warms up, then does one step per line of standard input."""
     sys.path.insert(0, str(ROOT / "Tests/Goldens"))
@@ -163,6 +170,8 @@ def compare(options, directory, backend, samples, tokens, checkpointing):
 def main():
     if len(sys.argv) == 3 and sys.argv[1] == "--worker":
         return serve_steps(json.loads(sys.argv[2]))
+    if len(sys.argv) == 4 and sys.argv[1] == "--convert":
+        return convert(sys.argv[2], sys.argv[3])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -179,9 +188,9 @@ def main():
     options = parser.parse_args()
     options.model = options.model.resolve()
     with tempfile.TemporaryDirectory() as directory:
-        sys.path.insert(0, str(ROOT / "Tests/Goldens"))
-        from gguf_model import BaseFile
-        BaseFile(options.model).model().save_pretrained(directory)
+        # In a process of its own: ru_maxrss survives exec, so a child of a big process reports its parent's peak.
+        subprocess.run([sys.executable, __file__, "--convert", str(options.model), directory], check=True,
+                       env=environment(options), stderr=None if options.verbose else subprocess.DEVNULL)
         for backend in options.backends:
             for shape in options.shapes:
                 samples, tokens = (int(part) for part in shape.split("x"))

@@ -21,6 +21,11 @@ package struct TransitionRefusal: Error, Equatable, Sendable {
     package let state: JobState
     package let transition: JobTransition
 
+    package init(state: JobState, transition: JobTransition) {
+        self.state = state
+        self.transition = transition
+    }
+
     package var problem: Problem {
         let hint: String? =
             switch (transition, state) {

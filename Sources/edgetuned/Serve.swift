@@ -147,7 +147,7 @@ struct Serve: AsyncParsableCommand {
     /// A worker needs to find libraries and its kernel set, and nothing of what systemd tells the daemon.
     private static func workerEnvironment(_ own: [String: String]) -> [String: String] {
         let kept = ["PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "EDGETUNE_KERNELS"]
-        return own.filter { kept.contains($0.key) || $0.key.hasPrefix("EDGETUNE_TEST_") }
+        return own.filter { kept.contains($0.key) }
             .merging(["OPENBLAS_NUM_THREADS": "1"]) { $1 }
     }
 }

@@ -1,0 +1,180 @@
+// The queue with real processes: shell scripts that speak the worker's protocol.
+import EdgeJobs
+import EdgeTestSupport
+import EdgeWire
+import Foundation
+import Testing
+
+private let start = Date(timeIntervalSince1970: 1_800_000_000)
+
+private final class Rig {
+    let path: String
+    let store: JobStore
+    let queue: JobQueue
+    let log: JobLog
+    let running: Task<Void, any Error>
+
+    init(
+        train: String, stopTimeout: Duration = .seconds(5), before: (JobStore) async throws -> Void = { _ in }
+    ) async throws {
+        path = "/tmp/edge-queue-\(getpid())-\(UInt32.random(in: 0 ... .max))"
+        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+        store = try JobStore(path: path + "/jobs.db")
+        log = JobLog(directory: path)
+        try await before(store)
+        let worker = try FakeWorker.write(in: path, train: train)
+        queue = JobQueue(
+            store: store, log: log,
+            settings: JobQueueSettings(
+                worker: WorkerLaunch(executable: worker, environment: ["PATH": "/usr/bin:/bin"]),
+                jobsDirectory: path + "/jobs", blobPath: { $0 }, budgetBytes: { _ in 1 << 20 }, defaultSaveSteps: { 5 },
+                now: { start }, stopTimeout: stopTimeout, commitInterval: .milliseconds(10), report: { _ in }))
+        try await queue.recover()
+        running = Task { [queue] in try await queue.run() }
+    }
+
+    deinit {
+        running.cancel()
+        try? FileManager.default.removeItem(atPath: path)
+    }
+
+    func submit(_ id: String) async throws {
+        _ = try await store.submit(makeJob(id), key: nil, queueLimit: 99, at: start)
+        queue.submitted()
+    }
+
+    func wait(_ id: String, until condition: (Job) -> Bool) async throws -> Job {
+        for _ in 0..<1000 {
+            if let job = try await store.job(id), condition(job) { return job }
+            try await Task.sleep(for: .milliseconds(10))
+        }
+        throw TestFailure("\(id) stayed \(String(describing: try await store.job(id)))")
+    }
+}
+
+@Suite struct JobQueueTests {
+    @Test func jobsRunInOrderAndLeaveAnAdapter() async throws {
+        let rig = try await Rig(train: "echo x >> $dir/order; " + FakeWorker.succeed())
+        try await rig.submit("j-1")
+        try await rig.submit("j-2")
+        let second = try await rig.wait("j-2") { $0.state.isFinal }
+        let first = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(first.state == .succeeded && second.state == .succeeded)
+        #expect(first.progress?.step == 1)
+        #expect(try await rig.store.adapter("j-1")?.job == "j-1")
+    }
+
+    @Test func aKilledWorkerRunsAgainAndFinishes() async throws {
+        let rig = try await Rig(
+            train: "if [ ! -e $dir/once ]; then touch $dir/once; kill -9 $$; fi\n" + FakeWorker.succeed())
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.state == .succeeded)
+        #expect(job.runs == 2)
+    }
+
+    @Test func threeRunsWithoutACheckpointAreAFailureWithTheNumbers() async throws {
+        let rig = try await Rig(train: "echo '\(FakeWorker.step(2))'; kill -9 $$")
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.state == .failed)
+        #expect(job.runs == 3)
+        #expect(job.problem?.kind == .workerKilled)
+        #expect(job.problem?.detail.contains("held 7 MiB at step 2, planned 8 MiB, budget 9 MiB") == true)
+    }
+
+    @Test func aCheckpointStartsTheCountAnew() async throws {
+        let checkpoint = try FakeWorker.line(.checkpoint(step: 1))
+        let rig = try await Rig(
+            train: """
+                echo x >> $dir/runs
+                if [ $(wc -l < $dir/runs) -ge 6 ]; then \(FakeWorker.succeed())
+                else [ $(($(wc -l < $dir/runs) % 2)) -eq 0 ] && echo '\(checkpoint)'; kill -9 $$; fi
+                """)
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.state == .succeeded)
+        #expect(job.runs == 6)
+    }
+
+    @Test func aCrashIsToldWithWhatTheWorkerSaidLast() async throws {
+        let rig = try await Rig(train: "echo 'index out of range' >&2; exit 3")
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.problem?.kind == .workerCrashed)
+        #expect(job.problem?.detail.contains("exited with code 3 and no answer: index out of range") == true)
+        #expect(String(decoding: try rig.log.read("j-1"), as: UTF8.self).contains("index out of range"))
+    }
+
+    @Test func aFailureMessageIsFinalAtOnce() async throws {
+        let problem = Problem(.nonFinite, "loss is nan at step 3")
+        let rig = try await Rig(train: "echo '\(FakeWorker.line(.failure(problem)))'")
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.state == .failed && job.runs == 1 && job.problem == problem)
+    }
+
+    @Test func noiseInsteadOfAMessageIsACrash() async throws {
+        let rig = try await Rig(train: "echo hello; sleep 60")
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.problem?.kind == .workerCrashed)
+    }
+
+    @Test func aPausedJobGoesOnWhenItIsResumed() async throws {
+        let rig = try await Rig(
+            train: """
+                if [ -e $dir/again ]; then \(FakeWorker.succeed())
+                else touch $dir/again; \(FakeWorker.waitForStop()); fi
+                """)
+        try await rig.submit("j-1")
+        _ = try await rig.wait("j-1") { $0.progress != nil }
+        #expect(try await rig.queue.act(.pause, on: "j-1").state == .pausing)
+        _ = try await rig.wait("j-1") { $0.state == .paused }
+        #expect(try await rig.queue.act(.resume, on: "j-1").state == .queued)
+        #expect(try await rig.wait("j-1") { $0.state.isFinal }.state == .succeeded)
+    }
+
+    @Test func aCancelledWorkerThatDoesNotListenIsKilled() async throws {
+        let rig = try await Rig(train: "echo '\(FakeWorker.step(1))'; exec sleep 60", stopTimeout: .milliseconds(200))
+        try await rig.submit("j-1")
+        _ = try await rig.wait("j-1") { $0.progress != nil }
+        _ = try await rig.queue.act(.cancel, on: "j-1")
+        #expect(try await rig.wait("j-1") { $0.state.isFinal }.state == .cancelled)
+    }
+
+    @Test func aCancelWhilePausingWins() async throws {
+        let rig = try await Rig(train: FakeWorker.waitForStop())
+        try await rig.submit("j-1")
+        _ = try await rig.wait("j-1") { $0.progress != nil }
+        _ = try await rig.queue.act(.pause, on: "j-1")
+        _ = try? await rig.queue.act(.cancel, on: "j-1")
+        let job = try await rig.wait("j-1") { $0.state == .cancelled || $0.state == .paused }
+        if job.state == .paused { _ = try await rig.queue.act(.cancel, on: "j-1") }
+        #expect(try await rig.wait("j-1") { $0.state.isFinal }.state == .cancelled)
+    }
+
+    @Test func stoppingTheQueuePutsTheRunningJobBack() async throws {
+        let rig = try await Rig(train: FakeWorker.waitForStop())
+        try await rig.submit("j-1")
+        _ = try await rig.wait("j-1") { $0.progress != nil }
+        await rig.queue.stop {}
+        let job = try await rig.wait("j-1") { $0.state == .queued }
+        #expect(job.reason == "the daemon stopped; resumes at step 1")
+        try await rig.running.value
+    }
+
+    @Test func aRestartResolvesWhatWasInterrupted() async throws {
+        let rig = try await Rig(train: "exec sleep 60") { store in
+            for (id, transitions) in [
+                ("j-2", [JobTransition.start, .pause]), ("j-3", [.start, .cancel]), ("j-1", [.start]),
+            ] {
+                _ = try await store.submit(makeJob(id), key: nil, queueLimit: 9, at: start)
+                for transition in transitions { try await store.apply(transition, to: id, reason: nil, at: start) }
+            }
+        }
+        #expect(try await rig.store.job("j-2")?.state == .paused)
+        #expect(try await rig.store.job("j-3")?.state == .cancelled)
+        #expect(try await rig.wait("j-1") { $0.state == .running }.runs == 2)
+    }
+}

@@ -1,0 +1,125 @@
+import EdgeJobs
+import EdgeTestSupport
+import EdgeWire
+import Foundation
+import GRDB
+import Testing
+
+private let now = Date(timeIntervalSince1970: 1_800_000_000)
+
+func makeJob(_ id: String, name: String? = nil) -> Job {
+    Job(
+        id: id, name: name ?? id, ownerUid: 7, createdAt: now,
+        request: JobRequest(baseModel: "m", datasets: [DatasetReference(path: "d")]), modelBlob: "sha256:m",
+        datasetBlobs: ["sha256:d"], plan: nil)
+}
+
+@Suite struct JobStoreTests {
+    @Test func aSubmittedJobIsReadBackEqualAfterReopening() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/jobs.db"
+        let job = makeJob("j-1")
+        do {
+            let store = try JobStore(path: path)
+            #expect(try await store.submit(job, key: nil, queueLimit: 9, at: now) == .created(job))
+            try store.close()
+        }
+        #expect(try await JobStore(path: path).job("j-1") == job)
+    }
+
+    @Test func aNewerSchemaIsRefusedAndNamed() throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/jobs.db"
+        try JobStore(path: path).close()
+        let raw = try DatabaseQueue(path: path)
+        try raw.write { try $0.execute(sql: "INSERT INTO grdb_migrations VALUES ('99 future')") }
+        try raw.close()
+        #expect(throws: StoreError.newerSchema(unknown: ["99 future"])) { try JobStore(path: path) }
+    }
+
+    @Test func theStoreIsDurable() throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/jobs.db"
+        let store = try JobStore(path: path)
+        let raw = try DatabaseQueue(path: path)
+        #expect(try raw.read { try String.fetchOne($0, sql: "PRAGMA journal_mode") } == "wal")
+        try raw.close()
+        try store.close()
+    }
+
+    @Test func eventsAreNumberedFromOneWithoutGaps() async throws {
+        let directory = try TemporaryDirectory()
+        let store = try JobStore(path: directory.path + "/jobs.db")
+        _ = try await store.submit(makeJob("j-1"), key: nil, queueLimit: 9, at: now)
+        try await store.record([.log("a"), .log("b")], of: "j-1", at: now)
+        try await store.apply(.cancel, to: "j-1", reason: nil, at: now)
+        let events = try await store.events(of: "j-1", after: 0, limit: 100)
+        #expect(events.map(\.seq) == [1, 2, 3, 4, 5])
+        let last = try Wire.decoder().decode(JobEvent.self, from: Data(events[4].line.utf8))
+        #expect(last == JobEvent(seq: 5, at: now, event: .end(.cancelled)))
+        #expect(try await store.events(of: "j-1", after: 3, limit: 1).map(\.seq) == [4])
+    }
+
+    @Test func onlyTheNewestEventsAreKeptAndAnOlderCursorIsToldSo() async throws {
+        let directory = try TemporaryDirectory()
+        let store = try JobStore(path: directory.path + "/jobs.db")
+        _ = try await store.submit(makeJob("j-1"), key: nil, queueLimit: 9, at: now)
+        let batch = [JobEvent.Kind](repeating: .log("x"), count: WireLimit.eventsPerJob)
+        try await store.record(batch, of: "j-1", at: now)
+        try await store.record([.log("y")], of: "j-1", at: now)
+        // seq 1 was the state; 20002 in all, so 1 and 2 are gone.
+        #expect(try await store.events(of: "j-1", after: 0, limit: 1).first?.seq == 3)
+        #expect(try await store.events(of: "j-1", after: 2, limit: 1).first?.seq == 3)
+        await #expect { try await store.events(of: "j-1", after: 1, limit: 1) } throws: {
+            ($0 as? Problem)?.kind == .cursorExpired
+        }
+    }
+
+    @Test func theSameKeyGivesTheSameJobAndAnotherBodyAConflict() async throws {
+        let directory = try TemporaryDirectory()
+        let store = try JobStore(path: directory.path + "/jobs.db")
+        let key = IdempotencyKey(key: "k", bodyDigest: "a")
+        let first = try await store.submit(makeJob("j-1"), key: key, queueLimit: 9, at: now)
+        #expect(first == .created(makeJob("j-1")))
+        #expect(try await store.submit(makeJob("j-2"), key: key, queueLimit: 9, at: now) == .existing(makeJob("j-1")))
+        await #expect {
+            try await store.submit(
+                makeJob("j-3"), key: IdempotencyKey(key: "k", bodyDigest: "b"), queueLimit: 9, at: now)
+        } throws: { ($0 as? Problem)?.kind == .conflict }
+        #expect(try await store.jobs(in: nil, limit: 9).count == 1)
+    }
+
+    @Test func aFullQueueAndATakenNameAreRefused() async throws {
+        let directory = try TemporaryDirectory()
+        let store = try JobStore(path: directory.path + "/jobs.db")
+        _ = try await store.submit(makeJob("j-1", name: "a"), key: nil, queueLimit: 1, at: now)
+        await #expect { try await store.submit(makeJob("j-2"), key: nil, queueLimit: 1, at: now) } throws: {
+            ($0 as? Problem)?.kind == .queueFull
+        }
+        await #expect { try await store.submit(makeJob("j-2", name: "a"), key: nil, queueLimit: 9, at: now) } throws: {
+            ($0 as? Problem)?.kind == .conflict
+        }
+    }
+
+    @Test func aDataSetOfAnUnfinishedJobCannotBeRemoved() async throws {
+        let directory = try TemporaryDirectory()
+        let store = try JobStore(path: directory.path + "/jobs.db")
+        let record = DatasetRecord(
+            name: "d", blob: "sha256:d", bytes: 1, ownerUid: 7, createdAt: now, dataset: .init(samples: 1, kinds: [:]))
+        try await store.add(record)
+        _ = try await store.submit(makeJob("j-1"), key: nil, queueLimit: 9, at: now)
+        await #expect { try await store.removeDataset("d") } throws: { ($0 as? Problem)?.kind == .wrongState }
+        #expect(try await !store.releaseBlob("sha256:d"))
+        try await store.apply(.cancel, to: "j-1", reason: nil, at: now)
+        try await store.removeDataset("d")
+        #expect(try await store.releaseBlob("sha256:d"))
+    }
+
+    @Test func idsSortByCreationAndAreValid() {
+        let early = JobID.make(now: now, random: .max)
+        let late = JobID.make(now: now.addingTimeInterval(1), random: 0)
+        #expect(early < late)
+        #expect(JobID.isValid(early) && JobID.isValid(late))
+        #expect(!JobID.isValid("j-../../etc/pa"))
+    }
+}
