@@ -89,7 +89,8 @@ let package = Package(
             name: "EdgeJobsTests",
             dependencies: ["EdgeJobs", "EdgeWire", "EdgeTestSupport", .product(name: "GRDB", package: "GRDB.swift")]),
         // The executable is a dependency so that it is built; the tests start it as a process.
-        .testTarget(name: "DaemonTests", dependencies: ["EdgeWire", "EdgeTestSupport", "edgetuned"]),
+        .testTarget(name: "DaemonTests", dependencies: ["EdgeFormats", "EdgeWire", "EdgeTestSupport", "edgetuned"]),
+        .testTarget(name: "TidyTests", dependencies: ["EdgeTestSupport"]),
     ],
     swiftLanguageModes: [.v6]
 )

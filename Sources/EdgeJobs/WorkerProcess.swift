@@ -103,6 +103,8 @@ package enum WorkerProcess {
         let orderLine = [UInt8](line)
         var options = PlatformOptions()
         options.teardownSequence = []
+        // Its own group: a terminal's Ctrl-C reaches `serve` alone, which then stops the worker in order.
+        options.processGroupID = 0
         let environment = Dictionary(
             uniqueKeysWithValues: launch.environment.compactMap { key, value in
                 Environment.Key(rawValue: key).map { ($0, value) }
@@ -122,7 +124,7 @@ package enum WorkerProcess {
                     for await request in control.requests {
                         switch request {
                         case .stop: _ = try? await execution.standardInputWriter.write("\(WorkSignal.stop.rawValue)\n")
-                        case .kill: try? execution.send(signal: .kill)
+                        case .kill: try? execution.send(signal: .kill, toProcessGroup: true)
                         }
                     }
                     return .control
@@ -136,7 +138,7 @@ package enum WorkerProcess {
                     case .output(let read):
                         output = read
                         open -= 1
-                        if read.unreadable != nil { try? execution.send(signal: .kill) }
+                        if read.unreadable != nil { try? execution.send(signal: .kill, toProcessGroup: true) }
                     case .stderr(let text):
                         stderr = text
                         open -= 1
@@ -175,16 +177,17 @@ package enum WorkerProcess {
         var output = Output()
         var lines = LineSplitter(limit: WorkerLimit.lineBytes)
         for try await buffer in stream {
-            guard output.last == nil, output.unreadable == nil else { continue }
+            // Nothing follows the last message but the end.
+            guard output.last == nil else { continue }
             let pieces: [Data]
             do { pieces = try buffer.withUnsafeBytes { try lines.append($0) } } catch {
                 output.unreadable = "a line of more than \(WorkerLimit.lineBytes) bytes"
-                continue
+                return output
             }
             for piece in pieces {
                 guard let message = try? Wire.decoder().decode(WorkMessage.self, from: piece) else {
                     output.unreadable = String(decoding: piece.prefix(200), as: UTF8.self)
-                    break
+                    return output
                 }
                 if message.isLast {
                     output.last = message

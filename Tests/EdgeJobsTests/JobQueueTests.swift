@@ -28,7 +28,7 @@ private final class Rig {
             settings: JobQueueSettings(
                 worker: WorkerLaunch(executable: worker, environment: ["PATH": "/usr/bin:/bin"]),
                 jobsDirectory: path + "/jobs", blobPath: { $0 }, budgetBytes: { _ in 1 << 20 }, defaultSaveSteps: { 5 },
-                now: { start }, stopTimeout: stopTimeout, commitInterval: .milliseconds(10), report: { _ in }))
+                now: { start }, stopTimeout: stopTimeout, commitInterval: .milliseconds(10), report: { print($0) }))
         try await queue.recover()
         running = Task { [queue] in try await queue.run() }
     }
@@ -59,7 +59,7 @@ private final class Rig {
         try await rig.submit("j-2")
         let second = try await rig.wait("j-2") { $0.state.isFinal }
         let first = try await rig.wait("j-1") { $0.state.isFinal }
-        #expect(first.state == .succeeded && second.state == .succeeded)
+        #expect(first.state == .succeeded && second.state == .succeeded, "\(second)")
         #expect(first.progress?.step == 1)
         #expect(try await rig.store.adapter("j-1")?.job == "j-1")
     }
@@ -78,7 +78,7 @@ private final class Rig {
         try await rig.submit("j-1")
         let job = try await rig.wait("j-1") { $0.state.isFinal }
         #expect(job.state == .failed)
-        #expect(job.runs == 3)
+        #expect(job.runs == 3, "\(job)")
         #expect(job.problem?.kind == .workerKilled)
         #expect(job.problem?.detail.contains("held 7 MiB at step 2, planned 8 MiB, budget 9 MiB") == true)
     }

@@ -12,7 +12,7 @@ struct TidyTests {
         "EdgeTrain": ["CEdgeKernels", "EdgeFormats", "EdgeModel", "EdgeTensor", "Glibc"],
         "EdgeWire": ["Foundation"],
         "EdgeYAML": ["EdgeWire", "Foundation", "Yams"],
-        "EdgeJobs": ["EdgeWire", "Foundation", "Glibc", "GRDB", "Subprocess", "Crypto", "Synchronization", "SystemPackage"],
+        "EdgeJobs": ["EdgeWire", "Foundation", "Glibc", "GRDB", "Subprocess", "Crypto", "Synchronization", "System", "SystemPackage"],
     ]
 
     static func sources(of target: String) throws -> [(path: String, lines: [Substring])] {
