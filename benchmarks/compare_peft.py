@@ -12,7 +12,9 @@ NF4), and plain f32; attention is torch's sdpa. `--checkpointing on` recomputes 
 Each backend is a process of its own. Its peak is VmHWM after a reset (/proc/self/clear_refs) when the model is loaded and
 one step is done, so loading does not count; `loaded_rss_bytes` is what it held before the steps, python and torch
 included. With --edgebench one PEFT step and one `edgebench step` take turns, `repeats` times, so both see the same
-machine; the ratio is the median over pairs. --isa avx2 caps ATen, oneDNN and MKL, and edgetune's kernels with them.
+machine; the ratio is the median over pairs. A pair counts when other processes had at most --other-load of the CPU time
+during each half; pairs are repeated, up to three times as many, and a result with fewer than `repeats` quiet pairs
+is made from all of them and says `"noisy": true`. --isa avx2 caps ATen, oneDNN and MKL, and edgetune's kernels with them.
 """
 import argparse
 import ctypes
@@ -108,6 +110,28 @@ def environment(options):
     return values
 
 
+class Contention:
+    """Share of the machine's CPU time that went to other processes between two points."""
+
+    def __init__(self, pid=None):
+        self.pid, self.start = pid, self.read(pid)
+
+    @staticmethod
+    def read(pid):
+        """Ticks of the machine, busy ticks, and ticks of the measured process (or of finished children)."""
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        if pid:
+            own = sum(int(field) for field in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])
+        else:
+            children = os.times()
+            own = (children.children_user + children.children_system) * os.sysconf("SC_CLK_TCK")
+        return sum(fields), sum(fields) - fields[3] - fields[4], own
+
+    def share(self):
+        total, busy, own = (after - before for after, before in zip(self.read(self.pid), self.start))
+        return max(0.0, (busy - own) / total) if total else 0.0
+
+
 def edgebench_step(options, samples, tokens, checkpointing):
     """One `edgebench step`; its last JSON line must have tokens_per_second and peak_rss_bytes."""
     arguments = shlex.split(options.edgebench_arguments.format(
@@ -135,18 +159,26 @@ def compare(options, directory, backend, samples, tokens, checkpointing):
     if not loaded:
         print(json.dumps(shape | {"failed": f"exit status {worker.wait()}; --verbose says more"}), flush=True)
         return
-    steps, ours = [], []
-    for _ in range(options.repeats):
+    pairs = []
+    while len(pairs) < 3 * options.repeats and sum(pair["other"] <= options.other_load for pair in pairs) < options.repeats:
+        contention = Contention(worker.pid)
         worker.stdin.write("step\n")
         worker.stdin.flush()
         answer = worker.stdout.readline()
         if not answer:
             print(json.dumps(shape | {"failed": f"exit status {worker.wait()} in a step"}), flush=True)
             return
-        steps.append(json.loads(answer))
+        pair = {"step": json.loads(answer), "other": contention.share()}
         if options.edgebench:
             time.sleep(0.3)  # torch's OpenMP threads spin for a while after a step
-            ours.append(edgebench_step(options, samples, tokens, checkpointing))
+            contention = Contention()
+            pair["ours"] = edgebench_step(options, samples, tokens, checkpointing)
+            pair["other"] = max(pair["other"], contention.share())
+        pairs.append(pair)
+    quiet = [pair for pair in pairs if pair["other"] <= options.other_load]
+    noisy = len(quiet) < options.repeats
+    used = pairs if noisy else quiet
+    steps, ours = [pair["step"] for pair in used], [pair["ours"] for pair in used if "ours" in pair]
     worker.stdin.close()
     worker.wait()
     rates = [samples * tokens / step["seconds"] for step in steps]
@@ -154,7 +186,8 @@ def compare(options, directory, backend, samples, tokens, checkpointing):
         "tokens_per_second": round(statistics.median(rates), 1),
         "tokens_per_second_all": [round(rate, 1) for rate in rates],
         "optimizer_seconds": round(statistics.median(step["optimizer_seconds"] for step in steps), 4),
-        "peak_rss_bytes": max(step["peak_rss_bytes"] for step in steps), "loss": steps[0]["loss"]}
+        "peak_rss_bytes": max(step["peak_rss_bytes"] for step in steps), "loss": steps[0]["loss"],
+        "noisy": noisy, "other_load": [round(pair["other"], 3) for pair in used]}
     if ours:
         mine = [float(one["tokens_per_second"]) for one in ours]
         result["edgetune"] = {
@@ -181,6 +214,7 @@ def main():
                         choices=("nf4-f32", "nf4-bf16", "f32"))
     parser.add_argument("--shapes", nargs="+", default=["1x512", "2x512"], help="SAMPLESxTOKENS")
     parser.add_argument("--checkpointing", nargs="+", choices=("on", "off"), default=["on", "off"])
+    parser.add_argument("--other-load", type=float, default=0.05, help="share of all CPU time; above it a pair is repeated")
     parser.add_argument("--edgebench", help="path of the edgebench executable")
     parser.add_argument("--edgebench-arguments", default="--model {model} --samples {samples} --tokens {tokens} "
                         "--rank {rank} --threads {threads} --recompute {recompute} --runs 1")

@@ -228,6 +228,7 @@ private actor WorkerTranscript {
     private let settings: JobQueueSettings
     private var pending: [JobEvent.Kind] = []
     private(set) var lastProgress: JobProgress?
+    private var committing: Task<Void, any Error>?
 
     /// Messages that may wait for a commit; then the worker waits.
     private static let pendingLimit = 1024
@@ -261,6 +262,15 @@ private actor WorkerTranscript {
     func commit() async throws {
         let events = pending
         pending = []
-        try await store.record(events, of: job, at: settings.now())
+        let (store, job, now) = (store, job, settings.now())
+        // In a task of its own: the end of the run cancels the committing loop, and must not roll this back. After the
+        // one before it: events keep their order.
+        let previous = committing
+        let task = Task {
+            try await previous?.value
+            try await store.record(events, of: job, at: now)
+        }
+        committing = task
+        try await task.value
     }
 }

@@ -28,7 +28,7 @@ private final class Rig {
             settings: JobQueueSettings(
                 worker: WorkerLaunch(executable: worker, environment: ["PATH": "/usr/bin:/bin"]),
                 jobsDirectory: path + "/jobs", blobPath: { $0 }, budgetBytes: { _ in 1 << 20 }, defaultSaveSteps: { 5 },
-                now: { start }, stopTimeout: stopTimeout, commitInterval: .milliseconds(10), report: { print($0) }))
+                now: { start }, stopTimeout: stopTimeout, commitInterval: .milliseconds(10), report: { _ in }))
         try await queue.recover()
         running = Task { [queue] in try await queue.run() }
     }
