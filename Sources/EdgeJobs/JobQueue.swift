@@ -143,10 +143,13 @@ package actor JobQueue {
             return
         }
         if isStopping { control.stop() }
+        // The budget that the job was planned with at submit: another one could part the micro-batches otherwise, and
+        // a resumed run would not end with the same bytes.
         let order = WorkOrder.TrainOrder(
             job: job.id, request: job.request, modelPath: settings.blobPath(job.modelBlob),
             datasetPaths: job.datasetBlobs.map(settings.blobPath), directory: directory(of: job.id),
-            budgetBytes: settings.budgetBytes(job.request), defaultSaveSteps: settings.defaultSaveSteps())
+            budgetBytes: job.plan?.budgetBytes ?? settings.budgetBytes(job.request),
+            defaultSaveSteps: settings.defaultSaveSteps())
         let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)
         let run: WorkerRun
         do {

@@ -56,7 +56,8 @@ struct CommandFailure: Error {
 extension CommandFailure {
     init(_ problem: Problem) {
         var message = problem.detail.isEmpty ? problem.title : problem.detail
-        if let required = problem.requiredBytes, let budget = problem.budgetBytes {
+        // A memory problem's sentence has its numbers already.
+        if problem.kind != .insufficientMemory, let required = problem.requiredBytes, let budget = problem.budgetBytes {
             message += " (needs \(Amount.bytes(required)), allowed \(Amount.bytes(budget)))"
         }
         self.init(ExitCode(problem), message, hint: problem.hint)

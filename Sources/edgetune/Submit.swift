@@ -90,10 +90,16 @@ private struct SubmitUpload {
         }
         let digest = try await BlobUpload.send(file, to: client)
         let name = ResourceName.unique(file.name, digest: digest)
-        let record = try await client.repeated { () async throws(DaemonError) in
-            try await client.post(DatasetRecord.self, Endpoint.datasets, ImportRequest(name: name, blob: digest))
+        do {
+            let record = try await client.repeated { () async throws(DaemonError) in
+                try await client.post(DatasetRecord.self, Endpoint.datasets, ImportRequest(name: name, blob: digest))
+            }
+            return record.name
+        } catch DaemonError.problem(var problem) {
+            // The daemon knows lines, not files.
+            if problem.kind == .badDataset { problem.detail = "\(value): \(problem.detail)" }
+            throw DaemonError.problem(problem)
         }
-        return record.name
     }
 
     func model(_ value: String, isFlag: Bool, held: [ModelRecord]) async throws -> String {

@@ -35,8 +35,12 @@ struct Work: ParsableCommand {
     /// Lower priority than anything interactive, first in line when memory runs out, gone when `serve` is.
     private func becomeTheOneToKill() {
         _ = edge_set_parent_death_signal(SIGKILL)
-        // Failing means a container that forbids it; the daemon's own score is lower in any case.
-        FileManager.default.createFile(atPath: "/proc/self/oom_score_adj", contents: Data("900".utf8))
+        let score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC)
+        if score >= 0 {
+            // Failing means a container that forbids it; the daemon's own score is lower in any case.
+            _ = write(score, "900", 3)
+            close(score)
+        }
         setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 10)
         signal(SIGPIPE, SIG_IGN)
     }
