@@ -92,12 +92,16 @@ package struct WorkerRun: Sendable {
 }
 
 package enum WorkerProcess {
+    /// A worker can be gone while it is written to. That is an error of the write, and not the end of this process.
+    private static let ignoreBrokenPipes: Void = { _ = signal(SIGPIPE, SIG_IGN) }()
+
     /// Runs one worker to its end. `receive` gets every message that is not the last, in order; a slow one slows the
     /// worker, which is the back-pressure. Cancelling the task kills the worker.
     package static func run(
         _ launch: WorkerLaunch, _ order: WorkOrder, control: WorkerControl = WorkerControl(),
         receive: @escaping @Sendable (WorkMessage) async throws -> Void
     ) async throws -> WorkerRun {
+        _ = ignoreBrokenPipes
         var line = try Wire.encoder().encode(order)
         line.append(UInt8(ascii: "\n"))
         let orderLine = [UInt8](line)

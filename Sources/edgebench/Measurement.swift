@@ -25,11 +25,18 @@ enum Measurement {
         return flop * Double(pool.threadCount) / seconds
     }
 
-    /// Largest resident set of this process so far, in bytes.
+    /// Largest resident set of this process so far, in bytes; 0 where /proc is not there. Not `ru_maxrss`, which
+    /// survives exec and so may be the parent's.
     static var peakResidentBytes: Int {
-        var usage = rusage()
-        getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
-        return usage.ru_maxrss * 1024
+        guard let file = fopen("/proc/self/status", "r") else { return 0 }
+        defer { fclose(file) }
+        var line = [CChar](repeating: 0, count: 256)
+        while fgets(&line, Int32(line.count), file) != nil {
+            let text = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+            guard text.hasPrefix("VmHWM:") else { continue }
+            return (Int(text.dropFirst(6).filter(\.isNumber)) ?? 0) * 1024
+        }
+        return 0
     }
 
     static func printLine(_ value: some Encodable) throws {

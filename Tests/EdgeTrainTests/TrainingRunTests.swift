@@ -7,27 +7,6 @@ import EdgeTrain
 import Glibc
 import Testing
 
-/// A directory that is gone after the test.
-struct TemporaryDirectory: ~Copyable {
-    let path: String
-    init() {
-        var template = Array("/tmp/edgetune-test-XXXXXX".utf8CString)
-        path = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
-    }
-    deinit {
-        if let stream = opendir(path) {
-            while let entry = readdir(stream) {
-                let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                    $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-                }
-                unlink(path + "/" + name)
-            }
-            closedir(stream)
-        }
-        rmdir(path)
-    }
-}
-
 /// A run on the tiny model with made-up samples.
 struct TinyRun {
     static let modelPath = TestModel.repositoryRoot + "/Tests/Goldens/tiny-llama.gguf"
@@ -101,13 +80,13 @@ struct TinyRun {
 struct TrainingRunTests {
     @Test("a run stopped anywhere and resumed ends with the bits of one that was never stopped")
     func resumeEqualsUninterrupted() throws {
-        let whole = TemporaryDirectory()
+        let whole = try TemporaryDirectory()
         let expected = try TinyRun().run(in: whole.path)
         guard case .finished(let finished) = expected.outcome else { Issue.record("did not finish"); return }
         #expect(finished.steps == 8)
         // 14 samples, 2 x 2 a step: 4 steps an epoch, the last with 2 samples; 14 micro-batches in all.
         for stopAfter in 0..<14 {
-            let directory = TemporaryDirectory()
+            let directory = try TemporaryDirectory()
             let first = try TinyRun().run(in: directory.path, stopAfter: stopAfter)
             guard case .stopped = first.outcome else { Issue.record("stop \(stopAfter) ignored"); continue }
             let resumed = try TinyRun().run(in: directory.path)
@@ -115,7 +94,7 @@ struct TrainingRunTests {
             #expect(resumed.adapter == expected.adapter, "stopped after \(stopAfter)")
         }
         // Stopped again and again, with another number of threads each time.
-        let directory = TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         var last: TinyRun.Result?
         for attempt in 0..<40 {
             var run = TinyRun()
@@ -128,7 +107,7 @@ struct TrainingRunTests {
 
     @Test("a damaged checkpoint is passed over for the one before, and the run says so")
     func damagedCheckpointFallsBack() throws {
-        let whole = TemporaryDirectory(), directory = TemporaryDirectory()
+        let whole = try TemporaryDirectory(), directory = try TemporaryDirectory()
         let expected = try TinyRun().run(in: whole.path)
         _ = try TinyRun().run(in: directory.path, stopAfter: 11)
         let newest = try #require(names(in: directory.path).last)
@@ -141,7 +120,7 @@ struct TrainingRunTests {
 
     @Test("every flipped byte and every cut of a checkpoint is noticed")
     func damageIsNoticed() throws {
-        let directory = TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         _ = try TinyRun().run(in: directory.path, stopAfter: 5)
         let path = directory.path + "/" + (try #require(names(in: directory.path).last))
         let bytes = try ByteRegion.map(path: path).withBytes { Array($0) }
@@ -162,14 +141,14 @@ struct TrainingRunTests {
 
     @Test("another run's checkpoint is refused, not continued")
     func otherRunIsRefused() throws {
-        let directory = TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         _ = try TinyRun().run(in: directory.path, stopAfter: 5)
         #expect(throws: CheckpointError.self) { try TinyRun().run(in: directory.path, fingerprint: 2) }
     }
 
     @Test("held-out loss is measured before, during and after, and the best adapter is kept")
     func bestIsKept() throws {
-        let directory = TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         let result = try TinyRun().run(in: directory.path)
         guard case .finished(let finished) = result.outcome else { Issue.record("did not finish"); return }
         #expect(finished.evaluations.map(\.step) == [0, 3, 6, 8])
@@ -182,7 +161,7 @@ struct TrainingRunTests {
 
     @Test("early stopping ends the run after so many evaluations without improvement")
     func earlyStopping() throws {
-        let directory = TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         var run = TinyRun()
         run.spec.evalSteps = 1
         run.spec.epochs = 50
@@ -198,7 +177,7 @@ struct TrainingRunTests {
 
     @Test("a smaller budget takes recomputation and ends with the same bits")
     func budgetsDoNotChangeBits() throws {
-        let rich = TemporaryDirectory(), poor = TemporaryDirectory()
+        let rich = try TemporaryDirectory(), poor = try TemporaryDirectory()
         let expected = try TinyRun().run(in: rich.path)
         var run = TinyRun()
         // Room for the process and little more: found by asking for nothing.
