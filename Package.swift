@@ -63,6 +63,7 @@ let package = Package(
             dependencies: [
                 "EdgeWire", "EdgeYAML",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Crypto", package: "swift-crypto"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
                 .product(name: "NIOPosix", package: "swift-nio"),
@@ -89,7 +90,7 @@ let package = Package(
             name: "EdgeJobsTests",
             dependencies: ["EdgeJobs", "EdgeWire", "EdgeTestSupport", .product(name: "GRDB", package: "GRDB.swift")]),
         // The executable is a dependency so that it is built; the tests start it as a process.
-        .testTarget(name: "DaemonTests", dependencies: ["EdgeFormats", "EdgeWire", "EdgeTestSupport", "edgetuned"]),
+        .testTarget(name: "DaemonTests", dependencies: ["EdgeFormats", "EdgeWire", "EdgeTestSupport", "edgetune", "edgetuned"]),
         .testTarget(name: "TidyTests", dependencies: ["EdgeTestSupport"]),
     ],
     swiftLanguageModes: [.v6]

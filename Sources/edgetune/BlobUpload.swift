@@ -1,4 +1,5 @@
 // A local file to a blob of the daemon: digest first, then the pieces that it does not have yet.
+import Crypto
 import EdgeWire
 import Foundation
 import Glibc
@@ -48,11 +49,13 @@ final class LocalFile {
         var offset: UInt64 = 0
         while offset < bytes {
             let piece = try read(at: offset, count: Int(min(UInt64(BlobUpload.pieceBytes), bytes - offset)))
-            piece.withUnsafeReadableBytes { hash.update($0) }
+            piece.withUnsafeReadableBytes { hash.update(bufferPointer: $0) }
             offset += UInt64(piece.readableBytes)
             progress(offset)
         }
-        return "sha256:" + hash.finish()
+        return hash.finalize().reduce(into: "sha256:") { text, byte in
+            text += (byte < 16 ? "0" : "") + String(byte, radix: 16)
+        }
     }
 }
 

@@ -7,7 +7,7 @@ import Testing
 /// SHA-256 of "abc".
 private let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
-private func upload(_ daemon: DaemonProcess) throws {
+func upload(_ daemon: DaemonProcess) throws {
     _ = try daemon.call(
         "PATCH", Endpoint.blob(abc), headers: [Header.uploadOffset: "0", Header.uploadLength: "3"], body: Data("abc".utf8))
     #expect(try daemon.post(Endpoint.models, ImportRequest(name: "m", blob: abc)).status == 201)
@@ -20,7 +20,7 @@ private func request(_ name: String) -> JobRequest {
     return request
 }
 
-private func submit(_ name: String, to daemon: DaemonProcess) throws -> JobStatus {
+func submit(_ name: String, to daemon: DaemonProcess) throws -> JobStatus {
     let answer = try daemon.post(Endpoint.jobs, request(name))
     #expect(answer.status == 201, "\(answer.text)")
     return try answer.decoded(JobStatus.self)

@@ -78,59 +78,47 @@ import Testing
     }
 
     @Test func aKilledWorkerLeavesNoTrace() throws {
-        print("seed \(Self.seed), \(Self.kills) kills of the worker")
-        var random = SeededGenerator(state: Self.seed)
-        let directory = try TemporaryDirectory()
-        let daemon = try DaemonProcess(in: directory.path)
-        try Self.prepare(daemon)
-        let first = try Self.submit("whole", to: daemon)
-        #expect(try daemon.wait(for: first) { $0.state.isFinal }.state == .succeeded, "\(daemon.log)")
-        let expected = try Self.files(of: "whole", daemon)
-
-        var (done, number) = (0, 0)
-        while done < Self.kills {
-            number += 1
-            let name = "killed\(number)"
-            let job = try Self.submit(name, to: daemon)
-            while done < Self.kills {
-                usleep(UInt32.random(in: 50_000...700_000, using: &random))
-                if try daemon.wait(for: job, until: { _ in true }).state.isFinal { break }
-                for worker in Self.children(of: daemon.process.processIdentifier) {
-                    kill(worker, SIGKILL)
-                    done += 1
-                }
-            }
-            let status = try daemon.wait(for: job) { $0.state.isFinal }
-            #expect(status.state == .succeeded, "seed \(Self.seed): \(status)")
-            #expect(try Self.files(of: name, daemon) == expected, "seed \(Self.seed): \(name) differs")
+        try Self.everyJobSurvives(killing: "worker", seed: Self.seed) { daemon in
+            let workers = Self.children(of: daemon.process.processIdentifier)
+            for worker in workers { kill(worker, SIGKILL) }
+            return workers.count
         }
     }
 
     @Test func aKilledDaemonLeavesNoTrace() throws {
-        print("seed \(Self.seed), \(Self.kills) kills of the daemon")
-        var random = SeededGenerator(state: Self.seed &+ 1)
+        try Self.everyJobSurvives(killing: "daemon", seed: Self.seed &+ 1) { daemon in
+            daemon.killNow()
+            daemon = try DaemonProcess(in: daemon.directory)
+            return 1
+        }
+    }
+
+    /// - Parameter strike: kills, brings back what must come back, and returns how many it killed.
+    static func everyJobSurvives(
+        killing what: String, seed: UInt64, strike: (inout DaemonProcess) throws -> Int
+    ) throws {
+        print("seed \(seed), \(kills) kills of the \(what)")
+        var random = SeededGenerator(state: seed)
         let directory = try TemporaryDirectory()
         var daemon = try DaemonProcess(in: directory.path)
-        try Self.prepare(daemon)
-        let first = try Self.submit("whole", to: daemon)
+        try prepare(daemon)
+        let first = try submit("whole", to: daemon)
         #expect(try daemon.wait(for: first) { $0.state.isFinal }.state == .succeeded, "\(daemon.log)")
-        let expected = try Self.files(of: "whole", daemon)
+        let expected = try files(of: "whole", daemon)
 
         var (done, number) = (0, 0)
-        while done < Self.kills {
+        while done < kills {
             number += 1
             let name = "killed\(number)"
-            let job = try Self.submit(name, to: daemon)
-            while done < Self.kills {
+            let job = try submit(name, to: daemon)
+            while done < kills {
                 usleep(UInt32.random(in: 20_000...700_000, using: &random))
                 if try daemon.wait(for: job, until: { _ in true }).state.isFinal { break }
-                daemon.killNow()
-                done += 1
-                daemon = try DaemonProcess(in: directory.path)
+                done += try strike(&daemon)
             }
             let status = try daemon.wait(for: job) { $0.state.isFinal }
-            #expect(status.state == .succeeded, "seed \(Self.seed): \(status)")
-            #expect(try Self.files(of: name, daemon) == expected, "seed \(Self.seed): \(name) differs")
+            #expect(status.state == .succeeded, "seed \(seed): \(status)")
+            #expect(try files(of: name, daemon) == expected, "seed \(seed): \(name) differs")
         }
     }
 }

@@ -1,0 +1,85 @@
+// Who may do what, with real users and groups of the kernel: another uid runs the real client. Needs root, which may
+// become somebody else; CI has it.
+import EdgeTestSupport
+import EdgeWire
+import Foundation
+import Testing
+
+private let setpriv = "/usr/bin/setpriv"
+private let canBecomeAnother = getuid() == 0 && FileManager.default.isExecutableFile(atPath: setpriv)
+
+@Suite(.serialized, .enabled(if: canBecomeAnother)) struct RoleTests {
+    /// Groups that every Debian has; they stand for `edgetune` and `edgetune-admin`.
+    static let (userGroup, adminGroup) = ("games", "mail")
+
+    /// A daemon of root's, whose socket lets everybody in: the roles are what holds.
+    static func daemon(in directory: String) throws -> DaemonProcess {
+        let config = directory + "/config.yaml"
+        try "user_group: \(userGroup)\nadmin_group: \(adminGroup)\n".write(
+            toFile: config, atomically: true, encoding: .utf8)
+        let worker = try FakeWorker.write(in: directory, train: FakeWorker.waitForStop())
+        let daemon = try DaemonProcess(in: directory, workerExecutable: worker, arguments: ["--config", config])
+        chmod(directory, 0o755)
+        chmod(daemon.socket, 0o666)
+        return daemon
+    }
+
+    /// Runs the client as uid 12345 with one supplementary group; its exit code and what it printed.
+    static func edgetune(_ arguments: [String], group: String?, socket: String) throws -> (code: Int32, text: String) {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: setpriv)
+        process.arguments =
+            ["--reuid=12345", "--regid=12345", group.map { "--groups=\(getgrnam($0)!.pointee.gr_gid)" } ?? "--clear-groups"]
+            + [(DaemonProcess.binary as NSString).deletingLastPathComponent + "/edgetune"] + arguments
+        process.environment = ["PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "EDGETUNE_SOCKET": socket]
+        let output = Pipe()
+        process.standardOutput = output
+        process.standardError = output
+        try process.run()
+        let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        return (process.terminationStatus, text)
+    }
+
+    @Test func aStrangerIsRefused() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try Self.daemon(in: directory.path)
+        for arguments in [["status"], ["jobs"], ["models", "list"], ["show", "j-000000000000"]] {
+            let (code, text) = try Self.edgetune(arguments, group: nil, socket: daemon.socket)
+            #expect(code == 4, "\(arguments): \(text)")
+        }
+    }
+
+    @Test func theGroupSubmitsAndSeesAndControlsItsOwnOnly() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try Self.daemon(in: directory.path)
+        try upload(daemon)
+        let rootJob = try submit("roots", to: daemon)
+        let (seen, list) = try Self.edgetune(["jobs", "--json"], group: Self.userGroup, socket: daemon.socket)
+        #expect(seen == 0 && list.contains(rootJob.id), "\(list)")
+
+        let request = ["submit", "--base-model", "m", "--dataset", "d", "--name", "theirs", "--json"]
+        let (submitted, text) = try Self.edgetune(request, group: Self.userGroup, socket: daemon.socket)
+        #expect(submitted == 0, "\(text)")
+        let jobs = try daemon.call("GET", Endpoint.jobs).decoded(JobList.self).jobs
+        let theirs = try #require(jobs.first { $0.name == "theirs" })
+        #expect(theirs.ownerUid == 12345)
+
+        let (refused, why) = try Self.edgetune(["cancel", rootJob.id], group: Self.userGroup, socket: daemon.socket)
+        #expect(refused == 4, "\(why)")
+        let (own, said) = try Self.edgetune(["cancel", theirs.id], group: Self.userGroup, socket: daemon.socket)
+        #expect(own == 0, "\(said)")
+        #expect(try daemon.wait(for: theirs.id) { $0.state.isFinal }.state == .cancelled)
+        #expect(!(try daemon.wait(for: rootJob.id) { _ in true }).state.isFinal)
+    }
+
+    @Test func theAdminGroupControlsAll() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try Self.daemon(in: directory.path)
+        try upload(daemon)
+        let job = try submit("roots", to: daemon)
+        let (code, text) = try Self.edgetune(["cancel", job.id], group: Self.adminGroup, socket: daemon.socket)
+        #expect(code == 0, "\(text)")
+        #expect(try daemon.wait(for: job.id) { $0.state.isFinal }.state == .cancelled)
+    }
+}
