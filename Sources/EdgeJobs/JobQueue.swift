@@ -215,6 +215,12 @@ package actor JobQueue {
 
     private func fail(_ id: String, _ problem: Problem) async throws {
         write("\(problem.title): \(problem.detail)", to: id, at: settings.now())
+        // A full disk is no fault of the job: what it has is kept, and it goes on when there is room.
+        if problem.kind == .insufficientDisk {
+            let reason = "\(problem.detail); free some space, then: edgetune resume \(id)"
+            try await store.apply(.obstructed, to: id, reason: reason, at: settings.now())
+            return
+        }
         try await store.apply(.failed, to: id, reason: problem.detail, problem: problem, at: settings.now())
     }
 

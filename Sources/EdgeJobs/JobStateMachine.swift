@@ -15,6 +15,8 @@ package enum JobTransition: String, CaseIterable, Sendable {
     case restarted
     case trained
     case failed
+    /// The run cannot go on as the machine is (its disk is full), and its checkpoint stands: a person has to act.
+    case obstructed
 }
 
 package struct TransitionRefusal: Error, Equatable, Sendable {
@@ -52,12 +54,15 @@ package enum JobStateMachine {
 
         case (.pausing, .cancel): .cancelling
         case (.pausing, .stopped), (.pausing, .lost), (.pausing, .restarted): .paused
+        case (.running, .obstructed), (.pausing, .obstructed): .paused
 
         case (.paused, .resume): .queued
         case (.paused, .cancel): .cancelled
 
         // A failure while it is being cancelled is what was asked for.
-        case (.cancelling, .stopped), (.cancelling, .lost), (.cancelling, .restarted), (.cancelling, .failed): .cancelled
+        case (.cancelling, .stopped), (.cancelling, .lost), (.cancelling, .restarted), (.cancelling, .failed),
+            (.cancelling, .obstructed):
+            .cancelled
 
         // The artifact is published: a request that came too late does not unmake it.
         case (.running, .trained), (.pausing, .trained), (.cancelling, .trained): .succeeded

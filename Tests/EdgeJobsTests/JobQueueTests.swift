@@ -114,6 +114,20 @@ private final class Rig {
         #expect(job.state == .failed && job.runs == 1 && job.problem == problem)
     }
 
+    @Test func aFullDiskPausesTheJobWhichGoesOnWhenThereIsRoom() async throws {
+        let full = Problem(.insufficientDisk, "write step-4.ckpt: No space left on device")
+        let rig = try await Rig(
+            train: """
+                if [ -e $dir/again ]; then \(FakeWorker.succeed())
+                else touch $dir/again; echo '\(FakeWorker.line(.failure(full)))'; fi
+                """)
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state == .paused }
+        #expect(job.reason?.contains("edgetune resume j-1") == true, "\(job)")
+        #expect(try await rig.queue.act(.resume, on: "j-1").state == .queued)
+        #expect(try await rig.wait("j-1") { $0.state.isFinal }.state == .succeeded)
+    }
+
     @Test func noiseInsteadOfAMessageIsACrash() async throws {
         let rig = try await Rig(train: "echo hello; sleep 60")
         try await rig.submit("j-1")

@@ -7,15 +7,16 @@ private let allowed: [JobState: [JobTransition: JobState]] = [
     .queued: [.start: .running, .pause: .paused, .cancel: .cancelled, .failed: .failed],
     .running: [
         .pause: .pausing, .cancel: .cancelling, .stopped: .queued, .lost: .queued, .restarted: .queued,
-        .trained: .succeeded, .failed: .failed,
+        .trained: .succeeded, .failed: .failed, .obstructed: .paused,
     ],
     .pausing: [
         .cancel: .cancelling, .stopped: .paused, .lost: .paused, .restarted: .paused, .trained: .succeeded,
-        .failed: .failed,
+        .failed: .failed, .obstructed: .paused,
     ],
     .paused: [.resume: .queued, .cancel: .cancelled],
     .cancelling: [
-        .stopped: .cancelled, .lost: .cancelled, .restarted: .cancelled, .failed: .cancelled, .trained: .succeeded,
+        .stopped: .cancelled, .lost: .cancelled, .restarted: .cancelled, .failed: .cancelled,
+        .obstructed: .cancelled, .trained: .succeeded,
     ],
 ]
 
