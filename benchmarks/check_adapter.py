@@ -45,7 +45,11 @@ def held_out_samples(path, base):
         elif "messages" in row:
             samples.append(chat_sample(base, base.tokenizer(), row["messages"]))
         else:
+            # As edgetune trains plain text: the model's BOS where it wants one, and its EOS, which carries loss.
             ids = base.tokenizer().encode(row["text"], add_special_tokens=False).ids
+            if base.value("tokenizer.ggml.add_bos_token", False):
+                ids = [base.value("tokenizer.ggml.bos_token_id"), *ids]
+            ids = [*ids, base.value("tokenizer.ggml.eos_token_id")]
             samples.append(Sample(ids, [0] + [1] * (len(ids) - 1)))
     return samples
 

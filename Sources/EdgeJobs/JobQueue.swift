@@ -147,6 +147,7 @@ package actor JobQueue {
         // a resumed run would not end with the same bytes.
         let order = WorkOrder.TrainOrder(
             job: job.id, request: job.request, modelPath: settings.blobPath(job.modelBlob),
+            modelDigest: job.modelBlob,
             datasetPaths: job.datasetBlobs.map(settings.blobPath), directory: directory(of: job.id),
             budgetBytes: job.plan?.budgetBytes ?? settings.budgetBytes(job.request),
             defaultSaveSteps: settings.defaultSaveSteps())

@@ -20,6 +20,8 @@ package enum WorkOrder: Codable, Sendable {
         package var job: String
         package var request: JobRequest
         package var modelPath: String
+        /// `sha256:` of the model's file: what the adapter is stamped with.
+        package var modelDigest: String
         package var datasetPaths: [String]
         /// The worker alone writes here: `checkpoints/`, and `adapter/`, which is the published artifact.
         package var directory: String
@@ -28,12 +30,13 @@ package enum WorkOrder: Codable, Sendable {
         package var defaultSaveSteps: Int
 
         package init(
-            job: String, request: JobRequest, modelPath: String, datasetPaths: [String], directory: String,
+            job: String, request: JobRequest, modelPath: String, modelDigest: String, datasetPaths: [String], directory: String,
             budgetBytes: UInt64, defaultSaveSteps: Int
         ) {
             self.job = job
             self.request = request
             self.modelPath = modelPath
+            self.modelDigest = modelDigest
             self.datasetPaths = datasetPaths
             self.directory = directory
             self.budgetBytes = budgetBytes

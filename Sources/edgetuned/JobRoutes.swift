@@ -99,6 +99,7 @@ extension Daemon {
     private func plan(_ request: JobRequest, files: (model: String, datasets: [String])) async throws -> PlanReport {
         let order = WorkOrder.TrainOrder(
             job: "", request: request, modelPath: blobs.path(try BlobDigest(files.model)),
+            modelDigest: files.model,
             datasetPaths: try files.datasets.map { blobs.path(try BlobDigest($0)) }, directory: "",
             budgetBytes: budgetBytes(asked: request.memoryBudget), defaultSaveSteps: config.now.defaultSaveSteps)
         let message = try await answer(to: .plan(order))

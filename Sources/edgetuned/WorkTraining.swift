@@ -117,7 +117,7 @@ struct WorkTraining {
         // These change neither the order of samples nor a sum.
         (request.name, request.threads, request.memoryBudget, request.saveSteps) = (nil, nil, nil, nil)
         var digest = SHA256()
-        digest.update(Array(model.file.fingerprint.utf8))
+        digest.update(Array(order.modelDigest.utf8))
         digest.update(Array(try Wire.encoder().encode(request)))
         for path in order.datasetPaths { try ByteRegion.map(path: path).withBytes { digest.update($0) } }
         return digest.finalize()
@@ -125,7 +125,7 @@ struct WorkTraining {
 
     private func publish(_ tensors: [LoRATensors], _ finished: FinishedRun, _ kernels: KernelSet) throws {
         let record = TrainingRecord(
-            baseFingerprint: model.file.fingerprint, baseModel: order.request.baseModel,
+            baseFingerprint: order.modelDigest, baseModel: order.request.baseModel,
             quantisation: model.quantisation, kernelSet: kernels.name, request: order.request, plan: planReport,
             evaluations: finished.evaluations.map {
                 EvaluationReport($0, isBest: $0.step == finished.keptStep && $0.step > 0)
@@ -141,7 +141,7 @@ struct WorkTraining {
                 targetModules: Array(Set(memory.modules.map(\.module.name))),
                 layersToTransform: spec.lora.layers, baseModelNameOrPath: order.request.baseModel),
             provenance: [
-                "base_fingerprint": model.file.fingerprint, "base_quantisation": model.quantisation,
+                "base_fingerprint": order.modelDigest, "base_quantisation": model.quantisation,
                 "seed": "\(spec.seed)", "step": "\(finished.keptStep)",
             ],
             trainingJSON: Array(try encoder.encode(record)), modelCard: record.modelCard)

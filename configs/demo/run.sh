@@ -36,7 +36,8 @@ ask() { "$bin/edgetune" generate --model smollm2-135m --prompt "$question" --max
 
 "$bin/edgetune" models add "$model" --name smollm2-135m
 before=$(ask)
-"$bin/edgetune" submit "$here/job.yaml" --watch
+# Bounded: should the daemon die, `--watch` would wait for it to come back.
+timeout --foreground 1800 "$bin/edgetune" submit "$here/job.yaml" --watch
 after=$(ask --adapter demo)
 
 printf '\nquestion (not in the training lines): %s\n\nbefore: %s\n\nafter:  %s\n\nadapter: %s\n' \
