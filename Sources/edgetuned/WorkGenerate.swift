@@ -1,39 +1,10 @@
-// The small orders: looking at a model or a data set, generating text, writing an adapter in another form.
+// A generation order: a conversation to text, with or without an adapter, within the daemon's budget for it.
 import EdgeFormats
 import EdgeJobs
 import EdgeModel
 import EdgeTensor
 import EdgeTrain
 import EdgeWire
-import Foundation
-
-func modelReport(_ path: String) throws -> ModelReport {
-    let model = try BaseModel.open(path: path)
-    _ = try ModelText(model)  // a model whose text cannot be read is refused here, not at its first job
-    return ModelReport(
-        architecture: model.spec.architecture, title: model.file.metadata["general.name"]?.string,
-        layers: model.spec.layerCount, hiddenSize: model.spec.hiddenSize, vocabulary: model.spec.vocabularySize,
-        contextLength: model.spec.contextLength, parameters: model.parameterCount, quantisation: model.quantisation,
-        fileBytes: UInt64(model.file.fileBytes), targetModules: LinearModule.allCases.map(\.name))
-}
-
-func datasetReport(_ path: String) throws -> DatasetReport {
-    var reader = try DatasetReader.open(path: path)
-    var kinds: [String: Int] = [:]
-    while let sample = try reader.next() {
-        let kind =
-            switch sample {
-            case .messages: "messages"
-            case .promptCompletion: "prompt_completion"
-            case .instruction: "instruction"
-            case .text: "text"
-            }
-        kinds[kind, default: 0] += 1
-    }
-    let count = kinds.values.reduce(0, +)
-    guard count > 0 else { throw Problem(.badDataset, "the data set has no lines") }
-    return DatasetReport(samples: count, kinds: kinds)
-}
 
 func generate(_ order: WorkOrder.GenerateOrder, _ channel: WorkChannel) throws {
     let model = try BaseModel.open(path: order.modelPath)
@@ -106,21 +77,4 @@ private func loadedAdapter(
         rank: rank, alpha: Float(artifact.config.scaling(rank: rank)) * Float(rank), dropout: 0, targets: .allLinear,
         layers: nil)
     return (lora, modules, { try $0.load(artifact.tensors, model.architecture, model.spec) })
-}
-
-/// Writes the file and returns its path.
-func export(_ order: WorkOrder.ExportOrder) throws -> String {
-    switch order.format {
-    case .safetensors:
-        try AdapterArtifact.exportSafetensors(order.adapterDirectory, to: order.outputPath)
-    case .gguf:
-        let model = try BaseModel.open(path: order.modelPath)
-        try AdapterArtifact.exportGGUF(
-            order.adapterDirectory, architecture: model.spec.architecture, to: order.outputPath
-        ) { path in
-            guard let id = try? ModuleID(path: path, in: model.spec) else { return nil }
-            return (id.ggufName, model.architecture.rowOrder(id.module, model.spec))
-        }
-    }
-    return order.outputPath
 }

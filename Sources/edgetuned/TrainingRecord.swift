@@ -1,0 +1,55 @@
+// What an artifact says of how it was made: `training.json` and the model card.
+import EdgeTrain
+import EdgeWire
+
+/// `training.json`. No times and no host: the same job gives the same bytes.
+struct TrainingRecord: Encodable {
+    let baseFingerprint: String
+    let baseModel: String
+    let quantisation: String
+    let kernelSet: String
+    let request: JobRequest
+    let plan: PlanReport
+    let evaluations: [EvaluationReport]
+    let keptStep: Int
+    let steps: Int
+    let lastLoss: Double
+    let endedEarly: Bool
+
+    private enum CodingKeys: String, CodingKey {
+        case baseFingerprint, baseModel, quantisation, kernelSet, request, plan, evaluations, keptStep, steps, lastLoss
+        case endedEarly
+    }
+
+    var modelCard: String {
+        var lines = [
+            "---", "base_model: \(baseModel)", "library_name: peft", "tags: [lora, edgetune]", "---", "",
+            "# LoRA adapter for \(baseModel)", "",
+            "Trained by edgetune on frozen \(quantisation) weights, rank \(request.loraR), alpha \(request.loraAlpha), "
+                + "\(plan.trainableParameters) trainable parameters.", "",
+            "| | |", "|---|---|",
+            "| training samples | \(plan.samples) |", "| held-out samples | \(plan.heldOutSamples) |",
+            "| steps | \(steps)\(endedEarly ? " (ended early)" : "") |", "| adapter of step | \(keptStep) |",
+            "| learning rate | \(request.learningRate), \(request.lrScheduler.rawValue) |",
+            "| seed | \(request.seed) |",
+        ]
+        if let first = evaluations.first, let kept = evaluations.first(where: { $0.step == keptStep }) {
+            lines.append("| held-out loss, base | \(first.loss) |")
+            lines.append("| held-out loss, this adapter | \(kept.loss) |")
+        }
+        lines += [
+            "", "```python", "from peft import PeftModel",
+            "model = PeftModel.from_pretrained(base, \"path/to/this/directory\")  # after `edgetune export --format peft`",
+            "```", "", "Base fingerprint: `\(baseFingerprint)`. Everything else is in `training.json`.", "",
+        ]
+        return lines.joined(separator: "\n")
+    }
+}
+
+extension EvaluationReport {
+    init(_ evaluation: Evaluation, isBest: Bool) {
+        self.init(
+            step: evaluation.step, loss: evaluation.loss, perplexity: evaluation.perplexity,
+            tokens: evaluation.tokens, isBest: isBest)
+    }
+}

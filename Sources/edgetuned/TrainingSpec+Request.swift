@@ -1,0 +1,36 @@
+// A request's words as the data plane's values. Ranges are EdgeWire's; this only translates.
+import EdgeModel
+import EdgeTrain
+import EdgeWire
+
+extension TrainingSpec {
+    init(_ request: JobRequest, defaultSaveSteps: Int) throws {
+        do { try request.validate() } catch let error as InvalidRequest {
+            throw Problem(.invalidValue, error.description)
+        }
+        let targets: LoRASpec.Targets =
+            switch request.loraTargetModules {
+            case .names(let names): .names(names)
+            case .pattern("all-linear"): .allLinear
+            case .pattern(let pattern): .pattern(pattern)
+            }
+        let schedule: Schedule =
+            switch request.lrScheduler {
+            case .linear: .linear
+            case .cosine: .cosine
+            case .constant: .constant
+            }
+        self.init(
+            lora: LoRASpec(
+                rank: request.loraR, alpha: Float(request.loraAlpha), dropout: Float(request.loraDropout),
+                targets: targets, layers: request.layersToTransform),
+            sequenceLength: request.sequenceLen, microBatchSize: request.microBatchSize,
+            gradientAccumulation: request.gradientAccumulationSteps, epochs: request.numEpochs,
+            maxSteps: request.maxSteps, learningRate: request.learningRate, schedule: schedule,
+            warmUp: request.warmupSteps.map { .steps($0) } ?? .share(request.warmupRatio ?? 0),
+            weightDecay: Float(request.weightDecay), beta1: Float(request.adamBeta1), beta2: Float(request.adamBeta2),
+            adamEpsilon: Float(request.adamEpsilon), maxGradNorm: request.maxGradNorm == 0 ? nil : request.maxGradNorm,
+            seed: request.seed, evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
+            earlyStoppingPatience: request.earlyStoppingPatience)
+    }
+}
