@@ -6,6 +6,7 @@ import NIOCore
 struct Logs: AsyncParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Print a job's log.")
     @OptionGroup var daemon: DaemonOptions
+    @OptionGroup var output: OutputOptions
     @Flag(name: .shortAndLong, help: "Go on printing until the job ends.") var follow = false
     @Argument(help: "The job's id.") var job: String
 
@@ -14,18 +15,25 @@ struct Logs: AsyncParsableCommand {
         let call = Call(path: Endpoint.jobLog(client.escaped(job)))
         var filter = TerminalFilter()
         var printed = try await client.collect(call)
-        Terminal.print(filter.pass(String(buffer: printed)), terminator: "")
+        try show(String(buffer: printed), &filter)
         while follow {
             // Asked before the log: what a finished job wrote is then all there.
             let isFinal = try await client.repeated { () async throws(DaemonError) in
                 try await client.get(JobStatus.self, Endpoint.job(client.escaped(job)))
             }.state.isFinal
             let log = try await client.repeated { () async throws(DaemonError) in try await client.collect(call) }
-            Terminal.print(filter.pass(String(buffer: Self.news(log, after: printed))), terminator: "")
+            try show(String(buffer: Self.news(log, after: printed)), &filter)
             printed = log
             if isFinal { return }
             try await Task.sleep(for: .seconds(1))
         }
+    }
+
+    private struct Line: Encodable { let line: String }
+
+    private func show(_ text: String, _ filter: inout TerminalFilter) throws {
+        guard output.json else { return Terminal.print(filter.pass(text), terminator: "") }
+        for line in text.split(separator: "\n") { Terminal.print(try JSONText.line(Line(line: String(line)))) }
     }
 
     /// What stands in `log` past `printed`. A log over its limit loses its start: then the whole is new.

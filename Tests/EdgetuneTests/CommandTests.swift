@@ -35,6 +35,16 @@ private func followed(_ events: [String], end: JobState) -> ScriptedDaemon {
     }
 }
 
+@Suite struct LogsTests {
+    @Test func aLogIsPrintedAsItIsOrALineAsAJSONValue() throws {
+        let daemon = ScriptedDaemon { _ in .bytes(Array("one\ntwo \"quoted\"\n".utf8)) }
+        #expect(try Edgetune.run(["logs", "j-1"], socket: daemon.path).out == "one\ntwo \"quoted\"\n")
+        #expect(
+            try Edgetune.run(["logs", "j-1", "--json"], socket: daemon.path).out
+                == "{\"line\":\"one\"}\n{\"line\":\"two \\\"quoted\\\"\"}\n")
+    }
+}
+
 @Suite struct FailureTests {
     @Test func aMissingSocketSaysHowToStartTheDaemon() throws {
         let outcome = try Edgetune.run(["jobs"], socket: "/tmp/edgetune-no-such.sock")
