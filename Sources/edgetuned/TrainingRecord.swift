@@ -16,11 +16,6 @@ struct TrainingRecord: Encodable {
     let lastLoss: Double
     let endedEarly: Bool
 
-    private enum CodingKeys: String, CodingKey {
-        case baseFingerprint, baseModel, quantisation, kernelSet, request, plan, evaluations, keptStep, steps, lastLoss
-        case endedEarly
-    }
-
     var modelCard: String {
         var lines = [
             "---", "base_model: \(baseModel)", "library_name: peft", "tags: [lora, edgetune]", "---", "",

@@ -222,15 +222,8 @@ func submit(_ name: String, to daemon: DaemonProcess) throws -> JobStatus {
         let directory = try TemporaryDirectory()
         let file = directory.path + "/c.yaml"
         try "threads: 2\nmemory_bugdet: 50%\n".write(toFile: file, atomically: true, encoding: .utf8)
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: DaemonProcess.binary)
-        process.arguments = ["serve", "--check-config", "--config", file]
-        let pipe = Pipe()
-        process.standardError = pipe
-        try process.run()
-        let text = String(decoding: try pipe.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
-        process.waitUntilExit()
-        #expect(process.terminationStatus == 78)
+        let (code, text) = try Command.run(DaemonProcess.binary, ["serve", "--check-config", "--config", file])
+        #expect(code == 78)
         #expect(text.contains("line 2") && text.contains("did you mean \"memory_budget\"?"))
     }
 }

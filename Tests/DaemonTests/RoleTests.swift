@@ -26,19 +26,12 @@ private let canBecomeAnother = getuid() == 0 && FileManager.default.isExecutable
 
     /// Runs the client as uid 12345 with one supplementary group; its exit code and what it printed.
     static func edgetune(_ arguments: [String], group: String?, socket: String) throws -> (code: Int32, text: String) {
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: setpriv)
-        process.arguments =
-            ["--reuid=12345", "--regid=12345", group.map { "--groups=\(getgrnam($0)!.pointee.gr_gid)" } ?? "--clear-groups"]
-            + [(DaemonProcess.binary as NSString).deletingLastPathComponent + "/edgetune"] + arguments
-        process.environment = ["PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "EDGETUNE_SOCKET": socket]
-        let output = Pipe()
-        process.standardOutput = output
-        process.standardError = output
-        try process.run()
-        let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return (process.terminationStatus, text)
+        let identity = ["--reuid=12345", "--regid=12345"]
+            + [group.map { "--groups=\(getgrnam($0)!.pointee.gr_gid)" } ?? "--clear-groups"]
+        let client = (DaemonProcess.binary as NSString).deletingLastPathComponent + "/edgetune"
+        return try Command.run(
+            setpriv, identity + [client] + arguments,
+            environment: ["PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "EDGETUNE_SOCKET": socket])
     }
 
     @Test func aStrangerIsRefused() throws {

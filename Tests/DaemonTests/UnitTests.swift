@@ -6,22 +6,9 @@ import Testing
 private let systemdAnalyze = "/usr/bin/systemd-analyze"
 
 @Suite(.enabled(if: FileManager.default.isExecutableFile(atPath: systemdAnalyze))) struct UnitTests {
-    static func analyze(_ arguments: [String]) throws -> (code: Int32, text: String) {
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: systemdAnalyze)
-        process.arguments = arguments
-        let output = Pipe()
-        process.standardOutput = output
-        process.standardError = output
-        try process.run()
-        let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return (process.terminationStatus, text)
-    }
-
     @Test func theServiceIsExposedToLessThanOne() throws {
         // The threshold is in tenths.
-        let (code, text) = try Self.analyze([
+        let (code, text) = try Command.run(systemdAnalyze, [
             "security", "--offline=true", "--threshold=10", TestModel.repositoryRoot + "/systemd/edgetuned.service",
         ])
         #expect(code == 0, "\(text)")
@@ -45,7 +32,7 @@ private let systemdAnalyze = "/usr/bin/systemd-analyze"
             try FileManager.default.copyItem(
                 atPath: TestModel.repositoryRoot + "/systemd/" + name, toPath: units + "/" + name)
         }
-        let (code, text) = try Self.analyze([
+        let (code, text) = try Command.run(systemdAnalyze, [
             "verify", "--root=" + root.path, "--man=no", "edgetuned.service", "edgetuned.socket",
         ])
         #expect(code == 0, "\(text)")
