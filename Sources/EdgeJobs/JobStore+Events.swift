@@ -15,12 +15,13 @@ extension JobStore {
     /// Stores what a worker said, in one transaction, and what follows from it for the job's own record.
     package func record(_ events: [JobEvent.Kind], of id: String, at now: Date) async throws {
         guard !events.isEmpty else { return }
+        let lastStep = events.lastIndex { if case .step = $0 { true } else { false } }
         try await queue.write { db in
-            for event in events {
+            for (index, event) in events.enumerated() {
                 switch event {
                 case .step(let progress):
                     // One write for a batch: only the last one counts.
-                    guard event == events.last(where: { if case .step = $0 { true } else { false } }) else { continue }
+                    guard index == lastStep else { continue }
                     try db.execute(
                         sql: "UPDATE jobs SET progress = ? WHERE id = ?", arguments: [try Column.text(progress), id])
                 case .plan(let plan):
