@@ -24,9 +24,9 @@ static const struct {
     const char *name;
     bool (*supported)(void);
     void (*install)(struct edge_kernel_set *);
-    double (*peak)(size_t, float *);
+    double (*peak)(enum edge_compute, size_t, float *);
 } kernel_sets[] = {
-#define EDGE_KERNEL_SET(name) {#name, edge_supports_##name, edge_install_##name, edge_peak_##name},
+#define EDGE_KERNEL_SET(symbol, name) {name, edge_supports_##symbol, edge_install_##symbol, edge_peak_##symbol},
 #include "kernel_sets.def"
 #undef EDGE_KERNEL_SET
 };
@@ -36,13 +36,12 @@ const char *edge_kernel_set_name(size_t index) { return kernel_sets[index].name;
 bool edge_kernel_set_supported(size_t index) { return kernel_sets[index].supported(); }
 
 void edge_kernel_set_fill(size_t index, struct edge_kernel_set *set) {
-    edge_install_portable(set);
-    if (index != 0) kernel_sets[index].install(set);
+    kernel_sets[index].install(set);
     set->name = kernel_sets[index].name;
 }
 
-double edge_peak_loop(size_t kernel_set_index, size_t rounds, float *sink) {
-    return kernel_sets[kernel_set_index].peak(rounds, sink);
+double edge_peak_loop(size_t kernel_set_index, enum edge_compute compute, size_t rounds, float *sink) {
+    return kernel_sets[kernel_set_index].peak(compute, rounds, sink);
 }
 
 void edge_flush_denormals(void) {

@@ -61,10 +61,10 @@ static inline uint16_t edge_bfloat_of_float(float value) {
 #include "quant_formats.def"
 #undef EDGE_QUANT_FORMAT
 
-#define EDGE_KERNEL_SET(name)                                                                                           \
-    bool edge_supports_##name(void);                                                                                    \
-    void edge_install_##name(struct edge_kernel_set *set);                                                              \
-    double edge_peak_##name(size_t rounds, float *sink);
+#define EDGE_KERNEL_SET(symbol, name)                                                                                   \
+    bool edge_supports_##symbol(void);                                                                                  \
+    void edge_install_##symbol(struct edge_kernel_set *set);                                                            \
+    double edge_peak_##symbol(enum edge_compute compute, size_t rounds, float *sink);
 #include "kernel_sets.def"
 #undef EDGE_KERNEL_SET
 

@@ -6,32 +6,69 @@
 // batch change a bit of the result.
 #include "kernels_internal.h"
 
-/// Tokens that meet the four panels of a slice before the next tokens do: 128 x 320 x 4 bytes stay in a 256 KiB L2.
-enum { TOKEN_BLOCK = 128 };
+/// Tokens that meet the four panels of a slice before the next tokens do: at most 128 x 320 x 4 bytes stay in a 256 KiB
+/// L2. A whole number of tiles.
+static size_t token_block(size_t tile_rows) { return 128 / tile_rows * tile_rows; }
 
-/// Contracted elements per pass: the fewest passes of equal length, in whole blocks of 32 where a row is longer.
+/// Contracted elements per pass: the fewest passes of equal length, in whole blocks where a row is longer.
 static size_t panel_depth(size_t contracted) {
     const size_t passes = (contracted + EDGE_PANEL_DEPTH - 1) / EDGE_PANEL_DEPTH;
-    const size_t depth = ((contracted + passes - 1) / passes + 31) / 32 * 32;
+    const size_t depth = ((contracted + passes - 1) / passes + EDGE_INT8_BLOCK - 1) / EDGE_INT8_BLOCK * EDGE_INT8_BLOCK;
     return depth < contracted ? depth : contracted;
 }
 
-static void multiply(const struct edge_kernel_set *set, size_t depth, const float *a, size_t lda, size_t tokens,
+static size_t int8_blocks(size_t depth) { return (depth + EDGE_INT8_BLOCK - 1) / EDGE_INT8_BLOCK; }
+
+/// 32-bit words of a panel.
+static size_t panel_words(enum edge_compute compute, size_t depth) {
+    switch (compute) {
+    case EDGE_COMPUTE_bf16: return (depth + 1) / 2 * EDGE_PANEL_COLUMNS;
+    case EDGE_COMPUTE_int8: return int8_blocks(depth) * EDGE_INT8_BLOCK_WORDS;
+    default: return depth * EDGE_PANEL_COLUMNS;
+    }
+}
+
+size_t edge_left_stride(enum edge_compute compute, size_t columns) {
+    switch (compute) {
+    case EDGE_COMPUTE_bf16: return (columns + 1) / 2 * 4;
+    case EDGE_COMPUTE_int8: return int8_blocks(columns) * EDGE_INT8_BLOCK;
+    default: return columns * sizeof(float);
+    }
+}
+
+/// The operand that begins at a row and a contracted element, which is at a block.
+static struct edge_left left_at(const struct edge_left *left, size_t row, size_t k) {
+    static const size_t element_bytes[EDGE_COMPUTE_COUNT] = {
+        [EDGE_COMPUTE_f32] = 4, [EDGE_COMPUTE_bf16] = 2, [EDGE_COMPUTE_int8] = 1};
+    struct edge_left part = *left;
+    part.rows = (const char *)left->rows + row * left->stride + k * element_bytes[left->compute];
+    if (left->compute == EDGE_COMPUTE_int8) {
+        part.scales += row * left->blocks + k / EDGE_INT8_BLOCK;
+        part.offsets += row * left->blocks + k / EDGE_INT8_BLOCK;
+    }
+    return part;
+}
+
+/// c (+)= a[:, k ..< k + depth] · panels.
+static void multiply(const struct edge_kernel_set *set, size_t depth, const struct edge_left *a, size_t k, size_t tokens,
                      const float *panels, float *c, size_t ldc, size_t columns, bool accumulate) {
-    for (size_t block = 0; block < tokens; block += TOKEN_BLOCK) {
-        const size_t block_end = block + TOKEN_BLOCK < tokens ? block + TOKEN_BLOCK : tokens;
-        for (size_t j = 0; j < columns; j += EDGE_PANEL_COLUMNS) {
-            const size_t n = columns - j < EDGE_PANEL_COLUMNS ? columns - j : EDGE_PANEL_COLUMNS;
-            const float *panel = panels + j * depth;
-            for (size_t i = block; i < block_end; i += set->tile_rows) {
-                const size_t m = block_end - i < set->tile_rows ? block_end - i : set->tile_rows;
-                set->tile(depth, a + i * lda, lda, panel, c + i * ldc + j, ldc, m, n, accumulate);
+    const edge_tile_fn tile = set->tile[a->compute];
+    const size_t rows = set->tile_rows[a->compute], width = set->tile_columns[a->compute];
+    const size_t words = panel_words(a->compute, depth), at_once = token_block(rows);
+    for (size_t block = 0; block < tokens; block += at_once) {
+        const size_t block_end = block + at_once < tokens ? block + at_once : tokens;
+        for (size_t j = 0; j < columns; j += width) {
+            const size_t n = columns - j < width ? columns - j : width;
+            const float *panel = panels + j / EDGE_PANEL_COLUMNS * words;
+            for (size_t i = block; i < block_end; i += rows) {
+                const struct edge_left part = left_at(a, i, k);
+                tile(&part, panel, depth, c + i * ldc + j, ldc, block_end - i < rows ? block_end - i : rows, n, accumulate);
             }
         }
     }
 }
 
-void edge_product_forward(const struct edge_kernel_set *set, const struct edge_matrix *w, const float *x, size_t ldx,
+void edge_product_forward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *x,
                           size_t tokens, float *y, size_t ldy, size_t first, size_t count, bool accumulate,
                           float *scratch) {
     const struct edge_quant_format *format = edge_quant_format(w->format);
@@ -40,36 +77,58 @@ void edge_product_forward(const struct edge_kernel_set *set, const struct edge_m
     float *const rows = scratch + EDGE_PANEL_DEPTH * EDGE_SLICE_COLUMNS;
     for (size_t k = 0; k < w->columns; k += pass) {
         const size_t depth = w->columns - k < pass ? w->columns - k : pass;
-        for (size_t j = 0; j < count; j += EDGE_PANEL_COLUMNS) {
+        float *panel = scratch;
+        for (size_t j = 0; j < count; j += EDGE_PANEL_COLUMNS, panel += panel_words(x->compute, depth)) {
             const size_t n = count - j < EDGE_PANEL_COLUMNS ? count - j : EDGE_PANEL_COLUMNS;
+            if (x->compute == EDGE_COMPUTE_f32 && w->format == EDGE_FORMAT_f32) {
+                const float *dense = (const float *)((const char *)w->blocks + (first + j) * w->row_bytes) + k;
+                set->pack_words(dense, w->row_bytes / sizeof(float), n, depth, panel);
+                continue;
+            }
             for (size_t row = 0; row < n; row++) {
                 const char *blocks = (const char *)w->blocks + (first + j + row) * w->row_bytes;
                 decode(blocks + k / format->block_elements * format->block_bytes, rows + row * depth, depth);
             }
-            set->pack_rows(rows, depth, n, depth, scratch + j * depth);
+            set->pack_rows[x->compute](set, rows, n, depth, panel);
         }
-        multiply(set, depth, x + k, ldx, tokens, scratch, y + first, ldy, count, accumulate || k > 0);
+        multiply(set, depth, x, k, tokens, scratch, y + first, ldy, count, accumulate || k > 0);
     }
 }
 
-void edge_product_backward(const struct edge_kernel_set *set, const struct edge_matrix *w, const float *dy, size_t lddy,
+/// Decoded rows that are packed together in the backward: whole blocks, and as many as the scratch beside the panels holds.
+enum { PACKED_ROWS = EDGE_INT8_BLOCK };
+_Static_assert(PACKED_ROWS * EDGE_SLICE_COLUMNS <= EDGE_PANEL_DEPTH * EDGE_PANEL_COLUMNS, "the rows fit the scratch");
+
+void edge_product_backward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *dy,
                            size_t tokens, float *dx, size_t lddx, size_t first, size_t count, bool accumulate,
                            float *scratch) {
     const struct edge_quant_format *format = edge_quant_format(w->format);
     const edge_decode_fn decode = set->decode[w->format];
     const char *const column = (const char *)w->blocks + first / format->block_elements * format->block_bytes;
     const size_t pass = panel_depth(w->rows);
-    float *const row = scratch + EDGE_PANEL_DEPTH * EDGE_SLICE_COLUMNS;
+    float *const rows = scratch + EDGE_PANEL_DEPTH * EDGE_SLICE_COLUMNS;
     const size_t padded = (count + EDGE_PANEL_COLUMNS - 1) / EDGE_PANEL_COLUMNS * EDGE_PANEL_COLUMNS;
-    memset(row, 0, padded * sizeof *row);
+    memset(rows, 0, PACKED_ROWS * padded * sizeof *rows);
     for (size_t k = 0; k < w->rows; k += pass) {
         const size_t depth = w->rows - k < pass ? w->rows - k : pass;
-        for (size_t i = 0; i < depth; i++) {
-            decode(column + (k + i) * w->row_bytes, row, count);
+        const size_t words = panel_words(dy->compute, depth);
+        for (size_t i = 0; i < depth; i += PACKED_ROWS) {
+            const size_t packed = depth - i < PACKED_ROWS ? depth - i : PACKED_ROWS;
+            const float *values = rows;
+            size_t stride = padded;
+            if (w->format == EDGE_FORMAT_f32 && count == padded) {
+                values = (const float *)(column + (k + i) * w->row_bytes);
+                stride = w->row_bytes / sizeof(float);
+            } else {
+                for (size_t row = 0; row < packed; row++)
+                    decode(column + (k + i + row) * w->row_bytes, rows + row * padded, count);
+            }
             for (size_t j = 0; j < padded; j += EDGE_PANEL_COLUMNS)
-                memcpy(scratch + j * depth + i * EDGE_PANEL_COLUMNS, row + j, EDGE_PANEL_COLUMNS * sizeof *row);
+                set->pack_columns[dy->compute](
+                    values + j, stride, packed,
+                    scratch + j / EDGE_PANEL_COLUMNS * words + panel_words(dy->compute, i));
         }
-        multiply(set, depth, dy + k, lddy, tokens, scratch, dx + first, lddx, count, accumulate || k > 0);
+        multiply(set, depth, dy, k, tokens, scratch, dx + first, lddx, count, accumulate || k > 0);
     }
 }
 
@@ -80,5 +139,18 @@ void edge_product_vector(const struct edge_kernel_set *set, const struct edge_ma
         decode((const char *)w->blocks + row * w->row_bytes, scratch, w->columns);
         const float sum = set->dot(scratch, x, w->columns);
         y[row] = accumulate ? y[row] + sum : sum;
+    }
+}
+
+void edge_transpose(const struct edge_kernel_set *set, const float *x, size_t ldx, size_t rows, size_t columns, float *y,
+                    size_t ldy, float *scratch) {
+    for (size_t i = 0; i < rows; i += EDGE_PANEL_COLUMNS) {
+        const size_t count = rows - i < EDGE_PANEL_COLUMNS ? rows - i : EDGE_PANEL_COLUMNS;
+        for (size_t j = 0; j < columns; j += EDGE_PANEL_DEPTH) {
+            const size_t words = columns - j < EDGE_PANEL_DEPTH ? columns - j : EDGE_PANEL_DEPTH;
+            set->pack_words(x + i * ldx + j, ldx, count, words, scratch);
+            for (size_t k = 0; k < words; k++)
+                memcpy(y + (j + k) * ldy + i, scratch + k * EDGE_PANEL_COLUMNS, count * sizeof *y);
+        }
     }
 }

@@ -60,12 +60,16 @@ package struct LayerActivations {
 /// Working memory of the backward, shared by all layers.
 package struct LayerGradients {
     package let dNormed: Tensor, dActivated: Tensor, dAttended: Tensor
-    package let dQ: Tensor, dK: Tensor, dV: Tensor, headDK: Tensor, headDV: Tensor, dProjected: Tensor
+    package let dQ: Tensor, dK: Tensor, dV: Tensor, headDK: Tensor, headDV: Tensor
+    /// One per module that reads the same input.
+    package let dProjected: [Tensor]
+
+    private static let mostTogether = 3  // q, k, v
 
     package static func bytes(tokens: Int, rank: Int, _ spec: DecoderSpec) -> ByteCount {
         let widths =
-            [spec.hiddenSize, spec.intermediateSize, spec.keyValueWidth, spec.keyValueWidth, rank]
-            + Array(repeating: spec.queryWidth, count: 4)
+            [spec.hiddenSize, spec.intermediateSize, spec.keyValueWidth, spec.keyValueWidth]
+            + Array(repeating: rank, count: mostTogether) + Array(repeating: spec.queryWidth, count: 4)
         return widths.reduce(.zero) { $0 + .floats(tokens * $1) }
     }
 
@@ -78,7 +82,7 @@ package struct LayerGradients {
         dV = arena.tensor(tokens, spec.keyValueWidth)
         headDK = arena.tensor(tokens, spec.queryWidth)
         headDV = arena.tensor(tokens, spec.queryWidth)
-        dProjected = arena.tensor(tokens, rank)
+        dProjected = (0..<Self.mostTogether).map { _ in arena.tensor(tokens, rank) }
     }
 }
 
@@ -105,11 +109,13 @@ package struct DecoderLayer {
     let dropped: Tensor?
     /// Seeds the masks of this micro-batch; nil: no dropout (evaluation, generation).
     let dropoutKey: UInt64?
+    /// The type that products with frozen weights are computed in, and the memory for their operands.
+    let rounding: RoundedRows
     let pool: WorkerPool
 
     package init(
         index: Int, spec: DecoderSpec, weights: LayerWeights, adapters: AdapterSet?, rotary: RotaryEmbedding,
-        dropped: Tensor?, dropoutKey: UInt64?, pool: WorkerPool
+        dropped: Tensor?, dropoutKey: UInt64?, rounding: RoundedRows, pool: WorkerPool
     ) {
         self.index = index
         self.spec = spec
@@ -118,52 +124,13 @@ package struct DecoderLayer {
         self.rotary = rotary
         self.dropped = dropped
         self.dropoutKey = dropoutKey
+        self.rounding = rounding
         self.pool = pool
     }
 
     private var attention: CausalAttention {
         CausalAttention(
             headCount: spec.attentionHeadCount, keyValueHeadCount: spec.keyValueHeadCount, headDim: spec.headDim)
-    }
-
-    private func adapterProduct(_ slot: AdapterSet.Slot, in adapters: AdapterSet) -> AdapterProduct {
-        AdapterProduct(
-            loraA: adapters.loraA(slot), loraB: adapters.loraB(slot), scaling: adapters.spec.scaling,
-            dropout: dropoutKey == nil ? 0 : adapters.spec.dropout,
-            dropoutKey: mix64((dropoutKey ?? 0) ^ UInt64(index * LinearModule.allCases.count + slot.id.module.rawValue)))
-    }
-
-    /// y = x · Wᵀ + adapter(x).
-    private func project(
-        _ module: LinearModule, _ x: Tensor, into y: Tensor, _ accumulation: Accumulation = .overwrite,
-        projected: [Tensor]
-    ) {
-        // One token is a generated one (a training sample has at least two): then decoding bounds the product.
-        if x.rows == 1 {
-            linearVector(x, weights[module], into: y, accumulation, on: pool)
-        } else {
-            linear(x, weights[module], into: y, accumulation, on: pool)
-        }
-        addAdapter(module, x, projected: projected, to: y)
-    }
-
-    private func addAdapter(_ module: LinearModule, _ x: Tensor, projected: [Tensor], to y: Tensor?) {
-        guard let adapters, let slot = adapters.slot(layer: index, module) else { return }
-        adapterProduct(slot, in: adapters).forward(
-            x, projected: projected[module.rawValue].prefix(x.rows), dropped: dropped, addingTo: y, on: pool)
-    }
-
-    /// dx (+)= dy · W + the adapter's part, and the adapter's own gradients. `dx` nil: nothing below needs it.
-    private func projectBackward(
-        _ module: LinearModule, dy: Tensor, x: Tensor, into dx: Tensor?, _ accumulation: Accumulation,
-        _ activations: LayerActivations, _ gradients: LayerGradients
-    ) {
-        if let dx { linearBackward(dy, weights[module], into: dx, accumulation, on: pool) }
-        guard let adapters, let slot = adapters.slot(layer: index, module) else { return }
-        adapterProduct(slot, in: adapters).backward(
-            dy: dy, x: x, projected: activations.projected[module.rawValue].prefix(x.rows),
-            dProjected: gradients.dProjected.prefix(x.rows), dropped: dropped, gradientA: adapters.gradientA(slot),
-            gradientB: adapters.gradientB(slot), addingTo: dx, on: pool)
     }
 
     /// - Parameters:
@@ -175,9 +142,7 @@ package struct DecoderLayer {
         let n1 = a.n1.prefix(tokens), q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
         rmsNorm(
             h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
-        project(.query, n1, into: q, projected: a.projected)
-        project(.key, n1, into: k, projected: a.projected)
-        project(.value, n1, into: v, projected: a.projected)
+        project([(.query, q), (.key, k), (.value, v)], n1, projected: a.projected)
         rotary.rotate(q, positions: batch.positions, .forward, on: pool)
         rotary.rotate(k, positions: batch.positions, .forward, on: pool)
         attend(h, q: q, k: k, v: v, spans: batch.spans, a, tokens: tokens, into: output)
@@ -197,9 +162,7 @@ package struct DecoderLayer {
         let v = Tensor(valueCache.row(past), rows: tokens, columns: valueCache.columns)
         rmsNorm(
             h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
-        project(.query, n1, into: q, projected: a.projected)
-        project(.key, n1, into: k, projected: a.projected)
-        project(.value, n1, into: v, projected: a.projected)
+        project([(.query, q), (.key, k), (.value, v)], n1, projected: a.projected)
         rotary.rotate(q, positions: positions, .forward, on: pool)
         rotary.rotate(k, positions: positions, .forward, on: pool)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
@@ -216,17 +179,16 @@ package struct DecoderLayer {
         attention.forward(
             q: q, k: k, v: v, spans: spans, into: attended, logSumExp: a.logSumExp.prefix(tokens), on: pool)
         middle.copy(from: h)
-        project(.output, attended, into: middle, .add, projected: a.projected)
+        project([(.output, middle)], attended, .add, projected: a.projected)
         rmsNorm(
             middle, weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: n2, inverseRMS: a.inverseRMS2, on: pool)
-        project(.gate, n2, into: gate, projected: a.projected)
-        project(.up, n2, into: up, projected: a.projected)
+        project([(.gate, gate), (.up, up)], n2, projected: a.projected)
         swiglu(gate: gate, up: up, into: activated, on: pool)
         if let output {
             output.copy(from: middle)
-            project(.down, activated, into: output, .add, projected: a.projected)
+            project([(.down, output)], activated, .add, projected: a.projected)
         } else {
-            addAdapter(.down, activated, projected: a.projected, to: nil)
+            _ = lowRankTerms([.down], activated, projected: a.projected)
         }
     }
 
@@ -246,16 +208,15 @@ package struct DecoderLayer {
         let dActivated = g.dActivated.prefix(tokens), dNormed = g.dNormed.prefix(tokens)
         let n1 = a.n1.prefix(tokens), n2 = a.n2.prefix(tokens)
 
-        projectBackward(.down, dy: dH, x: activated, into: dActivated, .overwrite, a, g)
+        projectBackward([(.down, dH)], x: activated, into: dActivated, a, g)
         swigluBackward(dy: dActivated, gate: gate, up: up, on: pool)
-        projectBackward(.gate, dy: gate, x: n2, into: dNormed, .overwrite, a, g)
-        projectBackward(.up, dy: up, x: n2, into: dNormed, .add, a, g)
+        projectBackward([(.gate, gate), (.up, up)], x: n2, into: dNormed, a, g)
         rmsNormBackward(
             dNormed, a.middle.prefix(tokens), weight: weights.mlpNorm, inverseRMS: a.inverseRMS2, addingTo: dH, on: pool)
 
         let dQ = g.dQ.prefix(tokens), dK = g.dK.prefix(tokens), dV = g.dV.prefix(tokens)
         let dAttended = g.dAttended.prefix(tokens)
-        projectBackward(.output, dy: dH, x: a.attended.prefix(tokens), into: dAttended, .overwrite, a, g)
+        projectBackward([(.output, dH)], x: a.attended.prefix(tokens), into: dAttended, a, g)
         attention.backward(
             dO: dAttended, q: a.q.prefix(tokens), k: a.k.prefix(tokens), v: a.v.prefix(tokens),
             o: a.attended.prefix(tokens), logSumExp: a.logSumExp.prefix(tokens), spans: batch.spans, dQ: dQ,
@@ -264,9 +225,7 @@ package struct DecoderLayer {
         rotary.rotate(dK, positions: batch.positions, .backward, on: pool)
 
         let dN1 = below == .needsGradient ? dNormed : nil
-        projectBackward(.query, dy: dQ, x: n1, into: dN1, .overwrite, a, g)
-        projectBackward(.key, dy: dK, x: n1, into: dN1, .add, a, g)
-        projectBackward(.value, dy: dV, x: n1, into: dN1, .add, a, g)
+        projectBackward([(.query, dQ), (.key, dK), (.value, dV)], x: n1, into: dN1, a, g)
         if let dN1 {
             rmsNormBackward(
                 dN1, h, weight: weights.attentionNorm, inverseRMS: a.inverseRMS1, addingTo: dH, on: pool)

@@ -1,8 +1,9 @@
 // Grouped-query causal attention over samples packed one after the other, forward and backward.
 //
 // Scores exist for one head and `queryBlock` queries at a time, in the thread's scratch; the backward computes them
-// again from the log-sum-exp that the forward kept (FlashAttention, arXiv:2205.14135, without its tiling over keys).
-import COpenBLAS
+// again from the log-sum-exp that the forward kept, in square blocks (FlashAttention, arXiv:2205.14135), transposed: then
+// dK and dV need no transposition and blocks after the diagonal are never touched.
+import CEdgeKernels
 
 /// Where a sample's queries and keys lie. In training both are the same tokens; in generation the keys are the cache.
 package struct AttentionSpan: Equatable, Sendable {
@@ -28,8 +29,11 @@ package struct CausalAttention {
 
     package static let queryBlock = 64
 
-    /// Floats of scratch per thread for samples of up to `longest` tokens: two blocks of scores.
-    package static func scratchFloats(longest: Int) -> Int { 2 * queryBlock * longest }
+    /// Floats of scratch per thread for samples of up to `longest` tokens, beside the products' own: the scores of a block
+    /// of queries in the forward; three square blocks and two numbers per token in the backward.
+    package static func scratchFloats(longest: Int) -> Int {
+        Int(EDGE_PRODUCT_SCRATCH) + max(queryBlock * longest, 3 * queryBlock * queryBlock + 2 * longest)
+    }
 
     package init(headCount: Int, keyValueHeadCount: Int, headDim: Int) {
         precondition(headCount % keyValueHeadCount == 0)
@@ -50,25 +54,64 @@ package struct CausalAttention {
     package func forward(
         q: Tensor, k: Tensor, v: Tensor, spans: [AttentionSpan], into o: Tensor, logSumExp: Tensor, on pool: WorkerPool
     ) {
-        let softmax = pool.kernels.raw.softmax!
+        let kernels = pool.kernels.raw
         let blocks = spans.flatMap { span in
             stride(from: 0, to: span.queryCount, by: Self.queryBlock).map { (span: span, first: $0) }
         }
-        pool.run(blocks.count * headCount) { piece, scratch in
+        pool.run(blocks.count * headCount, as: .attention, cost(spans, products: 2)) { piece, scratch in
             let (span, first) = blocks[piece / headCount]
             let head = piece % headCount
-            let block = QueryBlock(self, span: span, first: first, head: head)
-            block.scores(q: q, k: k, into: scratch)
-            for i in 0..<block.queries {
-                let row = scratch + i * block.keys
-                let seen = block.keysSeen(by: i)
-                logSumExp.row(block.firstQuery + i)[head] = softmax(row, seen, scale)
-                (row + seen).update(repeating: 0, count: block.keys - seen)
+            let queries = min(Self.queryBlock, span.queryCount - first)
+            let keys = span.keyCount - span.queryCount + first + queries
+            let queryRows = span.firstQuery + first..<span.firstQuery + first + queries
+            let keyRows = span.firstKey..<span.firstKey + keys
+            let scores = DenseBlock(scratch + Int(EDGE_PRODUCT_SCRATCH), stride: keys, rows: queries, columns: keys)
+            if span.queryCount == 1 {
+                let lse = attendOne(block(q, queryRows, head), keyBlock(k, keyRows, head), keyBlock(v, keyRows, head),
+                    scores: scores.base, into: block(o, queryRows, head), kernels)
+                logSumExp.row(queryRows.lowerBound)[head] = lse
+                return
             }
-            cblas_sgemm(
-                CblasRowMajor, CblasNoTrans, CblasNoTrans, Int32(block.queries), Int32(headDim), Int32(block.keys), 1,
-                scratch, Int32(block.keys), block.keyRow(v), Int32(v.columns), 0, block.queryRow(o), Int32(o.columns))
+            pool.multiply(block(q, queryRows, head), byTransposed: keyBlock(k, keyRows, head), into: scores, scratch)
+            for i in 0..<queries {
+                let row = scores.base + i * keys
+                let seen = keys - queries + i + 1
+                logSumExp.row(queryRows.lowerBound + i)[head] = kernels.softmax(row, seen, scale)
+                (row + seen).update(repeating: 0, count: keys - seen)
+            }
+            pool.multiply(scores, by: keyBlock(v, keyRows, head), into: block(o, queryRows, head), .overwrite, scratch)
         }
+    }
+
+    /// One query, as in generation: packing keys for a single row would cost more than the products. Returns log-sum-exp.
+    private func attendOne(
+        _ q: DenseBlock, _ k: DenseBlock, _ v: DenseBlock, scores: UnsafeMutablePointer<Float>, into o: DenseBlock,
+        _ kernels: edge_kernel_set
+    ) -> Float {
+        for key in 0..<k.rows { scores[key] = kernels.dot(q.base, k.base + key * k.stride, headDim) }
+        let lse = kernels.softmax(scores, k.rows, scale)
+        o.base.update(repeating: 0, count: headDim)
+        for key in 0..<v.rows { kernels.add_scaled(v.base + key * v.stride, o.base, headDim, scores[key]) }
+        return lse
+    }
+
+    /// Columns of a query head.
+    private func block(_ x: Tensor, _ rows: Range<Int>, _ head: Int) -> DenseBlock {
+        DenseBlock(x, rows: rows, column: head * headDim, columns: headDim)
+    }
+    /// Columns of the key-value head that a query head uses.
+    private func keyBlock(_ x: Tensor, _ rows: Range<Int>, _ head: Int) -> DenseBlock {
+        DenseBlock(x, rows: rows, column: keyValueHead(head) * headDim, columns: headDim)
+    }
+
+    /// Half of the square is computed.
+    private func cost(_ spans: [AttentionSpan], products: Int) -> OperationCost {
+        var (flop, bytes) = (0.0, 0.0)
+        for span in spans {
+            flop += Double(products * span.queryCount * span.keyCount * headCount * headDim)
+            bytes += 4 * Double((span.queryCount + span.keyCount) * 2 * headCount * headDim)
+        }
+        return OperationCost(flop: flop, bytes: bytes)
     }
 
     /// Gradients with respect to q, k and v. Spans must be a sample's own tokens (`firstKey == firstQuery`).
@@ -82,48 +125,45 @@ package struct CausalAttention {
         dQ: Tensor, headDK: Tensor, headDV: Tensor, dK: Tensor, dV: Tensor, on pool: WorkerPool
     ) {
         let kernels = pool.kernels.raw
-        pool.run(spans.count * headCount) { piece, scratch in
+        let side = Self.queryBlock
+        pool.run(spans.count * headCount, as: .attentionBackward, cost(spans, products: 5)) { piece, scratch in
             let span = spans[piece / headCount]
             let head = piece % headCount
             precondition(span.firstKey == span.firstQuery && span.keyCount == span.queryCount)
-            for first in stride(from: 0, to: span.queryCount, by: Self.queryBlock) {
-                let block = QueryBlock(self, span: span, first: first, head: head)
-                let (queries, keys) = (Int32(block.queries), Int32(block.keys))
-                let p = scratch
-                let ds = scratch + block.queries * block.keys
-                block.scores(q: q, k: k, into: p)
-                // dP = dO · vᵀ
-                cblas_sgemm(
-                    CblasRowMajor, CblasNoTrans, CblasTrans, queries, keys, Int32(headDim), 1, block.queryRow(dO),
-                    Int32(dO.columns), block.keyRow(v), Int32(v.columns), 0, ds, keys)
-                for i in 0..<block.queries {
-                    let token = block.firstQuery + i
-                    let seen = block.keysSeen(by: i)
-                    let (pRow, dsRow) = (p + i * block.keys, ds + i * block.keys)
-                    // Σ p · dp = dO · o, which needs no row of p.
-                    let delta = kernels.dot(dO.row(token) + head * headDim, o.row(token) + head * headDim, headDim)
-                    kernels.softmax_again(pRow, seen, scale, logSumExp.row(token)[head])
-                    kernels.softmax_backward(pRow, dsRow, seen, delta, scale)
-                    (pRow + seen).update(repeating: 0, count: block.keys - seen)
-                    (dsRow + seen).update(repeating: 0, count: block.keys - seen)
+            let count = span.queryCount
+            let squares = scratch + Int(EDGE_PRODUCT_SCRATCH)
+            let lse = squares + 3 * side * side
+            let delta = lse + count
+            for i in 0..<count {
+                let token = span.firstQuery + i
+                lse[i] = logSumExp.row(token)[head]
+                // Σ p · dp = dO · o, which needs no row of p.
+                delta[i] = kernels.dot(dO.row(token) + head * headDim, o.row(token) + head * headDim, headDim)
+            }
+            for firstKey in stride(from: 0, to: count, by: side) {
+                let keys = min(side, count - firstKey)
+                let keyRows = span.firstKey + firstKey..<span.firstKey + firstKey + keys
+                for firstQuery in stride(from: firstKey, to: count, by: side) {
+                    let queries = min(side, count - firstQuery)
+                    let queryRows = span.firstQuery + firstQuery..<span.firstQuery + firstQuery + queries
+                    let p = DenseBlock(squares, stride: side, rows: keys, columns: queries)
+                    let ds = DenseBlock(squares + side * side, stride: side, rows: keys, columns: queries)
+                    let turned = DenseBlock(squares + 2 * side * side, stride: side, rows: queries, columns: keys)
+                    let (qBlock, dOBlock) = (block(q, queryRows, head), block(dO, queryRows, head))
+                    let kBlock = keyBlock(k, keyRows, head)
+                    pool.multiply(kBlock, byTransposed: qBlock, into: p, scratch)
+                    pool.multiply(keyBlock(v, keyRows, head), byTransposed: dOBlock, into: ds, scratch)
+                    kernels.softmax_backward(
+                        p.base, ds.base, side, keys, queries, lse + firstQuery, delta + firstQuery, scale,
+                        firstQuery - firstKey)
+                    let toKeys: Accumulation = firstQuery == firstKey ? .overwrite : .add
+                    pool.multiply(p, by: dOBlock, into: block(headDV, keyRows, head), toKeys, scratch)
+                    pool.multiply(ds, by: qBlock, into: block(headDK, keyRows, head), toKeys, scratch)
+                    edge_transpose(
+                        pool.kernels.pointer, ds.base, side, keys, queries, turned.base, side, scratch)
+                    pool.multiply(
+                        turned, by: kBlock, into: block(dQ, queryRows, head), firstKey == 0 ? .overwrite : .add, scratch)
                 }
-                cblas_sgemm(
-                    CblasRowMajor, CblasNoTrans, CblasNoTrans, queries, Int32(headDim), keys, 1, ds, keys,
-                    block.keyRow(k), Int32(k.columns), 0, block.queryRow(dQ), Int32(dQ.columns))
-                // The last block sees all keys, so walking backwards would let its product start the sums; forwards,
-                // the rows that a block reaches first are cleared before.
-                for key in first..<block.keys {
-                    (headDK.row(span.firstKey + key) + head * headDim).update(repeating: 0, count: headDim)
-                    (headDV.row(span.firstKey + key) + head * headDim).update(repeating: 0, count: headDim)
-                }
-                cblas_sgemm(
-                    CblasRowMajor, CblasTrans, CblasNoTrans, keys, Int32(headDim), queries, 1, ds, keys,
-                    block.queryRow(q), Int32(q.columns), 1, headDK.row(span.firstKey) + head * headDim,
-                    Int32(headDK.columns))
-                cblas_sgemm(
-                    CblasRowMajor, CblasTrans, CblasNoTrans, keys, Int32(headDim), queries, 1, p, keys,
-                    block.queryRow(dO), Int32(dO.columns), 1, headDV.row(span.firstKey) + head * headDim,
-                    Int32(headDV.columns))
             }
         }
         sumOfGroups(headDK, into: dK, on: pool)
@@ -134,7 +174,7 @@ package struct CausalAttention {
     private func sumOfGroups(_ shares: Tensor, into sums: Tensor, on pool: WorkerPool) {
         let group = headCount / keyValueHeadCount
         let add = pool.kernels.raw.add_scaled!
-        pool.run(rowPieces(sums.rows)) { piece, _ in
+        pool.run(rowPieces(sums.rows), as: .attentionBackward, .pass(shares.count, streams: 1, flopEach: 1)) { piece, _ in
             for token in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, sums.rows) {
                 for keyValueHead in 0..<keyValueHeadCount {
                     let sum = sums.row(token) + keyValueHead * headDim
@@ -143,38 +183,6 @@ package struct CausalAttention {
                     for head in 1..<max(group, 1) { add(first + head * headDim, sum, headDim, 1) }
                 }
             }
-        }
-    }
-
-    /// Up to `queryBlock` queries of one head against all keys that the last of them sees.
-    private struct QueryBlock {
-        let attention: CausalAttention
-        let firstQuery: Int
-        let queries: Int
-        let firstKey: Int
-        let keys: Int
-        let head: Int
-
-        init(_ attention: CausalAttention, span: AttentionSpan, first: Int, head: Int) {
-            self.attention = attention
-            self.head = head
-            queries = min(CausalAttention.queryBlock, span.queryCount - first)
-            firstQuery = span.firstQuery + first
-            firstKey = span.firstKey
-            keys = span.keyCount - span.queryCount + first + queries
-        }
-
-        func keysSeen(by query: Int) -> Int { keys - queries + query + 1 }
-        func queryRow(_ x: Tensor) -> UnsafeMutablePointer<Float> { x.row(firstQuery) + head * attention.headDim }
-        func keyRow(_ x: Tensor) -> UnsafeMutablePointer<Float> {
-            x.row(firstKey) + attention.keyValueHead(head) * attention.headDim
-        }
-
-        /// q · kᵀ, unscaled: `[queries, keys]`.
-        func scores(q: Tensor, k: Tensor, into scores: UnsafeMutablePointer<Float>) {
-            cblas_sgemm(
-                CblasRowMajor, CblasNoTrans, CblasTrans, Int32(queries), Int32(keys), Int32(attention.headDim), 1,
-                queryRow(q), Int32(q.columns), keyRow(k), Int32(k.columns), 0, scores, Int32(keys))
         }
     }
 }

@@ -11,7 +11,7 @@ package func crossEntropy(
     on pool: WorkerPool
 ) -> Double {
     let kernel = pool.kernels.raw.cross_entropy!
-    pool.run(logits.rows) { row, _ in
+    pool.run(logits.rows, as: .loss, .pass(logits.count, streams: 3, flopEach: 20)) { row, _ in
         losses[row] = kernel(logits.row(row), logits.columns, Int(targets[row]), gradientScale)
     }
     return (0..<logits.rows).reduce(0) { $0 + Double(losses[$1]) }

@@ -5,7 +5,7 @@ import CEdgeKernels
 package func addScaled(_ x: Tensor, scale: Float = 1, to y: Tensor, on pool: WorkerPool) {
     precondition(x.count == y.count)
     let kernel = pool.kernels.raw.add_scaled!
-    pool.run(rowPieces(x.rows)) { piece, _ in
+    pool.run(rowPieces(x.rows), as: .elementwise, .pass(x.count, streams: 3, flopEach: 2)) { piece, _ in
         let first = piece * elementwiseRows
         kernel(x.row(first), y.row(first), min(elementwiseRows, x.rows - first) * x.columns, scale)
     }
@@ -16,7 +16,7 @@ package func addScaled(_ x: Tensor, scale: Float = 1, to y: Tensor, on pool: Wor
 /// again by the same call.
 package func dropout(_ x: Tensor, probability: Float, key: UInt64, into y: Tensor, on pool: WorkerPool) {
     let kernel = pool.kernels.raw.dropout!
-    pool.run(rowPieces(x.rows)) { piece, _ in
+    pool.run(rowPieces(x.rows), as: .elementwise, .pass(x.count, streams: 2, flopEach: 1)) { piece, _ in
         let first = piece * elementwiseRows
         kernel(
             x.row(first), y.row(first), min(elementwiseRows, x.rows - first) * x.columns, key,
@@ -30,19 +30,12 @@ package func decodeRows(
 ) {
     precondition(y.columns == matrix.inFeatures)
     let raw = matrix.raw
-    let decode = decodeKernel(of: matrix.format, in: pool.kernels)
+    let decode = pool.kernels.decoder(of: matrix.format)
     pool.run(rowPieces(y.rows)) { piece, _ in
         for i in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, y.rows) {
             precondition((0..<matrix.outFeatures).contains(Int(rows[i])))
             decode(raw.blocks + Int(rows[i]) * raw.row_bytes, y.row(i), y.columns)
         }
-    }
-}
-
-/// The set's decoder of one format. C's array of function pointers is a tuple in Swift, hence the bytes.
-package func decodeKernel(of format: QuantFormat, in kernels: KernelSet) -> edge_decode_fn {
-    withUnsafeBytes(of: kernels.raw.decode) { table in
-        table.bindMemory(to: edge_decode_fn.self)[Int(format.raw.rawValue)]
     }
 }
 

@@ -3,7 +3,7 @@
 /// y = silu(gate) · up; all `[tokens, intermediateSize]`.
 package func swiglu(gate: Tensor, up: Tensor, into y: Tensor, on pool: WorkerPool) {
     let kernel = pool.kernels.raw.swiglu!
-    pool.run(rowPieces(y.rows)) { piece, _ in
+    pool.run(rowPieces(y.rows), as: .activation, .pass(y.count, streams: 3, flopEach: 20)) { piece, _ in
         let first = piece * elementwiseRows
         kernel(gate.row(first), up.row(first), y.row(first), min(elementwiseRows, y.rows - first) * y.columns)
     }
@@ -12,7 +12,7 @@ package func swiglu(gate: Tensor, up: Tensor, into y: Tensor, on pool: WorkerPoo
 /// `gate` and `up` become their gradients, given the gradient of y.
 package func swigluBackward(dy: Tensor, gate: Tensor, up: Tensor, on pool: WorkerPool) {
     let kernel = pool.kernels.raw.swiglu_backward!
-    pool.run(rowPieces(dy.rows)) { piece, _ in
+    pool.run(rowPieces(dy.rows), as: .activation, .pass(dy.count, streams: 5, flopEach: 25)) { piece, _ in
         let first = piece * elementwiseRows
         kernel(dy.row(first), gate.row(first), up.row(first), min(elementwiseRows, dy.rows - first) * dy.columns)
     }

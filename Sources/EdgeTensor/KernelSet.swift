@@ -16,15 +16,18 @@ package enum KernelSetError: Error, Equatable, CustomStringConvertible {
 
 package struct KernelSet: Sendable {
     package let index: Int
-    // Function pointers and constants: immutable after `fill`, hence safe to share.
-    nonisolated(unsafe) package let raw: edge_kernel_set
+    // Function pointers and constants: immutable after `fill`, and never freed, hence safe to share.
+    nonisolated(unsafe) let pointer: UnsafePointer<edge_kernel_set>
+    package var raw: edge_kernel_set { pointer.pointee }
 
     private init(index: Int) {
         self.index = index
-        var set = edge_kernel_set()
-        edge_kernel_set_fill(index, &set)
-        raw = set
+        let set = UnsafeMutablePointer<edge_kernel_set>.allocate(capacity: 1)
+        edge_kernel_set_fill(index, set)
+        pointer = UnsafePointer(set)
     }
+
+    private static let all = (0..<edge_kernel_set_count()).map { KernelSet(index: $0) }
 
     package var name: String { String(cString: raw.name) }
 
@@ -34,7 +37,7 @@ package struct KernelSet: Sendable {
 
     /// Sets that this processor can run, weakest first.
     package static var supported: [KernelSet] {
-        (0..<edge_kernel_set_count()).filter { edge_kernel_set_supported($0) }.map { KernelSet(index: $0) }
+        all.filter { edge_kernel_set_supported($0.index) }
     }
 
     package static var strongest: KernelSet { supported.last! }  // `portable` runs everywhere
@@ -51,8 +54,38 @@ package struct KernelSet: Sendable {
 }
 
 extension KernelSet {
-    /// FLOP of `rounds` rounds of register-only multiply-adds: the yardstick for shares of peak.
-    package func peakLoop(rounds: Int, sink: UnsafeMutablePointer<Float>) -> Double {
-        edge_peak_loop(index, rounds, sink)
+    /// The types that the set has instructions for.
+    package var computeTypes: [ComputeType] {
+        ComputeType.allCases.filter { type in
+            withUnsafeBytes(of: pointer.pointee.fast) { $0[Int(type.raw.rawValue)] != 0 }
+        }
+    }
+
+    /// What a job computes in when it does not say.
+    package var preferredComputeType: ComputeType { ComputeType(pointer.pointee.preferred) }
+
+    /// Operations of `rounds` rounds of register-only multiply-adds, a multiplication and an addition counted as two:
+    /// the yardstick for shares of peak. 0 when the set has no instructions for `type`.
+    package func peakLoop(_ type: ComputeType, rounds: Int, sink: UnsafeMutablePointer<Float>) -> Double {
+        edge_peak_loop(index, type.raw, rounds, sink)
+    }
+
+    // C's arrays of function pointers are tuples in Swift, hence the bytes.
+    func roundRows(_ type: ComputeType) -> RoundRows {
+        withUnsafeBytes(of: pointer.pointee.round_rows) { $0.bindMemory(to: RoundRows.self)[Int(type.raw.rawValue)] }
+    }
+
+    /// The set's decoder of one format.
+    package func decoder(of format: QuantFormat) -> edge_decode_fn {
+        withUnsafeBytes(of: pointer.pointee.decode) { $0.bindMemory(to: edge_decode_fn.self)[Int(format.raw.rawValue)] }
+    }
+
+    typealias RoundRows = @convention(c) (
+        UnsafePointer<Float>?, Int, Int, Int, UnsafeMutableRawPointer?, Int, UnsafeMutablePointer<Float>?,
+        UnsafeMutablePointer<Int32>?, Int
+    ) -> Void
+
+    func scale(_ x: UnsafeMutablePointer<Float>, count: Int, by factor: Float) {
+        for i in 0..<count { x[i] *= factor }
     }
 }

@@ -1,7 +1,9 @@
 // Products with a frozen weight, forward and backward, and the small dense products of low-rank adapters.
 //
 // A frozen weight is decoded one panel at a time into the calling thread's scratch: the extra memory is
-// EDGE_PRODUCT_SCRATCH floats per thread and never a dense copy. Blocking: CEdgeKernels/product.c.
+// EDGE_PRODUCT_SCRATCH floats per thread and never a dense copy. Products that share an operand (q, k, v; gate, up) are
+// one operation, so that threads meet once and a slice of the result is finished while it is in cache: the frozen
+// product first, then the adapter's term. Blocking: CEdgeKernels/product.c.
 import CEdgeKernels
 import COpenBLAS
 
@@ -15,13 +17,15 @@ private struct ProductPieces {
     let tokens: Int
     let chunkTokens: Int
 
-    /// - Parameter unit: columns that cannot be parted, because they share a block.
-    init(columns: Int, tokens: Int, unit: Int) {
+    /// - Parameters:
+    ///   - unit: columns that cannot be parted, because they share a block.
+    ///   - together: columns of all products of the operation.
+    init(columns: Int, together: Int, tokens: Int, unit: Int) {
         self.columns = columns
         self.tokens = tokens
         sliceColumns = max(unit, columns <= 1024 ? 32 : Int(EDGE_SLICE_COLUMNS))
-        // Below sixteen slices a thread would wait for the last one; a chunk of 96 tokens is 16 tiles of 6.
-        chunkTokens = (columns + sliceColumns - 1) / sliceColumns >= 16 ? max(tokens, 1) : 96
+        // Below sixteen slices a thread would wait for the last one; a chunk of 84 tokens is 6 tiles of 14, 14 of 6.
+        chunkTokens = (together + sliceColumns - 1) / sliceColumns >= 16 ? max(tokens, 1) : 84
     }
 
     private var slices: Int { (columns + sliceColumns - 1) / sliceColumns }
@@ -34,54 +38,175 @@ private struct ProductPieces {
     }
 }
 
-/// y = x · Wᵀ, with W frozen in blocks. Accumulation is f32, in the order of `inFeatures`.
+/// An adapter's part of a product: `projected · factorᵀ` in the forward, `projected · factor` in the backward.
+package struct LowRankTerm {
+    /// `[tokens, rank]`, scaled.
+    package let projected: Tensor
+    /// B `[outFeatures, rank]` in the forward, A `[rank, inFeatures]` in the backward.
+    package let factor: Tensor
+    package init(projected: Tensor, factor: Tensor) {
+        self.projected = projected
+        self.factor = factor
+    }
+}
+
+package struct LinearOutput {
+    package let weight: QuantizedMatrix
+    package let adapter: LowRankTerm?
+    package let y: Tensor
+    package init(weight: QuantizedMatrix, adapter: LowRankTerm?, y: Tensor) {
+        self.weight = weight
+        self.adapter = adapter
+        self.y = y
+    }
+}
+
+package struct LinearGradient {
+    package let dy: LeftOperand
+    package let weight: QuantizedMatrix
+    package let adapter: LowRankTerm?
+    package init(dy: LeftOperand, weight: QuantizedMatrix, adapter: LowRankTerm?) {
+        self.dy = dy
+        self.weight = weight
+        self.adapter = adapter
+    }
+}
+
+private func cost(of weight: QuantizedMatrix, _ adapter: LowRankTerm?, tokens: Int) -> OperationCost {
+    let (outFeatures, inFeatures, rank) = (weight.outFeatures, weight.inFeatures, adapter?.projected.columns ?? 0)
+    return OperationCost(
+        flop: 2 * Double(tokens) * (Double(outFeatures) * Double(inFeatures) + Double(rank * (weight.outFeatures))),
+        bytes: Double(weight.byteCount) + 4 * Double(tokens * (outFeatures + inFeatures)))
+}
+
+/// y = x · Wᵀ (+ the adapter's term) for every output. Sums are f32, in the order of `inFeatures`.
 ///
 /// - Parameters:
-///   - x: `[tokens, inFeatures]`.
-///   - weight: `[outFeatures, inFeatures]`.
-///   - y: `[tokens, outFeatures]`. Must not overlap `x`.
+///   - x: `[tokens, inFeatures]`, in the type that is computed in.
+///   - outputs: weights `[outFeatures, inFeatures]`, y `[tokens, outFeatures]`, which must not overlap `x`.
 /// - SeeAlso: Dettmers et al., *QLoRA* §3, arXiv:2305.14314.
 package func linear(
-    _ x: Tensor, _ weight: QuantizedMatrix, into y: Tensor, _ accumulation: Accumulation = .overwrite,
-    on pool: WorkerPool
+    _ x: LeftOperand, _ outputs: [LinearOutput], _ accumulation: Accumulation = .overwrite,
+    as operation: Operation = .frozenProduct, on pool: WorkerPool
 ) {
-    precondition(x.columns == weight.inFeatures && y.columns == weight.outFeatures && x.rows == y.rows)
-    let pieces = ProductPieces(columns: weight.outFeatures, tokens: x.rows, unit: 1)
-    var set = pool.kernels.raw
-    var matrix = weight.raw
-    withUnsafePointer(to: &set) { set in
-        withUnsafePointer(to: &matrix) { matrix in
-            pool.run(pieces.count) { piece, scratch in
-                let (columns, tokens) = pieces(piece)
-                edge_product_forward(
-                    set, matrix, x.row(tokens.lowerBound), x.columns, tokens.count, y.row(tokens.lowerBound), y.columns,
-                    columns.lowerBound, columns.count, accumulation == .add, scratch)
+    let together = outputs.reduce(0) { $0 + $1.weight.outFeatures }
+    let pieces = outputs.map { output in
+        precondition(x.columns == output.weight.inFeatures && output.y.columns == output.weight.outFeatures)
+        precondition(x.rows == output.y.rows)
+        return ProductPieces(columns: output.weight.outFeatures, together: together, tokens: x.rows, unit: 1)
+    }
+    let costs = outputs.map { cost(of: $0.weight, $0.adapter, tokens: x.rows) }
+    pool.perform(operation, costs.sum) {
+        pool.runEach(pieces.map(\.count)) { index, piece, scratch in
+            let output = outputs[index]
+            let (columns, tokens) = pieces[index](piece)
+            pool.product(
+                edge_product_forward, output.weight.raw, x.from(tokens.lowerBound), tokens.count,
+                into: output.y.row(tokens.lowerBound), output.y.columns, columns, accumulation, scratch)
+            guard let adapter = output.adapter else { return }
+            pool.product(
+                edge_product_forward, QuantizedMatrix(adapter.factor).raw,
+                LeftOperand(adapter.projected).from(tokens.lowerBound), tokens.count,
+                into: output.y.row(tokens.lowerBound), output.y.columns, columns, .add, scratch)
+        }
+    }
+}
+
+/// dx = Σ dy · W (+ the adapters' terms): the gradient of `linear` with respect to its input. Weights are frozen and get
+/// none.
+///
+/// - Parameters:
+///   - gradients: dy `[tokens, outFeatures]`, in the type that is computed in.
+///   - dx: `[tokens, inFeatures]`. Must not overlap a dy.
+package func linearBackward(
+    _ gradients: [LinearGradient], into dx: Tensor, _ accumulation: Accumulation = .overwrite,
+    as operation: Operation = .frozenProduct, on pool: WorkerPool
+) {
+    for gradient in gradients {
+        precondition(gradient.dy.columns == gradient.weight.outFeatures && gradient.dy.rows == dx.rows)
+        precondition(dx.columns == gradient.weight.inFeatures)
+    }
+    let unit = gradients.map(\.weight.format.blockElements).max()!
+    let pieces = ProductPieces(columns: dx.columns, together: dx.columns, tokens: dx.rows, unit: unit)
+    let costs = gradients.map { cost(of: $0.weight, $0.adapter, tokens: dx.rows) }
+    pool.perform(operation, costs.sum) {
+        pool.run(pieces.count) { piece, scratch in
+            let (columns, tokens) = pieces(piece)
+            for (index, gradient) in gradients.enumerated() {
+                pool.product(
+                    edge_product_backward, gradient.weight.raw, gradient.dy.from(tokens.lowerBound), tokens.count,
+                    into: dx.row(tokens.lowerBound), dx.columns, columns, index == 0 ? accumulation : .add, scratch)
+                guard let adapter = gradient.adapter else { continue }
+                pool.product(
+                    edge_product_backward, QuantizedMatrix(adapter.factor).raw,
+                    LeftOperand(adapter.projected).from(tokens.lowerBound), tokens.count,
+                    into: dx.row(tokens.lowerBound), dx.columns, columns, .add, scratch)
             }
         }
     }
 }
 
-/// dx = dy · W: the gradient of `linear` with respect to its input. W is frozen and gets none.
-///
-/// - Parameters:
-///   - dy: `[tokens, outFeatures]`.
-///   - dx: `[tokens, inFeatures]`. Must not overlap `dy`.
+/// `linear` of one weight, in f32.
+package func linear(
+    _ x: Tensor, _ weight: QuantizedMatrix, into y: Tensor, _ accumulation: Accumulation = .overwrite,
+    on pool: WorkerPool
+) {
+    linear(LeftOperand(x), [LinearOutput(weight: weight, adapter: nil, y: y)], accumulation, on: pool)
+}
+
+/// `linearBackward` of one weight, in f32.
 package func linearBackward(
     _ dy: Tensor, _ weight: QuantizedMatrix, into dx: Tensor, _ accumulation: Accumulation = .overwrite,
     on pool: WorkerPool
 ) {
-    precondition(dy.columns == weight.outFeatures && dx.columns == weight.inFeatures && dx.rows == dy.rows)
-    let pieces = ProductPieces(columns: weight.inFeatures, tokens: dy.rows, unit: weight.format.blockElements)
-    var set = pool.kernels.raw
-    var matrix = weight.raw
-    withUnsafePointer(to: &set) { set in
-        withUnsafePointer(to: &matrix) { matrix in
-            pool.run(pieces.count) { piece, scratch in
-                let (columns, tokens) = pieces(piece)
-                edge_product_backward(
-                    set, matrix, dy.row(tokens.lowerBound), dy.columns, tokens.count, dx.row(tokens.lowerBound),
-                    dx.columns, columns.lowerBound, columns.count, accumulation == .add, scratch)
-            }
+    linearBackward([LinearGradient(dy: LeftOperand(dy), weight: weight, adapter: nil)], into: dx, accumulation, on: pool)
+}
+
+/// Tokens that one piece of an adapter's narrow products takes: enough to hide the packing of the factor.
+private let narrowTokens = 126
+
+/// z = scale · x · Aᵀ for every adapter that reads x.
+///
+/// - Parameters:
+///   - x: `[tokens, inFeatures]`.
+///   - factors: A `[rank, inFeatures]` and z `[tokens, rank]` of each.
+package func projectDown(_ x: Tensor, _ factors: [(a: Tensor, z: Tensor)], scale: Float, on pool: WorkerPool) {
+    let chunks = (x.rows + narrowTokens - 1) / narrowTokens
+    let cost = OperationCost(
+        flop: 2 * Double(x.count) * Double(factors.reduce(0) { $0 + $1.a.rows }), bytes: 4 * Double(x.count))
+    pool.perform(.adapterProduct, cost) {
+        pool.run(chunks * factors.count) { piece, scratch in
+            let (a, z) = factors[piece / chunks]
+            let first = piece % chunks * narrowTokens
+            let tokens = first..<min(first + narrowTokens, x.rows)
+            pool.productSlices(
+                edge_product_forward, QuantizedMatrix(a).raw, LeftOperand(x).from(first), tokens.count,
+                into: z.row(first), z.columns, columns: a.rows, .overwrite, scratch)
+            pool.kernels.scale(z.row(first), count: tokens.count * z.columns, by: scale)
+        }
+    }
+}
+
+/// dz = scale · dy · B for every adapter.
+///
+/// - Parameter factors: dy `[tokens, outFeatures]`, B `[outFeatures, rank]` and dz `[tokens, rank]` of each.
+package func projectDownBackward(
+    _ factors: [(dy: Tensor, b: Tensor, dz: Tensor)], scale: Float, on pool: WorkerPool
+) {
+    let rows = factors[0].dy.rows
+    let chunks = (rows + narrowTokens - 1) / narrowTokens
+    let cost = factors.map {
+        OperationCost(flop: 2 * Double($0.dy.count) * Double($0.b.columns), bytes: 4 * Double($0.dy.count))
+    }
+    pool.perform(.adapterProduct, cost.sum) {
+        pool.run(chunks * factors.count) { piece, scratch in
+            let (dy, b, dz) = factors[piece / chunks]
+            let first = piece % chunks * narrowTokens
+            let tokens = first..<min(first + narrowTokens, rows)
+            pool.productSlices(
+                edge_product_backward, QuantizedMatrix(b).raw, LeftOperand(dy).from(first), tokens.count,
+                into: dz.row(first), dz.columns, columns: b.columns, .overwrite, scratch)
+            pool.kernels.scale(dz.row(first), count: tokens.count * dz.columns, by: scale)
         }
     }
 }
@@ -95,15 +220,12 @@ package func linearVector(
     precondition(x.rows == 1 && x.columns == weight.inFeatures && y.columns == weight.outFeatures)
     precondition(pool.scratchFloats >= weight.inFeatures)
     let slice = 16
-    var set = pool.kernels.raw
-    var matrix = weight.raw
-    withUnsafePointer(to: &set) { set in
-        withUnsafePointer(to: &matrix) { matrix in
-            pool.run((weight.outFeatures + slice - 1) / slice) { piece, scratch in
-                let first = piece * slice
-                edge_product_vector(
-                    set, matrix, x.base, y.base, first, min(slice, weight.outFeatures - first), accumulation == .add, scratch)
-            }
+    withUnsafePointer(to: weight.raw) { matrix in
+        pool.run((weight.outFeatures + slice - 1) / slice) { piece, scratch in
+            let first = piece * slice
+            edge_product_vector(
+                pool.kernels.pointer, matrix, x.base, y.base, first, min(slice, weight.outFeatures - first),
+                accumulation == .add, scratch)
         }
     }
 }
@@ -118,17 +240,16 @@ package func addOuterProduct(_ dy: Tensor, _ x: Tensor, scale: Float, into dw: T
     precondition(dy.rows == x.rows && dw.rows == dy.columns && dw.columns == x.columns)
     // Cut along the longer side: the other one is the adapter's rank.
     let chunk = 128
-    if dw.columns >= dw.rows {
-        pool.run((dw.columns + chunk - 1) / chunk) { piece, _ in
-            let first = piece * chunk
+    let cost = OperationCost(
+        flop: 2 * Double(dy.rows) * Double(dw.count), bytes: 4 * Double(dy.count + x.count + dw.count))
+    pool.run((max(dw.rows, dw.columns) + chunk - 1) / chunk, as: .adapterGradient, cost) { piece, _ in
+        let first = piece * chunk
+        if dw.columns >= dw.rows {
             cblas_sgemm(
                 CblasRowMajor, CblasTrans, CblasNoTrans, Int32(dw.rows), Int32(min(chunk, dw.columns - first)),
                 Int32(x.rows), scale, dy.base, Int32(dy.columns), x.base + first, Int32(x.columns), 1, dw.base + first,
                 Int32(dw.columns))
-        }
-    } else {
-        pool.run((dw.rows + chunk - 1) / chunk) { piece, _ in
-            let first = piece * chunk
+        } else {
             cblas_sgemm(
                 CblasRowMajor, CblasTrans, CblasNoTrans, Int32(min(chunk, dw.rows - first)), Int32(dw.columns),
                 Int32(x.rows), scale, dy.base + first, Int32(dy.columns), x.base, Int32(x.columns), 1, dw.row(first),

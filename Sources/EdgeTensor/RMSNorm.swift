@@ -16,7 +16,7 @@ package func rmsNorm(
     on pool: WorkerPool
 ) {
     let kernel = pool.kernels.raw.rms_norm!
-    pool.run(rowPieces(x.rows)) { piece, _ in
+    pool.run(rowPieces(x.rows), as: .norm, .pass(x.count, streams: 3, flopEach: 4)) { piece, _ in
         let first = piece * elementwiseRows
         kernel(
             x.row(first), weight, y.row(first), inverseRMS + first, min(elementwiseRows, x.rows - first), x.columns,
@@ -30,7 +30,7 @@ package func rmsNormBackward(
     on pool: WorkerPool
 ) {
     let kernel = pool.kernels.raw.rms_norm_backward!
-    pool.run(rowPieces(x.rows)) { piece, _ in
+    pool.run(rowPieces(x.rows), as: .norm, .pass(x.count, streams: 3, flopEach: 4)) { piece, _ in
         let first = piece * elementwiseRows
         kernel(
             dy.row(first), x.row(first), weight, inverseRMS + first, dx.row(first),

@@ -45,7 +45,7 @@ package struct RotaryEmbedding {
         _ x: Tensor, positions: UnsafePointer<Int32>, _ direction: Direction, on pool: WorkerPool
     ) {
         let kernel = pool.kernels.raw.rotate!
-        pool.run(rowPieces(x.rows)) { piece, _ in
+        pool.run(rowPieces(x.rows), as: .rotary, .pass(x.count, streams: 2, flopEach: 3)) { piece, _ in
             let first = piece * elementwiseRows
             kernel(
                 x.row(first), x.columns, positions + first, cosines.base, sines.base,

@@ -12,6 +12,8 @@ package final class WorkerPool: @unchecked Sendable {
     package typealias Body = (_ piece: Int, _ scratch: UnsafeMutablePointer<Float>) -> Void
 
     package let kernels: KernelSet
+    /// Set before the pool is used, by whoever measures.
+    package var observer: OperationObserver?
     package let threadCount: Int
     package let scratchFloats: Int
     private let scratch: UnsafeMutablePointer<Float>
@@ -91,6 +93,28 @@ package final class WorkerPool: @unchecked Sendable {
                 if turns > Self.spinTurns { sched_yield() }
             }
             self.body = nil
+        }
+    }
+
+    /// Runs one operation, under the observer's eyes if there is one.
+    package func perform(_ operation: Operation, _ cost: @autoclosure () -> OperationCost, _ body: () -> Void) {
+        if let observer { observer(operation, cost(), body) } else { body() }
+    }
+
+    /// `run`, as one operation.
+    package func run(_ pieces: Int, as operation: Operation, _ cost: @autoclosure () -> OperationCost, _ body: Body) {
+        perform(operation, cost()) { run(pieces, body) }
+    }
+
+    /// `run` over the pieces of several things together, in their order; `body` gets which of them, and its piece.
+    func runEach(_ counts: [Int], _ body: (_ index: Int, _ piece: Int, _ scratch: UnsafeMutablePointer<Float>) -> Void) {
+        run(counts.reduce(0, +)) { piece, scratch in
+            var (index, piece) = (0, piece)
+            while piece >= counts[index] {
+                piece -= counts[index]
+                index += 1
+            }
+            body(index, piece, scratch)
         }
     }
 

@@ -147,7 +147,7 @@ package final class Generator {
         for index in 0..<spec.layerCount {
             DecoderLayer(
                 index: index, spec: spec, weights: model.layers[index], adapters: adapters, rotary: rotary,
-                dropped: nil, dropoutKey: nil, pool: pool
+                dropped: nil, dropoutKey: nil, rounding: .unrounded, pool: pool
             ).forwardCached(
                 input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
                 into: output)

@@ -23,14 +23,20 @@ package struct StepShape: Equatable, Sendable {
     package var threads: Int
     /// Whether a second copy of the adapter is kept: the best one so far.
     package var keepsBest: Bool
+    /// What products with frozen weights are computed in while training; held-out loss is always computed in f32.
+    package var compute: ComputeType
 
-    package init(tokens: Int, longestSample: Int, policy: RecomputePolicy, lossChunk: Int, threads: Int, keepsBest: Bool) {
+    package init(
+        tokens: Int, longestSample: Int, policy: RecomputePolicy, lossChunk: Int, threads: Int, keepsBest: Bool,
+        compute: ComputeType
+    ) {
         self.tokens = tokens
         self.longestSample = longestSample
         self.policy = policy
         self.lossChunk = lossChunk
         self.threads = threads
         self.keepsBest = keepsBest
+        self.compute = compute
     }
 }
 
@@ -98,6 +104,18 @@ package struct MemoryModel {
         return .floats(shape.lossChunk * spec.vocabularySize) + hidden + hidden + hidden + row + row
     }
 
+    /// The largest of a step's products: its left operands in the type that is computed in.
+    package func rounding(_ shape: StepShape) -> ByteCount {
+        let ofLayers = [
+            [spec.hiddenSize], [spec.queryWidth], [spec.intermediateSize], [spec.intermediateSize, spec.intermediateSize],
+            [spec.queryWidth, spec.keyValueWidth, spec.keyValueWidth],
+        ].map { RoundedRows.bytes(shape.compute, rows: shape.tokens, widths: $0) }
+        let ofHead = [spec.hiddenSize, spec.vocabularySize].map {
+            RoundedRows.bytes(shape.compute, rows: shape.lossChunk, widths: [$0])
+        }
+        return (ofLayers + ofHead).max()!
+    }
+
     package func scratchFloats(_ shape: StepShape) -> Int {
         max(CausalAttention.scratchFloats(longest: shape.longestSample), spec.intermediateSize, spec.hiddenSize)
     }
@@ -111,7 +129,7 @@ package struct MemoryModel {
     /// Everything that one arena holds.
     package func arena(_ shape: StepShape) -> ByteCount {
         adapters(shape) + gradients + optimizer + layerCheckpoints(shape) + activations(shape) + layerGradients(shape)
-            + loss(shape) + scratch(shape)
+            + loss(shape) + rounding(shape) + scratch(shape)
     }
 
     package func pools(_ shape: StepShape) -> [Pool] {
@@ -125,6 +143,7 @@ package struct MemoryModel {
             Pool(name: "activations", size: activations(shape)),
             Pool(name: "layer gradients", size: layerGradients(shape)),
             Pool(name: "loss chunk", size: loss(shape)),
+            Pool(name: "rounded operands", size: rounding(shape)),
             Pool(name: "kernel panels and tables", size: scratch(shape)),
             Pool(name: "program and libraries", size: Self.processBytes),
         ]

@@ -43,6 +43,7 @@ package final class TrainStep {
     private let shape: StepShape
     private let pool: WorkerPool
     private let rotary: RotaryEmbedding
+    private let rounding: RoundedRows
 
     /// Inputs of the layers from the lowest adapted one on, and the last layer's output.
     private let layerInputs: [Tensor]
@@ -74,6 +75,7 @@ package final class TrainStep {
         rotary = RotaryEmbedding(
             positions: shape.longestSample, headDim: spec.headDim, theta: spec.ropeTheta, pairing: spec.rotaryPairing,
             arena: arena)
+        rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
         let count = AdapterSet.layout(memory.modules, rank: memory.lora.rank, of: spec).count
         adapters = AdapterSet(
             memory.lora, modules: memory.modules, of: spec, parameters: arena.floats(count),
@@ -101,17 +103,23 @@ package final class TrainStep {
 
     package var kernels: KernelSet { pool.kernels }
 
+    /// Called around every operation; see `OperationObserver`.
+    package var observer: OperationObserver? {
+        get { pool.observer }
+        set { pool.observer = newValue }
+    }
+
     /// Adds the gradients of `lossScale` · Σ nll to the adapters' gradients; returns Σ nll over the loss tokens, in nats.
     ///
     /// - Parameter dropoutKey: seeds the masks; nil: no dropout.
     package func accumulate(_ microBatch: MicroBatch, lossScale: Float, dropoutKey: UInt64?) -> Double {
         let batch = load(microBatch)
-        forward(batch, dropoutKey: dropoutKey)
+        forward(batch, dropoutKey: dropoutKey, rounding)
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()
         let loss = headLoss(microBatch.lossRows.count, tokens: batch.tokenCount, .gradient(scale: lossScale))
         for index in stride(from: model.spec.layerCount - 1, through: adapters.lowestLayer, by: -1) {
-            let layer = layer(index, dropoutKey: dropoutKey)
+            let layer = layer(index, dropoutKey: dropoutKey, rounding)
             let input = input(of: index, tokens: batch.tokenCount)
             let kept = activations(of: index)
             if shape.policy == .everyLayer { layer.forward(input, batch, kept, into: nil) }
@@ -125,18 +133,18 @@ package final class TrainStep {
     /// Σ nll over the loss tokens, in nats, without gradients or dropout.
     package func evaluate(_ microBatch: MicroBatch) -> Double {
         let batch = load(microBatch)
-        forward(batch, dropoutKey: nil)
+        forward(batch, dropoutKey: nil, .unrounded)
         return headLoss(microBatch.lossRows.count, tokens: batch.tokenCount, .lossOnly)
     }
 
     /// Logits of every token, a chunk at a time: for goldens and tools.
     package func logits(of microBatch: MicroBatch, _ body: (_ firstToken: Int, _ logits: Tensor) -> Void) {
         let batch = load(microBatch)
-        forward(batch, dropoutKey: nil)
+        forward(batch, dropoutKey: nil, .unrounded)
         for row in 0..<batch.tokenCount { lossRows[row] = Int32(row) }
         for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, batch.tokenCount - first)
-            body(first, headLogits(first: first, rows: rows, tokens: batch.tokenCount))
+            body(first, headLogits(first: first, rows: rows, tokens: batch.tokenCount, .unrounded))
         }
     }
 
@@ -156,10 +164,10 @@ package final class TrainStep {
         return PackedBatch(tokenCount: count, positions: UnsafePointer(positions), spans: microBatch.spans)
     }
 
-    private func layer(_ index: Int, dropoutKey: UInt64?) -> DecoderLayer {
+    private func layer(_ index: Int, dropoutKey: UInt64?, _ rounding: RoundedRows) -> DecoderLayer {
         DecoderLayer(
             index: index, spec: model.spec, weights: model.layers[index], adapters: adapters, rotary: rotary,
-            dropped: dropped, dropoutKey: dropoutKey, pool: pool)
+            dropped: dropped, dropoutKey: dropoutKey, rounding: rounding, pool: pool)
     }
 
     /// Input of layer `index`, or the output of the last layer when `index` is the layer count.
@@ -174,17 +182,17 @@ package final class TrainStep {
         shape.policy == .keepAll ? activations[max(0, index - adapters.lowestLayer)] : activations[0]
     }
 
-    private func forward(_ batch: PackedBatch, dropoutKey: UInt64?) {
+    private func forward(_ batch: PackedBatch, dropoutKey: UInt64?, _ rounding: RoundedRows) {
         let count = batch.tokenCount
         decodeRows(model.embedding, tokens, into: input(of: 0, tokens: count), on: pool)
         for index in 0..<model.spec.layerCount {
-            layer(index, dropoutKey: dropoutKey).forward(
+            layer(index, dropoutKey: dropoutKey, rounding).forward(
                 input(of: index, tokens: count), batch, activations(of: index),
                 into: input(of: index + 1, tokens: count))
         }
     }
 
-    private func headLogits(first: Int, rows: Int, tokens: Int) -> Tensor {
+    private func headLogits(first: Int, rows: Int, tokens: Int, _ rounding: RoundedRows) -> Tensor {
         let hidden = input(of: model.spec.layerCount, tokens: tokens)
         let headInput = headInput.prefix(rows), headNormed = headNormed.prefix(rows), logits = logits.prefix(rows)
         for row in 0..<rows {
@@ -193,25 +201,36 @@ package final class TrainStep {
         rmsNorm(
             headInput, weight: model.outputNorm, epsilon: model.spec.rmsNormEpsilon, into: headNormed,
             inverseRMS: headInverseRMS, on: pool)
-        linear(headNormed, model.head, into: logits, on: pool)
+        linear(
+            rounding([headNormed], on: pool)[0], [LinearOutput(weight: model.head, adapter: nil, y: logits)],
+            as: .headProduct, on: pool)
         return logits
     }
 
-    private enum HeadWork { case lossOnly, gradient(scale: Float) }
+    private enum HeadWork {
+        case lossOnly
+        case gradient(scale: Float)
+    }
 
     /// Head and cross-entropy together, a chunk of loss tokens at a time: logits of all tokens never exist.
     private func headLoss(_ count: Int, tokens: Int, _ work: HeadWork) -> Double {
         var loss = 0.0
         for first in stride(from: 0, to: count, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, count - first)
-            let logits = headLogits(first: first, rows: rows, tokens: tokens)
-            let scale: Float = if case .gradient(let scale) = work { scale } else { 0 }
+            let (scale, rounding): (Float, RoundedRows) =
+                switch work {
+                case .lossOnly: (0, .unrounded)
+                case .gradient(let scale): (scale, self.rounding)
+                }
+            let logits = headLogits(first: first, rows: rows, tokens: tokens, rounding)
             loss += crossEntropy(
                 logits: logits, targets: targets + first, gradientScale: scale, losses: losses, on: pool)
             guard case .gradient = work else { continue }
             let dHead = dHead.prefix(rows)
             let dNormed = headNormed.prefix(rows)  // its values are not needed again
-            linearBackward(logits, model.head, into: dNormed, on: pool)
+            linearBackward(
+                [LinearGradient(dy: rounding([logits], on: pool)[0], weight: model.head, adapter: nil)], into: dNormed,
+                as: .headProduct, on: pool)
             dHead.clear()
             rmsNormBackward(
                 dNormed, headInput.prefix(rows), weight: model.outputNorm, inverseRMS: headInverseRMS,

@@ -55,14 +55,15 @@ package struct BatchSizes {
 extension TrainingPlan {
     /// Walks from fast to small until the peak is within the budget.
     package static func make(
-        _ memory: MemoryModel, batches: BatchSizes, threads: Int, keepsBest: Bool, budget: ByteCount
+        _ memory: MemoryModel, batches: BatchSizes, threads: Int, keepsBest: Bool, compute: ComputeType,
+        budget: ByteCount
     ) throws -> TrainingPlan {
         var choices: [String] = []
         var microBatch = batches.microBatchSize
         var accumulation = batches.gradientAccumulation
         var shape = StepShape(
             tokens: batches.largestMicroBatch(microBatch, accumulation), longestSample: batches.longestSample,
-            policy: .keepAll, lossChunk: 0, threads: threads, keepsBest: keepsBest)
+            policy: .keepAll, lossChunk: 0, threads: threads, keepsBest: keepsBest, compute: compute)
         shape.lossChunk = min(512, shape.tokens)
 
         func fits() -> Bool { memory.peak(shape) <= budget }

@@ -1,5 +1,17 @@
 // What a run is asked to do: values only, already checked by whoever took the request.
 import EdgeModel
+import EdgeTensor
+
+/// A precision that this processor would compute more slowly than f32, and no better.
+package struct PrecisionError: Error, Equatable, CustomStringConvertible {
+    package let asked: ComputeType
+    package let kernelSet: String
+    package let available: [ComputeType]
+    package var description: String {
+        "precision \(asked.rawValue) needs instructions that the kernel set \(kernelSet) of this processor has not; "
+            + "it has \(available.map(\.rawValue).joined(separator: ", "))"
+    }
+}
 
 package struct TrainingSpec: Equatable, Sendable {
     package enum Schedule: String, Equatable, Sendable { case linear, cosine, constant }
@@ -25,6 +37,8 @@ package struct TrainingSpec: Equatable, Sendable {
     /// Nil: no clipping.
     package var maxGradNorm: Double?
     package var seed: UInt64
+    /// What products with frozen weights are computed in; nil: what the kernel set prefers.
+    package var precision: ComputeType?
     /// Nil: once an epoch.
     package var evalSteps: Int?
     package var saveSteps: Int
@@ -34,7 +48,7 @@ package struct TrainingSpec: Equatable, Sendable {
     package init(
         lora: LoRASpec, sequenceLength: Int, microBatchSize: Int, gradientAccumulation: Int, epochs: Double,
         maxSteps: Int?, learningRate: Double, schedule: Schedule, warmUp: WarmUp, weightDecay: Float, beta1: Float,
-        beta2: Float, adamEpsilon: Float, maxGradNorm: Double?, seed: UInt64, evalSteps: Int?, saveSteps: Int,
+        beta2: Float, adamEpsilon: Float, maxGradNorm: Double?, seed: UInt64, precision: ComputeType?, evalSteps: Int?, saveSteps: Int,
         earlyStoppingPatience: Int?
     ) {
         self.lora = lora
@@ -52,9 +66,20 @@ package struct TrainingSpec: Equatable, Sendable {
         self.adamEpsilon = adamEpsilon
         self.maxGradNorm = maxGradNorm
         self.seed = seed
+        self.precision = precision
         self.evalSteps = evalSteps
         self.saveSteps = saveSteps
         self.earlyStoppingPatience = earlyStoppingPatience
+    }
+
+    /// `precision`, or what the set prefers.
+    /// - Throws: `PrecisionError` when the set has no instructions for it.
+    package func computeType(on kernels: KernelSet) throws -> ComputeType {
+        guard let precision else { return kernels.preferredComputeType }
+        guard kernels.computeTypes.contains(precision) else {
+            throw PrecisionError(asked: precision, kernelSet: kernels.name, available: kernels.computeTypes)
+        }
+        return precision
     }
 
     /// Learning rate of step `step` (from 0) of `total`, as in transformers' `get_scheduler`.

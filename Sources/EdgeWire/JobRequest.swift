@@ -43,6 +43,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// Global norm that gradients are clipped to; 0: no clipping.
     package var maxGradNorm: Double = 1
     package var seed: UInt64 = 42
+    /// The type that products with the frozen weights are computed in.
+    package var precision: Precision = .auto
     /// Loss on every token instead of on the assistant's answers only.
     package var trainOnInputs: Bool = false
     /// Steps between evaluations; nil: once an epoch.
@@ -66,7 +68,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case adapter, loraR, loraAlpha, loraDropout, loraTargetModules, layersToTransform
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
-        case adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, trainOnInputs
+        case adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, precision, trainOnInputs
         case evalSteps, saveSteps, earlyStoppingPatience, memoryBudget, threads
     }
 
@@ -105,6 +107,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.adamEpsilon, into: &adamEpsilon)
         try read(.maxGradNorm, into: &maxGradNorm)
         try read(.seed, into: &seed)
+        try read(.precision, into: &precision)
         try read(.trainOnInputs, into: &trainOnInputs)
         try read(.evalSteps, into: &evalSteps)
         try read(.saveSteps, into: &saveSteps)
@@ -145,6 +148,12 @@ package enum TargetModules: Codable, Equatable, Sendable {
 
 package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
     case linear, cosine, constant
+}
+
+package enum Precision: String, Codable, CaseIterable, Sendable {
+    /// What trains fastest on the processor among the types that have been shown to train as well as f32.
+    case auto
+    case f32, bf16, int8
 }
 
 /// A value outside its range: which key, what was given, what is allowed.

@@ -30,7 +30,7 @@ struct KernelsBench: ParsableCommand {
         for kernels in KernelSet.supported where set == nil || kernels.name == set {
             let arena = try Arena(capacity: ByteCount(1 << 30))
             let pool = WorkerPool(kernels: kernels, threadCount: threads, scratchFloats: 0, arena: arena)
-            let peak = Measurement.peak(kernels, pool: pool)
+            let peak = Measurement.peak(kernels, .f32, pool: pool)
             for entry in QuantFormat.all where format == nil || entry.name == format {
                 for shape in Self.shapes {
                     for count in tokens { try measure(kernels, entry, shape.rows, shape.columns, count, peak) }

@@ -15,12 +15,12 @@ enum Measurement {
         return seconds.sorted()[runs / 2]
     }
 
-    /// FLOP per second of the set's multiply-adds on `threads` threads, from registers alone.
-    static func peak(_ kernels: KernelSet, pool: WorkerPool) -> Double {
+    /// Operations per second of the set's multiply-adds in `type` on the pool's threads, from registers alone.
+    static func peak(_ kernels: KernelSet, _ type: ComputeType, pool: WorkerPool) -> Double {
         let rounds = 4_000_000
         var flop = 0.0
         let seconds = median(runs: 3) {
-            pool.run(pool.threadCount) { _, scratch in flop = kernels.peakLoop(rounds: rounds, sink: scratch) }
+            pool.run(pool.threadCount) { _, scratch in flop = kernels.peakLoop(type, rounds: rounds, sink: scratch) }
         }
         return flop * Double(pool.threadCount) / seconds
     }

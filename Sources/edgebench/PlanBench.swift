@@ -32,7 +32,7 @@ struct PlanBench: ParsableCommand {
             batches: BatchSizes(
                 longestSample: tokens, microBatchSize: microBatch, gradientAccumulation: 1,
                 largestMicroBatch: { size, _ in size * tokens }),
-            threads: threads, keepsBest: true, budget: ByteCount(budget << 20))
+            threads: threads, keepsBest: true, compute: .f32, budget: ByteCount(budget << 20))
         let seconds = (ContinuousClock.now - start) / .seconds(1)
         if json {
             try Measurement.printLine(

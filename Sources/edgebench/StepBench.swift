@@ -6,6 +6,7 @@ import EdgeTensor
 import EdgeTrain
 
 extension RecomputePolicy: ExpressibleByArgument {}
+extension ComputeType: ExpressibleByArgument {}
 
 struct StepBench: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -17,6 +18,7 @@ struct StepBench: ParsableCommand {
     @Option(help: "Rank of the adapters, on all linears.") var rank = 16
     @Option(help: "Worker threads.") var threads = 2
     @Option(help: "Kernel set; the strongest when absent.") var set: String?
+    @Option(help: "f32, bf16 or int8; what the kernel set prefers when absent.") var precision: ComputeType?
     @Option(help: "keepAll or everyLayer.") var recompute = RecomputePolicy.everyLayer
     @Option(help: "Loss tokens whose logits exist at once.") var lossChunk = 128
     @Option(help: "Counted runs.") var runs = 5
@@ -31,13 +33,15 @@ struct StepBench: ParsableCommand {
     func run() throws {
         useCallingThreadForDenseProducts()
         let kernels = try KernelSet.choose(set)
+        let compute = precision ?? kernels.preferredComputeType
         let base = try BaseModel.open(path: model)
         let lora = LoRASpec(rank: rank, alpha: Float(2 * rank), dropout: 0, targets: .allLinear, layers: nil)
         let memory = MemoryModel(
             spec: base.spec, lora: lora, modules: try lora.modules(of: base.spec), weightBytes: base.weightBytes)
         let shape = StepShape(
             tokens: samples * tokens, longestSample: tokens, policy: recompute,
-            lossChunk: min(lossChunk, samples * tokens), threads: threads, keepsBest: false)
+            lossChunk: min(lossChunk, samples * tokens), threads: threads, keepsBest: false,
+            compute: compute)
         let arena = try Arena(capacity: memory.arena(shape))
         let step = TrainStep(model: base, memory: memory, shape: shape, kernels: kernels, arena: arena)
         step.adapters.initialize(seed: 1)
@@ -55,7 +59,7 @@ struct StepBench: ParsableCommand {
         let resident = Measurement.peakResidentBytes
         let peakArena = try Arena(capacity: ByteCount(64 << 20))
         let peak = Measurement.peak(
-            kernels, pool: WorkerPool(kernels: kernels, threadCount: threads, scratchFloats: 0, arena: peakArena))
+            kernels, .f32, pool: WorkerPool(kernels: kernels, threadCount: threads, scratchFloats: 0, arena: peakArena))
         let flop = Self.flop(base.spec, rank: rank, samples: samples, tokens: tokens, recompute: recompute)
         let line = Line(
             kernelSet: kernels.name, shape: [samples, tokens], rank: rank, recompute: recompute.rawValue,

@@ -21,6 +21,7 @@ struct JobFlags: ParsableArguments {
     @Option(help: "linear, cosine or constant.") var lrScheduler: LearningRateSchedule?
     @Option(help: "Steps of warm-up.") var warmupSteps: Int?
     @Option(help: "Seed of everything random.") var seed: UInt64?
+    @Option(help: "Type of the products with frozen weights: auto, f32, bf16 or int8.") var precision: Precision?
     @Option(help: "Steps between evaluations.") var evalSteps: Int?
     @Option(help: "Steps between checkpoints.") var saveSteps: Int?
     @Option(help: "900MiB, 2GB or 60%.") var memoryBudget: String?
@@ -46,6 +47,7 @@ struct JobFlags: ParsableArguments {
         if let lrScheduler { request.lrScheduler = lrScheduler }
         if let warmupSteps { request.warmupSteps = warmupSteps }
         if let seed { request.seed = seed }
+        if let precision { request.precision = precision }
         if let evalSteps { request.evalSteps = evalSteps }
         if let saveSteps { request.saveSteps = saveSteps }
         if let memoryBudget { request.memoryBudget = memoryBudget }
@@ -62,3 +64,4 @@ struct JobFlags: ParsableArguments {
 }
 
 extension LearningRateSchedule: ExpressibleByArgument {}
+extension Precision: ExpressibleByArgument {}

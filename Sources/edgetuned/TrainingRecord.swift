@@ -8,6 +8,7 @@ struct TrainingRecord: Encodable {
     let baseModel: String
     let quantisation: String
     let kernelSet: String
+    let precision: String
     let request: JobRequest
     let plan: PlanReport
     let evaluations: [EvaluationReport]

@@ -1,5 +1,6 @@
 // A request's words as the data plane's values. Ranges are EdgeWire's; this only translates.
 import EdgeModel
+import EdgeTensor
 import EdgeTrain
 import EdgeWire
 
@@ -30,7 +31,19 @@ extension TrainingSpec {
             warmUp: request.warmupSteps.map { .steps($0) } ?? .share(request.warmupRatio ?? 0),
             weightDecay: Float(request.weightDecay), beta1: Float(request.adamBeta1), beta2: Float(request.adamBeta2),
             adamEpsilon: Float(request.adamEpsilon), maxGradNorm: request.maxGradNorm == 0 ? nil : request.maxGradNorm,
-            seed: request.seed, evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
+            seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience)
+    }
+}
+
+extension ComputeType {
+    /// Nil for `auto`.
+    fileprivate init?(_ precision: Precision) {
+        switch precision {
+        case .auto: return nil
+        case .f32: self = .f32
+        case .bf16: self = .bf16
+        case .int8: self = .int8
+        }
     }
 }

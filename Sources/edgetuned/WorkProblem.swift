@@ -37,6 +37,8 @@ extension Problem {
         case let error as AdapterError: self.init(.badAdapter, error.description)
         case let error as GenerationError: self.init(.invalidValue, error.description)
         case let error as KernelSetError: self.init(.invalidValue, error.description)
+        case let error as PrecisionError:
+            self.init(.invalidValue, error.description, hint: "precision: auto, or one of those")
         case let error as CheckpointError: self.init(.internalError, error.description)
         case let error as ArenaError:
             self.init(.insufficientMemory, error.description, requiredBytes: UInt64(error.requested.bytes))

@@ -8,6 +8,7 @@ import EdgeWire
 import Foundation
 
 struct WorkTraining {
+    private let kernels: KernelSet
     private let order: WorkOrder.TrainOrder
     private let spec: TrainingSpec
     private let model: BaseModel
@@ -19,6 +20,7 @@ struct WorkTraining {
 
     init(_ order: WorkOrder.TrainOrder) throws {
         self.order = order
+        kernels = try ProcessFacts.kernelSet()
         spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
         model = try BaseModel.open(path: order.modelPath)
         let modules = try spec.lora.modules(of: model.spec)
@@ -49,7 +51,7 @@ struct WorkTraining {
                     return max(order.largestMicroBatch(dataset.training), longestHeldOut)
                 }),
             threads: order.request.threads ?? ProcessFacts.coreCount, keepsBest: !dataset.heldOut.isEmpty,
-            budget: ByteCount(Int(clamping: order.budgetBytes)))
+            compute: try spec.computeType(on: kernels), budget: ByteCount(Int(clamping: order.budgetBytes)))
         dataOrder = DataOrder(
             sampleCount: dataset.training.count, microBatchSize: plan.microBatchSize,
             gradientAccumulation: plan.gradientAccumulation, spec: spec)
@@ -68,30 +70,29 @@ struct WorkTraining {
     }
 
     func train(_ channel: WorkChannel) throws {
-        let kernels = try ProcessFacts.kernelSet()
         try DirectoryPublish.removeLeftovers(in: order.directory)
         channel.send(.plan(planReport))
-        channel.send(.log("kernel set \(kernels.name), \(plan.shape.threads) threads"))
+        channel.send(.log("kernel set \(kernels.name), precision \(plan.shape.compute.rawValue), \(plan.shape.threads) threads"))
         if !samples.tooLongLines.isEmpty {
             channel.send(
                 .log("left out \(samples.tooLongLines.count) samples longer than \(spec.sequenceLength) tokens, lines "
                     + samples.tooLongLines.prefix(20).map(String.init).joined(separator: ", ")))
         }
-        guard let (finished, tensors) = try run(kernels, channel) else { return }
+        guard let (finished, tensors) = try run(channel) else { return }
         // The arena is gone here: publishing has its memory.
-        try publish(tensors, finished, kernels)
+        try publish(tensors, finished)
         let peak = ProcessFacts.residentBytes().peak
         channel.send(.log("peak memory \(peak >> 20) MiB, planned \(plan.peak.mebibytes) MiB"))
         channel.send(.trained)
     }
 
     /// Nil when the run was stopped, which has been reported.
-    private func run(_ kernels: KernelSet, _ channel: WorkChannel) throws -> (FinishedRun, [LoRATensors])? {
+    private func run(_ channel: WorkChannel) throws -> (FinishedRun, [LoRATensors])? {
         let progress = ProgressMeter(plan: plan, budgetBytes: order.budgetBytes)
         let run = try TrainingRun(
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
             checkpoints: CheckpointStore(
-                directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint(kernels)),
+                directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
             emit: { event in
                 switch event {
                 case .step(let step): channel.send(.step(progress.report(step)))
@@ -112,7 +113,7 @@ struct WorkTraining {
     }
 
     /// SHA-256 over everything that decides the adapter's bytes: a checkpoint of another run is never continued.
-    private func runFingerprint(_ kernels: KernelSet) throws -> [UInt8] {
+    private func runFingerprint() throws -> [UInt8] {
         var request = order.request
         // These change neither the order of samples nor a sum.
         (request.name, request.threads, request.memoryBudget, request.saveSteps) = (nil, nil, nil, nil)
@@ -123,10 +124,10 @@ struct WorkTraining {
         return digest.finalize()
     }
 
-    private func publish(_ tensors: [LoRATensors], _ finished: FinishedRun, _ kernels: KernelSet) throws {
+    private func publish(_ tensors: [LoRATensors], _ finished: FinishedRun) throws {
         let record = TrainingRecord(
             baseFingerprint: order.modelDigest, baseModel: order.request.baseModel,
-            quantisation: model.quantisation, kernelSet: kernels.name, request: order.request, plan: planReport,
+            quantisation: model.quantisation, kernelSet: kernels.name, precision: plan.shape.compute.rawValue, request: order.request, plan: planReport,
             evaluations: finished.evaluations.map {
                 EvaluationReport($0, isBest: $0.step == finished.keptStep && $0.step > 0)
             },

@@ -144,7 +144,7 @@ struct ProductTests {
             let expected = arena.floats(count), found = arena.floats(count)
             edge_quant_format(format.raw).pointee.decode(blocks, expected, count)
             for set in KernelSet.supported {
-                decodeKernel(of: format, in: set)(blocks, found, count)
+                set.decoder(of: format)(blocks, found, count)
                 for i in 0..<count {
                     // Random bytes hold NaNs, whose payload bits no one promises.
                     #expect(expected[i].bitPattern == found[i].bitPattern || expected[i].isNaN && found[i].isNaN, "\(set.name) \(format.name) value \(i)")

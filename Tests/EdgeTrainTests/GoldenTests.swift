@@ -24,7 +24,7 @@ struct Trainee {
             spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weightBytes: model.weightBytes)
         let shape = StepShape(
             tokens: tokens, longestSample: longest, policy: policy, lossChunk: lossChunk, threads: threads,
-            keepsBest: false)
+            keepsBest: false, compute: .f32)
         arena = try Arena(capacity: memory.arena(shape))
         step = TrainStep(model: model, memory: memory, shape: shape, kernels: kernels, arena: arena)
         optimizer = AdamW(count: step.adapters.parameterCount, arena: arena)
@@ -58,7 +58,7 @@ struct Trainee {
             lora: LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil), sequenceLength: 512,
             microBatchSize: 2, gradientAccumulation: 1, epochs: 1, maxSteps: 10, learningRate: learningRate,
             schedule: .constant, warmUp: .steps(0), weightDecay: 0.01, beta1: 0.9, beta2: 0.999, adamEpsilon: 1e-8,
-            maxGradNorm: 1, seed: 1, evalSteps: nil, saveSteps: 100, earlyStoppingPatience: nil)
+            maxGradNorm: 1, seed: 1, precision: nil, evalSteps: nil, saveSteps: 100, earlyStoppingPatience: nil)
     }
 
     /// Losses and gradient norms of steps on the same batch.

@@ -19,7 +19,7 @@ struct PlanTests {
             batches: BatchSizes(
                 longestSample: longest, microBatchSize: microBatch, gradientAccumulation: 1,
                 largestMicroBatch: { size, _ in size * longest }),
-            threads: 2, keepsBest: true, budget: ByteCount(budgetMiB << 20))
+            threads: 2, keepsBest: true, compute: .f32, budget: ByteCount(budgetMiB << 20))
     }
 
     @Test("from rich to poor the plan gets slower, never larger than its budget, and then is refused")

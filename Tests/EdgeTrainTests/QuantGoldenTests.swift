@@ -15,7 +15,7 @@ struct QuantGoldenTests {
             for set in KernelSet.supported {
                 let values = UnsafeMutablePointer<Float>.allocate(capacity: expected.count)
                 defer { values.deallocate() }
-                blocks.withBytes { decodeKernel(of: format, in: set)($0.baseAddress!, values, expected.count) }
+                blocks.withBytes { set.decoder(of: format)($0.baseAddress!, values, expected.count) }
                 var different = 0
                 for i in expected.indices where values[i].bitPattern != expected[i].bitPattern { different += 1 }
                 #expect(different == 0, "\(set.name) \(format.name): \(different) of \(expected.count) values differ")

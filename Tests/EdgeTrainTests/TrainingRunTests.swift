@@ -15,7 +15,7 @@ struct TinyRun {
         lora: LoRASpec(rank: 4, alpha: 8, dropout: 0.1, targets: .allLinear, layers: nil), sequenceLength: 64,
         microBatchSize: 2, gradientAccumulation: 2, epochs: 2, maxSteps: nil, learningRate: 5e-3, schedule: .cosine,
         warmUp: .steps(1), weightDecay: 0.01, beta1: 0.9, beta2: 0.999, adamEpsilon: 1e-8, maxGradNorm: 1, seed: 3,
-        evalSteps: 3, saveSteps: 2, earlyStoppingPatience: nil)
+        precision: nil, evalSteps: 3, saveSteps: 2, earlyStoppingPatience: nil)
     var dataset = Dataset(TinyRun.samples(17), heldOut: 3, seed: 3)
     var budget = ByteCount(1 << 30)
     var threads = 2
@@ -56,7 +56,8 @@ struct TinyRun {
                             gradientAccumulation: accumulation, spec: spec
                         ).largestMicroBatch(dataset.training))
                 }),
-            threads: threads, keepsBest: !dataset.heldOut.isEmpty, budget: budget)
+            threads: threads, keepsBest: !dataset.heldOut.isEmpty,
+            compute: try spec.computeType(on: .strongest), budget: budget)
         var events: [TrainingEvent] = []
         var asked = 0
         let run = try TrainingRun(

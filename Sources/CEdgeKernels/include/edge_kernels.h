@@ -2,7 +2,7 @@
 // element-wise arithmetic of a decoder. Plain functions on caller's memory: no allocation, threads, I/O or errors.
 //
 // Two lists that do not multiply: quant_formats.def (how a weight is stored) and kernel_sets.def (what a machine is
-// good at). A set starts as a copy of `portable` and overwrites what it improves, so no set is ever incomplete.
+// good at). A set starts as a copy of a weaker one and overwrites what it improves, so no set is ever incomplete.
 //
 // Matrices are row-major f32 unless said otherwise; `ld…` is the distance between rows, in elements.
 #ifndef EDGE_KERNELS_H
@@ -53,8 +53,19 @@ struct edge_adamw {
     float gradient_scale;
 };
 
+/// In which type the products with frozen weights are computed. Sums are f32 in all of them.
+enum edge_compute {
+    EDGE_COMPUTE_f32,
+    /// Both operands rounded to bfloat16, to nearest even.
+    EDGE_COMPUTE_bf16,
+    /// Both operands rounded to 8-bit integers, with one scale per EDGE_INT8_BLOCK contracted elements of a token and
+    /// of an output; sums over a block are exact.
+    EDGE_COMPUTE_int8,
+    EDGE_COMPUTE_COUNT
+};
+
 enum {
-    /// Columns of a packed panel. One number for all sets: a panel is [k][EDGE_PANEL_COLUMNS], 64 bytes a row.
+    /// Columns of a packed panel. One number for all sets: a row of a panel is 64 bytes.
     EDGE_PANEL_COLUMNS = 16,
     /// Contracted elements a panel holds at most: 320 x 16 x 4 bytes = 20 KiB, so that a panel and a tile of the left
     /// operand stay in a 32 KiB L1 (Goto and van de Geijn, doi:10.1145/1356052.1356053, §4).
@@ -63,22 +74,61 @@ enum {
     EDGE_SLICE_COLUMNS = 64,
     /// Floats of scratch that a product needs per thread: four panels, and sixteen decoded rows.
     EDGE_PRODUCT_SCRATCH = EDGE_PANEL_DEPTH * (EDGE_SLICE_COLUMNS + EDGE_PANEL_COLUMNS),
+    /// Contracted elements that share a scale when computing in 8 bits.
+    EDGE_INT8_BLOCK = 64,
+    /// 32-bit words of such a block of a panel: its codes, four to a word, and the scales of its columns.
+    EDGE_INT8_BLOCK_WORDS = (EDGE_INT8_BLOCK / 4 + 1) * EDGE_PANEL_COLUMNS,
 };
+
+/// The left operand of a product, rows contiguous in the contracted dimension: activations, or output gradients.
+struct edge_left {
+    enum edge_compute compute;
+    /// f32, bf16 or int8; bf16 padded with zeros to an even length, int8 to whole blocks.
+    const void *rows;
+    /// Bytes between rows.
+    size_t stride;
+    /// int8 only, [rows][blocks]: value = scale · code.
+    const float *scales;
+    /// int8 only, [rows][blocks]: -128 · Σ codes, what it costs to carry the right operand's codes unsigned.
+    const int32_t *offsets;
+    size_t blocks;
+};
+
+/// c[i][j] (+)= Σ over k of a[i][k] · panel[k][j], i < m <= tile_rows, j < n <= tile_columns. `panels` holds
+/// ⌈n / EDGE_PANEL_COLUMNS⌉ panels of `depth`, one after the other. Sums run over k in order, so an element's bits depend
+/// neither on m nor on n.
+///
+/// Layouts, in rows of 64 bytes: f32 [k][16]; bf16 [k / 2][16][2]; int8 per block [k / 4][16][4] and [16] scales, codes
+/// unsigned with 128 added. A set may lay out bf16 and int8 differently if it overrides `pack…` together with `tile`.
+typedef void (*edge_tile_fn)(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
+                             size_t n, bool accumulate);
 
 struct edge_kernel_set {
     const char *name;
-    /// Rows of the left operand that `tile` takes at once.
-    size_t tile_rows;
+    /// What a job computes in when it does not say: the fastest type that has been shown to train as well as f32.
+    enum edge_compute preferred;
+    /// Whether the set has instructions for a type; without them the portable tile computes it, slowly.
+    bool fast[EDGE_COMPUTE_COUNT];
     edge_decode_fn decode[EDGE_FORMAT_COUNT];
 
-    /// panel[k][j] = rows[j][k], for `count` rows of `depth` values at distance `stride`; columns from `count` to 16
-    /// become zero.
-    void (*pack_rows)(const float *rows, size_t stride, size_t count, size_t depth, float *panel);
+    edge_tile_fn tile[EDGE_COMPUTE_COUNT];
+    /// What `tile` takes at once; tile_columns is EDGE_PANEL_COLUMNS or twice that.
+    size_t tile_rows[EDGE_COMPUTE_COUNT];
+    size_t tile_columns[EDGE_COMPUTE_COUNT];
 
-    /// c[i][j] (+)= sum over k of a[i][k] · panel[k][j], i < m <= tile_rows, j < n <= 16. Sums run over k in order,
-    /// so an element's bits depend neither on m nor on n.
-    void (*tile)(size_t depth, const float *a, size_t lda, const float *panel, float *c, size_t ldc, size_t m, size_t n,
-                 bool accumulate);
+    /// panel[k][j] = word k of row j, for `count` rows of `words` 32-bit words at `stride` words; columns from `count`
+    /// to 16 become zero.
+    void (*pack_words)(const void *rows, size_t stride, size_t count, size_t words, void *panel);
+    /// One panel in each type from `count` decoded rows of `depth` values at distance `depth`: contracted along the rows
+    /// (forward).
+    void (*pack_rows[EDGE_COMPUTE_COUNT])(const struct edge_kernel_set *set, const float *rows, size_t count, size_t depth,
+                                          void *panel);
+    /// The same from `depth` decoded rows of 16 values at distance `stride`: contracted across the rows (backward). int8:
+    /// one block, depth <= EDGE_INT8_BLOCK.
+    void (*pack_columns[EDGE_COMPUTE_COUNT])(const float *rows, size_t stride, size_t depth, void *panel);
+    /// Rows of a left operand: `out` has room for `stride` bytes a row, `scales` and `offsets` for `blocks` a row.
+    void (*round_rows[EDGE_COMPUTE_COUNT])(const float *x, size_t ldx, size_t rows, size_t columns, void *out,
+                                           size_t stride, float *scales, int32_t *offsets, size_t blocks);
 
     /// y = x / rms(x) · weight, per row; inverse_rms[i] = 1 / sqrt(mean(x²) + epsilon) (arXiv:1910.07467).
     void (*rms_norm)(const float *x, const float *weight, float *y, float *inverse_rms, size_t rows, size_t columns,
@@ -95,10 +145,11 @@ struct edge_kernel_set {
 
     /// x = softmax(scale · x) over the first `count` values; returns log(sum(exp(scale · x))).
     float (*softmax)(float *x, size_t count, float scale);
-    /// p = exp(scale · s - log_sum_exp), in place.
-    void (*softmax_again)(float *s, size_t count, float scale, float log_sum_exp);
-    /// ds = p · (dp - delta) · scale, in `dp`.
-    void (*softmax_backward)(const float *p, float *dp, size_t count, float delta, float scale);
+    /// For `rows` keys and `columns` queries, transposed as an attention block's backward has them: s becomes
+    /// p = exp(scale · s - log_sum_exp[query]), dp becomes ds = p · (dp - delta[query]) · scale. Both are 0 where key i
+    /// is after query j, that is where i > j + diagonal.
+    void (*softmax_backward)(float *s, float *dp, size_t ld, size_t rows, size_t columns, const float *log_sum_exp,
+                             const float *delta, float scale, size_t diagonal);
 
     /// y = silu(gate) · up (arXiv:2002.05202).
     void (*swiglu)(const float *gate, const float *up, float *y, size_t count);
@@ -142,15 +193,18 @@ struct edge_matrix {
     enum edge_format format;
 };
 
+/// Bytes of a row of `columns` elements as a left operand in `compute`.
+size_t edge_left_stride(enum edge_compute compute, size_t columns);
+
 /// y[:, first ..< first + count] (+)= x · Wᵀ: x [tokens][w.columns], y [tokens][w.rows], count <= EDGE_SLICE_COLUMNS.
 /// Each weight of those rows of W is decoded once. `scratch` holds EDGE_PRODUCT_SCRATCH floats, 64-byte aligned.
-void edge_product_forward(const struct edge_kernel_set *set, const struct edge_matrix *w, const float *x, size_t ldx,
+void edge_product_forward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *x,
                           size_t tokens, float *y, size_t ldy, size_t first, size_t count, bool accumulate,
                           float *scratch);
 
 /// dx[:, first ..< first + count] (+)= dy · W: dy [tokens][w.rows], dx [tokens][w.columns]; `first` is at a block, and
-/// so is `first + count` unless it is the end of the row; count <= EDGE_SLICE_COLUMNS or one block.
-void edge_product_backward(const struct edge_kernel_set *set, const struct edge_matrix *w, const float *dy, size_t lddy,
+/// so is `first + count` unless it is the end of the row; count <= EDGE_SLICE_COLUMNS.
+void edge_product_backward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *dy,
                            size_t tokens, float *dx, size_t lddx, size_t first, size_t count, bool accumulate,
                            float *scratch);
 
@@ -159,12 +213,17 @@ void edge_product_backward(const struct edge_kernel_set *set, const struct edge_
 void edge_product_vector(const struct edge_kernel_set *set, const struct edge_matrix *w, const float *x, float *y,
                          size_t first, size_t count, bool accumulate, float *scratch);
 
+/// y[j][i] = x[i][j], x [rows][columns]. `scratch` holds EDGE_PANEL_DEPTH · EDGE_PANEL_COLUMNS floats, 64-byte aligned.
+void edge_transpose(const struct edge_kernel_set *set, const float *x, size_t ldx, size_t rows, size_t columns, float *y,
+                    size_t ldy, float *scratch);
+
 /// Denormals become zero on the calling thread, in every set, so that sets agree and slow paths are never taken.
 void edge_flush_denormals(void);
 
-/// Runs `rounds` rounds of register-only multiply-adds of the set's instructions; returns the FLOP done (keep the
-/// result alive through `sink`). The yardstick for shares of peak.
-double edge_peak_loop(size_t kernel_set_index, size_t rounds, float *sink);
+/// Runs `rounds` rounds of register-only multiply-adds of the instructions that the set's `compute` tile is made of;
+/// returns the operations done, a multiplication and an addition counted as two (keep the result alive through `sink`).
+/// The yardstick for shares of peak. 0 when the set has no instruction of its own for `compute`.
+double edge_peak_loop(size_t kernel_set_index, enum edge_compute compute, size_t rounds, float *sink);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,7 @@
 // AVX2 with FMA and F16C: Haswell and later, Zen, and the small cores from Gracemont (N100) on.
 //
 //   tile        6 x 16: twelve accumulators, two panel vectors, one broadcast: 15 of 16 registers, two FMA a load
-//   pack_rows   8 x 8 transpositions in registers
+//   pack_words  8 x 8 transpositions in registers
 //   decode      Q4_0, Q4_1, Q8_0, F16, BF16; multiply then add, never fused: equal to the formats' own bits
 #include "../kernels_internal.h"
 
@@ -11,6 +11,7 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 
 #include "../elementwise.inc"
+#include "../packing.inc"
 
 enum { TILE_ROWS = 6 };
 
@@ -32,30 +33,33 @@ static inline void store_eight_by_eight(const __m256 row[8], float *panel) {
     }
 }
 
-static void pack_rows(const float *rows, size_t stride, size_t count, size_t depth, float *panel) {
+static void pack_words(const void *rows, size_t stride, size_t count, size_t words, void *panel) {
+    const float *source = rows;
+    float *packed = panel;
     size_t k = 0;
-    for (; k + 8 <= depth; k += 8, panel += 8 * EDGE_PANEL_COLUMNS)
+    for (; k + 8 <= words; k += 8, packed += 8 * EDGE_PANEL_COLUMNS)
         for (size_t half = 0; half < EDGE_PANEL_COLUMNS; half += 8) {
             __m256 row[8];
             for (size_t j = 0; j < 8; j++)
-                row[j] = half + j < count ? _mm256_loadu_ps(rows + (half + j) * stride + k) : _mm256_setzero_ps();
-            store_eight_by_eight(row, panel + half);
+                row[j] = half + j < count ? _mm256_loadu_ps(source + (half + j) * stride + k) : _mm256_setzero_ps();
+            store_eight_by_eight(row, packed + half);
         }
-    for (; k < depth; k++, panel += EDGE_PANEL_COLUMNS)
-        for (size_t j = 0; j < EDGE_PANEL_COLUMNS; j++) panel[j] = j < count ? rows[j * stride + k] : 0;
+    for (; k < words; k++, packed += EDGE_PANEL_COLUMNS)
+        for (size_t j = 0; j < EDGE_PANEL_COLUMNS; j++) packed[j] = j < count ? source[j * stride + k] : 0;
 }
 
-static inline __attribute__((always_inline)) void tile_of(const size_t m, size_t depth, const float *a, size_t lda,
-                                                          const float *panel, float *c, size_t ldc, size_t n,
-                                                          bool accumulate) {
+static inline __attribute__((always_inline)) void tile_of(const size_t m, const struct edge_left *a, const void *panels,
+                                                          size_t depth, float *c, size_t ldc, size_t n, bool accumulate) {
+    const float *panel = panels;
+    const char *rows = a->rows;
     __m256 left[TILE_ROWS], right[TILE_ROWS];
 #pragma clang loop unroll(full)
     for (size_t i = 0; i < m; i++) left[i] = right[i] = _mm256_setzero_ps();
-    for (size_t k = 0; k < depth; k++, panel += EDGE_PANEL_COLUMNS) {
+    for (size_t k = 0; k < depth; k++, panel += EDGE_PANEL_COLUMNS, rows += sizeof(float)) {
         const __m256 b0 = _mm256_load_ps(panel), b1 = _mm256_load_ps(panel + 8);
 #pragma clang loop unroll(full)
         for (size_t i = 0; i < m; i++) {
-            const __m256 value = _mm256_broadcast_ss(a + i * lda + k);
+            const __m256 value = _mm256_broadcast_ss((const float *)(rows + i * a->stride));
             left[i] = _mm256_fmadd_ps(value, b0, left[i]);
             right[i] = _mm256_fmadd_ps(value, b1, right[i]);
         }
@@ -78,15 +82,15 @@ static inline __attribute__((always_inline)) void tile_of(const size_t m, size_t
     }
 }
 
-static void tile(size_t depth, const float *a, size_t lda, const float *panel, float *c, size_t ldc, size_t m, size_t n,
-                 bool accumulate) {
+static void tile_f32(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
+                     size_t n, bool accumulate) {
     switch (m) {
-    case 6: tile_of(6, depth, a, lda, panel, c, ldc, n, accumulate); break;
-    case 5: tile_of(5, depth, a, lda, panel, c, ldc, n, accumulate); break;
-    case 4: tile_of(4, depth, a, lda, panel, c, ldc, n, accumulate); break;
-    case 3: tile_of(3, depth, a, lda, panel, c, ldc, n, accumulate); break;
-    case 2: tile_of(2, depth, a, lda, panel, c, ldc, n, accumulate); break;
-    default: tile_of(1, depth, a, lda, panel, c, ldc, n, accumulate);
+    case 6: tile_of(6, a, panels, depth, c, ldc, n, accumulate); break;
+    case 5: tile_of(5, a, panels, depth, c, ldc, n, accumulate); break;
+    case 4: tile_of(4, a, panels, depth, c, ldc, n, accumulate); break;
+    case 3: tile_of(3, a, panels, depth, c, ldc, n, accumulate); break;
+    case 2: tile_of(2, a, panels, depth, c, ldc, n, accumulate); break;
+    default: tile_of(1, a, panels, depth, c, ldc, n, accumulate);
     }
 }
 
@@ -160,18 +164,21 @@ static void decode_bf16(const void *blocks, float *values, size_t count) {
 }
 
 void edge_install_avx2(struct edge_kernel_set *set) {
-    set->tile_rows = TILE_ROWS;
-    set->pack_rows = pack_rows;
-    set->tile = tile;
+    edge_install_portable(set);
+    set->tile[EDGE_COMPUTE_f32] = tile_f32;
+    set->tile_rows[EDGE_COMPUTE_f32] = TILE_ROWS;
+    set->pack_words = pack_words;
     set->decode[EDGE_FORMAT_q4_0] = decode_q4_0;
     set->decode[EDGE_FORMAT_q4_1] = decode_q4_1;
     set->decode[EDGE_FORMAT_q8_0] = decode_q8_0;
     set->decode[EDGE_FORMAT_f16] = decode_f16;
     set->decode[EDGE_FORMAT_bf16] = decode_bf16;
+    install_packing(set);
     install_elementwise(set);
 }
 
-double edge_peak_avx2(size_t rounds, float *sink) {
+double edge_peak_avx2(enum edge_compute compute, size_t rounds, float *sink) {
+    if (compute != EDGE_COMPUTE_f32) return 0;
     __m256 sums[12];
     for (int i = 0; i < 12; i++) sums[i] = _mm256_set1_ps((float)i);
     const __m256 factor = _mm256_set1_ps(0.999f), one = _mm256_set1_ps(1);

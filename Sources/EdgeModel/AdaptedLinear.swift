@@ -1,0 +1,124 @@
+// The linear modules of a layer with their adapters: y = x · Wᵀ + scaling · dropout(x) · Aᵀ · Bᵀ, and the gradients.
+//
+// Modules that read the same input run together, so that it is rounded once and the threads meet once. The narrow
+// products with A come first; those with B are added while the frozen product's result is in cache.
+import EdgeTensor
+
+extension DecoderLayer {
+    /// y = x · Wᵀ + adapter(x), for every module that reads x.
+    ///
+    /// - Parameters:
+    ///   - x: `[tokens, inFeatures]`.
+    ///   - projected: what `lowRankTerms` leaves there, by module.
+    func project(
+        _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ accumulation: Accumulation = .overwrite,
+        projected: [Tensor]
+    ) {
+        let terms = lowRankTerms(modules.map(\.module), x, projected: projected)
+        // One token is a generated one (a training sample has at least two): then decoding bounds the product.
+        if x.rows == 1 {
+            for ((module, y), term) in zip(modules, terms) {
+                linearVector(x, weights[module], into: y, accumulation, on: pool)
+                if let term { linear(term.projected, QuantizedMatrix(term.factor), into: y, .add, on: pool) }
+            }
+            return
+        }
+        let outputs = zip(modules, terms).map { LinearOutput(weight: weights[$0.module], adapter: $1, y: $0.y) }
+        linear(rounding([x], on: pool)[0], outputs, accumulation, on: pool)
+    }
+
+    /// scaling · dropout(x) · Aᵀ of each adapted module, in `projected`, which is kept for the backward.
+    func lowRankTerms(_ modules: [LinearModule], _ x: Tensor, projected: [Tensor]) -> [LowRankTerm?] {
+        let adapted = adaptedModules(modules)
+        func z(_ module: AdaptedModule) -> Tensor { projected[module.slot.id.module.rawValue].prefix(x.rows) }
+        withInputs(adapted, x) { modules, input in
+            projectDown(input, modules.map { ($0.loraA, z($0)) }, scale: scaling, on: pool)
+        }
+        return modules.map { module in
+            adapted.first { $0.slot.id.module == module }.map { LowRankTerm(projected: z($0), factor: $0.loraB) }
+        }
+    }
+
+    /// dx = Σ dy · W + the adapters' parts, and the adapters' own gradients, which are added to.
+    ///
+    /// - Parameters:
+    ///   - modules: dy `[tokens, outFeatures]` of every module that read x.
+    ///   - dx: `[tokens, inFeatures]`; nil when nothing below needs it.
+    func projectBackward(
+        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, into dx: Tensor?, _ activations: LayerActivations,
+        _ gradients: LayerGradients
+    ) {
+        let adapted = adaptedModules(modules.map(\.module))
+        // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
+        let narrow = zip(adapted, gradients.dProjected).map { module, dz in
+            (
+                module: module, dz: dz.prefix(x.rows), dy: modules.first { $0.module == module.slot.id.module }!.dy,
+                z: activations.projected[module.slot.id.module.rawValue].prefix(x.rows)
+            )
+        }
+        if let adapters, !narrow.isEmpty {
+            projectDownBackward(narrow.map { ($0.dy, $0.module.loraB, $0.dz) }, scale: scaling, on: pool)
+            for one in narrow {
+                addOuterProduct(one.dy, one.z, scale: 1, into: adapters.gradientB(one.module.slot), on: pool)
+            }
+            withInputs(adapted, x) { modules, input in
+                for one in narrow where modules.contains(where: { $0.slot == one.module.slot }) {
+                    addOuterProduct(one.dz, input, scale: 1, into: adapters.gradientA(one.module.slot), on: pool)
+                }
+            }
+        }
+        guard let dx else { return }
+        let dys = rounding(modules.map(\.dy), on: pool)
+        linearBackward(
+            zip(modules, dys).map { one, dy in
+                let term = narrow.first { $0.module.slot.id.module == one.module && !hasDropout }
+                return LinearGradient(
+                    dy: dy, weight: weights[one.module],
+                    adapter: term.map { LowRankTerm(projected: $0.dz, factor: $0.module.loraA) })
+            }, into: dx, on: pool)
+        guard hasDropout, let dropped else { return }
+        let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
+        for one in narrow {
+            linearBackward(one.dz, QuantizedMatrix(one.module.loraA), into: masked, on: pool)
+            dropout(masked, one.module, into: masked)
+            addScaled(masked, to: dx, on: pool)
+        }
+    }
+
+    struct AdaptedModule {
+        let slot: AdapterSet.Slot
+        let loraA: Tensor
+        let loraB: Tensor
+    }
+
+    private var scaling: Float { adapters?.spec.scaling ?? 0 }
+    private var hasDropout: Bool { dropoutKey != nil && (adapters?.spec.dropout ?? 0) > 0 }
+
+    private func adaptedModules(_ modules: [LinearModule]) -> [AdaptedModule] {
+        guard let adapters else { return [] }
+        return modules.compactMap { module in
+            adapters.slot(layer: index, module).map {
+                AdaptedModule(slot: $0, loraA: adapters.loraA($0), loraB: adapters.loraB($0))
+            }
+        }
+    }
+
+    /// Calls `body` with the modules and the input that they see: all with x, or one by one when each has a mask.
+    private func withInputs(_ adapted: [AdaptedModule], _ x: Tensor, _ body: ([AdaptedModule], Tensor) -> Void) {
+        guard hasDropout, let dropped else {
+            if !adapted.isEmpty { body(adapted, x) }
+            return
+        }
+        let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
+        for module in adapted {
+            dropout(x, module, into: masked)
+            body([module], masked)
+        }
+    }
+
+    private func dropout(_ x: Tensor, _ module: AdaptedModule, into y: Tensor) {
+        let stream = index * LinearModule.allCases.count + module.slot.id.module.rawValue
+        EdgeTensor.dropout(
+            x, probability: adapters?.spec.dropout ?? 0, key: mix64((dropoutKey ?? 0) ^ UInt64(stream)), into: y, on: pool)
+    }
+}
