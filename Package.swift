@@ -24,12 +24,11 @@ let package = Package(
     ],
     targets: [
         // Data plane.
-        .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
         .systemLibrary(name: "CLZ4", pkgConfig: "liblz4", providers: [.apt(["liblz4-dev"])]),
         // -O3 in debug too: a debug test of an unoptimised kernel takes minutes. Only an application may say
         // `unsafeFlags`, and nobody depends on this package.
         .target(name: "CEdgeKernels", cSettings: [.unsafeFlags(["-O3", "-ffp-contract=off"])]),
-        .target(name: "EdgeTensor", dependencies: ["CEdgeKernels", "COpenBLAS"]),
+        .target(name: "EdgeTensor", dependencies: ["CEdgeKernels"]),
         .target(name: "EdgeFormats", dependencies: ["CLZ4"]),
         .target(name: "EdgeModel", dependencies: ["EdgeTensor", "EdgeFormats"]),
         .target(name: "EdgeTrain", dependencies: ["EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels"]),

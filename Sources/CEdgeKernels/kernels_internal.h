@@ -61,6 +61,11 @@ static inline uint16_t edge_bfloat_of_float(float value) {
 #include "quant_formats.def"
 #undef EDGE_QUANT_FORMAT
 
+extern const float edge_nf4_levels[16];
+/// Absmax of one block of an NF4 matrix.
+float edge_nf4_absmax(const struct edge_matrix *w, size_t block);
+void edge_decode_nf4_scaled(const struct edge_matrix *w, size_t first_block, float *values, size_t count);
+
 #define EDGE_KERNEL_SET(symbol, name)                                                                                   \
     bool edge_supports_##symbol(void);                                                                                  \
     void edge_install_##symbol(struct edge_kernel_set *set);                                                            \

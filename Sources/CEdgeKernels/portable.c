@@ -18,7 +18,7 @@ static void tile_f32(const struct edge_left *a, const void *panels, size_t depth
     float sums[TILE_ROWS][EDGE_PANEL_COLUMNS] = {{0}};
     for (size_t k = 0; k < depth; k++, panel += EDGE_PANEL_COLUMNS)
         for (size_t i = 0; i < m; i++) {
-            const float left = ((const float *)((const char *)a->rows + i * a->stride))[k];
+            const float left = *(const float *)((const char *)a->rows + i * a->stride + k * a->step);
             for (size_t j = 0; j < EDGE_PANEL_COLUMNS; j++) sums[i][j] += left * panel[j];
         }
     store_sums(sums, c, ldc, m, n, accumulate);
@@ -74,6 +74,7 @@ void edge_install_portable(struct edge_kernel_set *set) {
     set->preferred = EDGE_COMPUTE_f32;
     for (int format = 0; format < EDGE_FORMAT_COUNT; format++)
         set->decode[format] = edge_quant_format((enum edge_format)format)->decode;
+    set->decode_nf4_scaled = edge_decode_nf4_scaled;
     set->pack_words = pack_words;
     const edge_tile_fn tiles[EDGE_COMPUTE_COUNT] = {
         [EDGE_COMPUTE_f32] = tile_f32, [EDGE_COMPUTE_bf16] = tile_bf16, [EDGE_COMPUTE_int8] = tile_int8};

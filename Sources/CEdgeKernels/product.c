@@ -6,6 +6,17 @@
 // batch change a bit of the result.
 #include "kernels_internal.h"
 
+void edge_decode_part(const struct edge_kernel_set *set, const struct edge_matrix *w, size_t row, size_t column,
+                      size_t count, float *values) {
+    if (w->format == EDGE_FORMAT_nf4) {
+        set->decode_nf4_scaled(w, (row * w->columns + column) / 64, values, count);
+        return;
+    }
+    const struct edge_quant_format *format = edge_quant_format(w->format);
+    const char *blocks = (const char *)w->blocks + row * w->row_bytes;
+    set->decode[w->format](blocks + column / format->block_elements * format->block_bytes, values, count);
+}
+
 /// Tokens that meet the four panels of a slice before the next tokens do: at most 128 x 320 x 4 bytes stay in a 256 KiB
 /// L2. A whole number of tiles.
 static size_t token_block(size_t tile_rows) { return 128 / tile_rows * tile_rows; }
@@ -29,19 +40,16 @@ static size_t panel_words(enum edge_compute compute, size_t depth) {
 }
 
 size_t edge_left_stride(enum edge_compute compute, size_t columns) {
-    switch (compute) {
-    case EDGE_COMPUTE_bf16: return (columns + 1) / 2 * 4;
-    case EDGE_COMPUTE_int8: return int8_blocks(columns) * EDGE_INT8_BLOCK;
-    default: return columns * sizeof(float);
-    }
+    if (compute == EDGE_COMPUTE_f32) return columns * sizeof(float);
+    const size_t bytes = compute == EDGE_COMPUTE_bf16 ? (columns + 1) / 2 * 4 : int8_blocks(columns) * EDGE_INT8_BLOCK;
+    // Rows a multiple of 1 KiB apart meet in a few sets of L1: a tile of 14 rows would evict itself.
+    return bytes % 1024 == 0 ? bytes + 64 : bytes;
 }
 
 /// The operand that begins at a row and a contracted element, which is at a block.
 static struct edge_left left_at(const struct edge_left *left, size_t row, size_t k) {
-    static const size_t element_bytes[EDGE_COMPUTE_COUNT] = {
-        [EDGE_COMPUTE_f32] = 4, [EDGE_COMPUTE_bf16] = 2, [EDGE_COMPUTE_int8] = 1};
     struct edge_left part = *left;
-    part.rows = (const char *)left->rows + row * left->stride + k * element_bytes[left->compute];
+    part.rows = (const char *)left->rows + row * left->stride + k * left->step;
     if (left->compute == EDGE_COMPUTE_int8) {
         part.scales += row * left->blocks + k / EDGE_INT8_BLOCK;
         part.offsets += row * left->blocks + k / EDGE_INT8_BLOCK;
@@ -71,8 +79,6 @@ static void multiply(const struct edge_kernel_set *set, size_t depth, const stru
 void edge_product_forward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *x,
                           size_t tokens, float *y, size_t ldy, size_t first, size_t count, bool accumulate,
                           float *scratch) {
-    const struct edge_quant_format *format = edge_quant_format(w->format);
-    const edge_decode_fn decode = set->decode[w->format];
     const size_t pass = panel_depth(w->columns);
     float *const rows = scratch + EDGE_PANEL_DEPTH * EDGE_SLICE_COLUMNS;
     for (size_t k = 0; k < w->columns; k += pass) {
@@ -85,10 +91,7 @@ void edge_product_forward(const struct edge_kernel_set *set, const struct edge_m
                 set->pack_words(dense, w->row_bytes / sizeof(float), n, depth, panel);
                 continue;
             }
-            for (size_t row = 0; row < n; row++) {
-                const char *blocks = (const char *)w->blocks + (first + j + row) * w->row_bytes;
-                decode(blocks + k / format->block_elements * format->block_bytes, rows + row * depth, depth);
-            }
+            for (size_t row = 0; row < n; row++) edge_decode_part(set, w, first + j + row, k, depth, rows + row * depth);
             set->pack_rows[x->compute](set, rows, n, depth, panel);
         }
         multiply(set, depth, x, k, tokens, scratch, y + first, ldy, count, accumulate || k > 0);
@@ -102,9 +105,6 @@ _Static_assert(PACKED_ROWS * EDGE_SLICE_COLUMNS <= EDGE_PANEL_DEPTH * EDGE_PANEL
 void edge_product_backward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *dy,
                            size_t tokens, float *dx, size_t lddx, size_t first, size_t count, bool accumulate,
                            float *scratch) {
-    const struct edge_quant_format *format = edge_quant_format(w->format);
-    const edge_decode_fn decode = set->decode[w->format];
-    const char *const column = (const char *)w->blocks + first / format->block_elements * format->block_bytes;
     const size_t pass = panel_depth(w->rows);
     float *const rows = scratch + EDGE_PANEL_DEPTH * EDGE_SLICE_COLUMNS;
     const size_t padded = (count + EDGE_PANEL_COLUMNS - 1) / EDGE_PANEL_COLUMNS * EDGE_PANEL_COLUMNS;
@@ -117,11 +117,11 @@ void edge_product_backward(const struct edge_kernel_set *set, const struct edge_
             const float *values = rows;
             size_t stride = padded;
             if (w->format == EDGE_FORMAT_f32 && count == padded) {
-                values = (const float *)(column + (k + i) * w->row_bytes);
+                values = (const float *)((const char *)w->blocks + (k + i) * w->row_bytes) + first;
                 stride = w->row_bytes / sizeof(float);
             } else {
                 for (size_t row = 0; row < packed; row++)
-                    decode(column + (k + i + row) * w->row_bytes, rows + row * padded, count);
+                    edge_decode_part(set, w, k + i + row, first, count, rows + row * padded);
             }
             for (size_t j = 0; j < padded; j += EDGE_PANEL_COLUMNS)
                 set->pack_columns[dy->compute](
@@ -134,23 +134,9 @@ void edge_product_backward(const struct edge_kernel_set *set, const struct edge_
 
 void edge_product_vector(const struct edge_kernel_set *set, const struct edge_matrix *w, const float *x, float *y,
                          size_t first, size_t count, bool accumulate, float *scratch) {
-    const edge_decode_fn decode = set->decode[w->format];
     for (size_t row = first; row < first + count; row++) {
-        decode((const char *)w->blocks + row * w->row_bytes, scratch, w->columns);
+        edge_decode_part(set, w, row, 0, w->columns, scratch);
         const float sum = set->dot(scratch, x, w->columns);
         y[row] = accumulate ? y[row] + sum : sum;
-    }
-}
-
-void edge_transpose(const struct edge_kernel_set *set, const float *x, size_t ldx, size_t rows, size_t columns, float *y,
-                    size_t ldy, float *scratch) {
-    for (size_t i = 0; i < rows; i += EDGE_PANEL_COLUMNS) {
-        const size_t count = rows - i < EDGE_PANEL_COLUMNS ? rows - i : EDGE_PANEL_COLUMNS;
-        for (size_t j = 0; j < columns; j += EDGE_PANEL_DEPTH) {
-            const size_t words = columns - j < EDGE_PANEL_DEPTH ? columns - j : EDGE_PANEL_DEPTH;
-            set->pack_words(x + i * ldx + j, ldx, count, words, scratch);
-            for (size_t k = 0; k < words; k++)
-                memcpy(y + (j + k) * ldy + i, scratch + k * EDGE_PANEL_COLUMNS, count * sizeof *y);
-        }
     }
 }

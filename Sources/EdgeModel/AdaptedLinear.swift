@@ -59,11 +59,11 @@ extension DecoderLayer {
         if let adapters, !narrow.isEmpty {
             projectDownBackward(narrow.map { ($0.dy, $0.module.loraB, $0.dz) }, scale: scaling, on: pool)
             for one in narrow {
-                addOuterProduct(one.dy, one.z, scale: 1, into: adapters.gradientB(one.module.slot), on: pool)
+                addOuterProduct(one.dy, one.z, into: adapters.gradientB(one.module.slot), on: pool)
             }
             withInputs(adapted, x) { modules, input in
                 for one in narrow where modules.contains(where: { $0.slot == one.module.slot }) {
-                    addOuterProduct(one.dz, input, scale: 1, into: adapters.gradientA(one.module.slot), on: pool)
+                    addOuterProduct(one.dz, input, into: adapters.gradientA(one.module.slot), on: pool)
                 }
             }
         }

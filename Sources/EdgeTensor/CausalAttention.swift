@@ -30,9 +30,9 @@ package struct CausalAttention {
     package static let queryBlock = 64
 
     /// Floats of scratch per thread for samples of up to `longest` tokens, beside the products' own: the scores of a block
-    /// of queries in the forward; three square blocks and two numbers per token in the backward.
+    /// of queries in the forward; two square blocks and two numbers per token in the backward.
     package static func scratchFloats(longest: Int) -> Int {
-        Int(EDGE_PRODUCT_SCRATCH) + max(queryBlock * longest, 3 * queryBlock * queryBlock + 2 * longest)
+        Int(EDGE_PRODUCT_SCRATCH) + max(queryBlock * longest, 2 * queryBlock * queryBlock + 2 * longest)
     }
 
     package init(headCount: Int, keyValueHeadCount: Int, headDim: Int) {
@@ -132,7 +132,7 @@ package struct CausalAttention {
             precondition(span.firstKey == span.firstQuery && span.keyCount == span.queryCount)
             let count = span.queryCount
             let squares = scratch + Int(EDGE_PRODUCT_SCRATCH)
-            let lse = squares + 3 * side * side
+            let lse = squares + 2 * side * side
             let delta = lse + count
             for i in 0..<count {
                 let token = span.firstQuery + i
@@ -148,7 +148,6 @@ package struct CausalAttention {
                     let queryRows = span.firstQuery + firstQuery..<span.firstQuery + firstQuery + queries
                     let p = DenseBlock(squares, stride: side, rows: keys, columns: queries)
                     let ds = DenseBlock(squares + side * side, stride: side, rows: keys, columns: queries)
-                    let turned = DenseBlock(squares + 2 * side * side, stride: side, rows: queries, columns: keys)
                     let (qBlock, dOBlock) = (block(q, queryRows, head), block(dO, queryRows, head))
                     let kBlock = keyBlock(k, keyRows, head)
                     pool.multiply(kBlock, byTransposed: qBlock, into: p, scratch)
@@ -159,10 +158,9 @@ package struct CausalAttention {
                     let toKeys: Accumulation = firstQuery == firstKey ? .overwrite : .add
                     pool.multiply(p, by: dOBlock, into: block(headDV, keyRows, head), toKeys, scratch)
                     pool.multiply(ds, by: qBlock, into: block(headDK, keyRows, head), toKeys, scratch)
-                    edge_transpose(
-                        pool.kernels.pointer, ds.base, side, keys, queries, turned.base, side, scratch)
                     pool.multiply(
-                        turned, by: kBlock, into: block(dQ, queryRows, head), firstKey == 0 ? .overwrite : .add, scratch)
+                        transposed: ds, by: kBlock, into: block(dQ, queryRows, head), firstKey == 0 ? .overwrite : .add,
+                        scratch)
                 }
             }
         }

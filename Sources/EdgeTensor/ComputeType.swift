@@ -31,8 +31,8 @@ package struct LeftOperand {
     /// The tensor itself, in f32.
     package init(_ x: Tensor) {
         raw = edge_left(
-            compute: EDGE_COMPUTE_f32, rows: x.base, stride: x.columns * MemoryLayout<Float>.stride, scales: nil,
-            offsets: nil, blocks: 0)
+            compute: EDGE_COMPUTE_f32, rows: x.base, stride: x.columns * MemoryLayout<Float>.stride,
+            step: MemoryLayout<Float>.stride, scales: nil, offsets: nil, blocks: 0)
         rows = x.rows
         columns = x.columns
     }
@@ -108,7 +108,7 @@ package struct RoundedRows: @unchecked Sendable {
             precondition(used + codes.bytes + 2 * scales.bytes <= capacity.bytes, "operands larger than planned")
             let raw = edge_left(
                 compute: type.raw, rows: base + used, stride: edge_left_stride(type.raw, x.columns),
-                scales: (base + used + codes.bytes).assumingMemoryBound(to: Float.self),
+                step: type == .int8 ? 1 : 2, scales: (base + used + codes.bytes).assumingMemoryBound(to: Float.self),
                 offsets: (base + used + codes.bytes + scales.bytes).assumingMemoryBound(to: Int32.self),
                 blocks: (x.columns + Int(EDGE_INT8_BLOCK) - 1) / Int(EDGE_INT8_BLOCK))
             return LeftOperand(raw, rows: x.rows, columns: x.columns)

@@ -29,12 +29,12 @@ package func decodeRows(
     _ matrix: QuantizedMatrix, _ rows: UnsafePointer<Int32>, into y: Tensor, on pool: WorkerPool
 ) {
     precondition(y.columns == matrix.inFeatures)
-    let raw = matrix.raw
-    let decode = pool.kernels.decoder(of: matrix.format)
-    pool.run(rowPieces(y.rows)) { piece, _ in
-        for i in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, y.rows) {
-            precondition((0..<matrix.outFeatures).contains(Int(rows[i])))
-            decode(raw.blocks + Int(rows[i]) * raw.row_bytes, y.row(i), y.columns)
+    withUnsafePointer(to: matrix.raw) { raw in
+        pool.run(rowPieces(y.rows)) { piece, _ in
+            for i in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, y.rows) {
+                precondition((0..<matrix.outFeatures).contains(Int(rows[i])))
+                edge_decode_part(pool.kernels.pointer, raw, Int(rows[i]), 0, y.columns, y.row(i))
+            }
         }
     }
 }

@@ -5,7 +5,6 @@
 // one operation, so that threads meet once and a slice of the result is finished while it is in cache: the frozen
 // product first, then the adapter's term. Blocking: CEdgeKernels/product.c.
 import CEdgeKernels
-import COpenBLAS
 
 /// Whether a product replaces what its output holds, or is added to it.
 package enum Accumulation { case overwrite, add }
@@ -230,34 +229,33 @@ package func linearVector(
     }
 }
 
-/// dw += scale · dyᵀ · x: the gradient of a small dense matrix, contracted over tokens.
+/// dw += dyᵀ · x: the gradient of a small dense matrix, contracted over tokens.
 ///
 /// - Parameters:
 ///   - dy: `[tokens, outFeatures]`.
 ///   - x: `[tokens, inFeatures]`.
 ///   - dw: `[outFeatures, inFeatures]`.
-package func addOuterProduct(_ dy: Tensor, _ x: Tensor, scale: Float, into dw: Tensor, on pool: WorkerPool) {
+package func addOuterProduct(_ dy: Tensor, _ x: Tensor, into dw: Tensor, on pool: WorkerPool) {
     precondition(dy.rows == x.rows && dw.rows == dy.columns && dw.columns == x.columns)
-    // Cut along the longer side: the other one is the adapter's rank.
-    let chunk = 128
+    // Cut along the longer side: the other one is the adapter's rank. A multiple of the tiles' rows and of a slice.
+    let alongColumns = dw.columns >= dw.rows
+    let chunk = alongColumns ? 2 * Int(EDGE_SLICE_COLUMNS) : 126
+    let pieces = (max(dw.rows, dw.columns) + chunk - 1) / chunk
     let cost = OperationCost(
         flop: 2 * Double(dy.rows) * Double(dw.count), bytes: 4 * Double(dy.count + x.count + dw.count))
-    pool.run((max(dw.rows, dw.columns) + chunk - 1) / chunk, as: .adapterGradient, cost) { piece, _ in
-        let first = piece * chunk
-        if dw.columns >= dw.rows {
-            cblas_sgemm(
-                CblasRowMajor, CblasTrans, CblasNoTrans, Int32(dw.rows), Int32(min(chunk, dw.columns - first)),
-                Int32(x.rows), scale, dy.base, Int32(dy.columns), x.base + first, Int32(x.columns), 1, dw.base + first,
-                Int32(dw.columns))
+    let tokens = 0..<x.rows
+    pool.run(pieces, as: .adapterGradient, cost) { piece, scratch in
+        let part = piece * chunk..<min((piece + 1) * chunk, max(dw.rows, dw.columns))
+        if alongColumns {
+            pool.multiply(
+                transposed: DenseBlock(dy, rows: tokens, column: 0, columns: dy.columns),
+                by: DenseBlock(x, rows: tokens, column: part.lowerBound, columns: part.count),
+                into: DenseBlock(dw, rows: 0..<dw.rows, column: part.lowerBound, columns: part.count), .add, scratch)
         } else {
-            cblas_sgemm(
-                CblasRowMajor, CblasTrans, CblasNoTrans, Int32(min(chunk, dw.rows - first)), Int32(dw.columns),
-                Int32(x.rows), scale, dy.base + first, Int32(dy.columns), x.base, Int32(x.columns), 1, dw.row(first),
-                Int32(dw.columns))
+            pool.multiply(
+                transposed: DenseBlock(dy, rows: tokens, column: part.lowerBound, columns: part.count),
+                by: DenseBlock(x, rows: tokens, column: 0, columns: x.columns),
+                into: DenseBlock(dw, rows: part, column: 0, columns: dw.columns), .add, scratch)
         }
     }
 }
-
-/// Makes OpenBLAS run on the calling thread only: the pool's threads call it on parts that do not depend on their
-/// number. Call once, before any product.
-package func useCallingThreadForDenseProducts() { openblas_set_num_threads(1) }

@@ -61,10 +61,18 @@ struct DenseBlock {
     private var strideBytes: Int { stride * MemoryLayout<Float>.stride }
 
     var right: edge_matrix {
-        edge_matrix(blocks: base, row_bytes: strideBytes, rows: rows, columns: columns, format: EDGE_FORMAT_f32)
+        edge_matrix(blocks: base, row_bytes: strideBytes, rows: rows, columns: columns, format: EDGE_FORMAT_f32,
+            absmax_codes: nil, nested_absmax: nil, nested_offset: 0)
     }
     var left: edge_left {
-        edge_left(compute: EDGE_COMPUTE_f32, rows: base, stride: strideBytes, scales: nil, offsets: nil, blocks: 0)
+        edge_left(
+            compute: EDGE_COMPUTE_f32, rows: base, stride: strideBytes, step: MemoryLayout<Float>.stride, scales: nil,
+            offsets: nil, blocks: 0)
+    }
+    var transposedLeft: edge_left {
+        edge_left(
+            compute: EDGE_COMPUTE_f32, rows: base, stride: MemoryLayout<Float>.stride, step: strideBytes, scales: nil,
+            offsets: nil, blocks: 0)
     }
 }
 
@@ -83,5 +91,15 @@ extension WorkerPool {
         productSlices(
             edge_product_backward, b.right, a.left, a.rows, into: y.base, y.stride, columns: b.columns, accumulation,
             scratch)
+    }
+
+    /// y (+)= aᵀ · b: a `[k, rows]`, b `[k, columns]`.
+    func multiply(
+        transposed a: DenseBlock, by b: DenseBlock, into y: DenseBlock, _ accumulation: Accumulation,
+        _ scratch: UnsafeMutablePointer<Float>
+    ) {
+        productSlices(
+            edge_product_backward, b.right, a.transposedLeft, a.columns, into: y.base, y.stride, columns: b.columns,
+            accumulation, scratch)
     }
 }

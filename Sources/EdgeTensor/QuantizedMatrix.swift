@@ -8,11 +8,12 @@ package struct QuantFormat: Equatable, Hashable, Sendable {
     /// Nil when no kernel decodes this ggml type.
     package init?(ggmlType: UInt32) {
         raw = edge_format_of_ggml_type(ggmlType)
-        guard raw != EDGE_FORMAT_COUNT else { return nil }
+        guard raw != EDGE_FORMAT_COUNT, ggmlType != UInt32.max else { return nil }
     }
 
-    private init(_ raw: edge_format) { self.raw = raw }
+    fileprivate init(_ raw: edge_format) { self.raw = raw }
     package static let f32 = QuantFormat(EDGE_FORMAT_f32)
+    package static let nf4 = QuantFormat(EDGE_FORMAT_nf4)
     package static var all: [QuantFormat] { (0..<EDGE_FORMAT_COUNT.rawValue).map { QuantFormat(edge_format($0)) } }
 
     package var name: String { String(cString: edge_quant_format(raw).pointee.name).uppercased() }
@@ -28,16 +29,40 @@ package struct QuantizedMatrix {
     package let raw: edge_matrix
     package var outFeatures: Int { raw.rows }
     package var inFeatures: Int { raw.columns }
-    package var format: QuantFormat { QuantFormat(ggmlType: edge_quant_format(raw.format).pointee.ggml_type)! }
-    package var byteCount: Int { raw.rows * raw.row_bytes }
+    package var format: QuantFormat { QuantFormat(raw.format) }
+    /// Blocks, and NF4's scales.
+    package var byteCount: Int {
+        let blocks = raw.absmax_codes == nil ? 0 : outFeatures * inFeatures / format.blockElements
+        return raw.rows * raw.row_bytes + blocks + (blocks + Self.nestedBlock - 1) / Self.nestedBlock * 4
+    }
+    /// Blocks of NF4 whose absmax values share a nested absmax.
+    package static let nestedBlock = Int(EDGE_NESTED_BLOCK)
 
     /// - Precondition: `inFeatures` is a multiple of the format's block and `blocks` holds all rows, as the file's
     ///   reader has checked.
     package init(_ blocks: UnsafeRawPointer, format: QuantFormat, outFeatures: Int, inFeatures: Int) {
         precondition(inFeatures % format.blockElements == 0, "\(inFeatures) values are not whole blocks of \(format.name)")
+        precondition(format != .nf4, "NF4 has its scales beside its blocks")
         raw = edge_matrix(
             blocks: blocks, row_bytes: format.byteCount(of: inFeatures), rows: outFeatures, columns: inFeatures,
-            format: format.raw)
+            format: format.raw, absmax_codes: nil, nested_absmax: nil, nested_offset: 0)
+    }
+
+    /// NF4 with double quantisation, in bitsandbytes' layout.
+    ///
+    /// - Parameters:
+    ///   - codes: `[outFeatures, inFeatures / 2]` bytes.
+    ///   - absmaxCodes: one per block of 64, in the order of the codes.
+    ///   - nestedAbsmax: one per `nestedBlock` blocks.
+    ///   - nestedOffset: the mean that was taken off the absmax values.
+    package init(
+        nf4 codes: UnsafePointer<UInt8>, absmaxCodes: UnsafePointer<UInt8>, nestedAbsmax: UnsafePointer<Float>,
+        nestedOffset: Float, outFeatures: Int, inFeatures: Int
+    ) {
+        precondition(inFeatures % QuantFormat.nf4.blockElements == 0, "\(inFeatures) values are not whole blocks of NF4")
+        raw = edge_matrix(
+            blocks: codes, row_bytes: inFeatures / 2, rows: outFeatures, columns: inFeatures, format: EDGE_FORMAT_nf4,
+            absmax_codes: absmaxCodes, nested_absmax: nestedAbsmax, nested_offset: nestedOffset)
     }
 
     /// A dense f32 matrix, read through the same products.

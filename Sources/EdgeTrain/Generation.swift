@@ -73,7 +73,6 @@ package final class Generator {
         model: BaseModel, adapter: (lora: LoRASpec, modules: [ModuleID], load: (AdapterSet) throws -> Void)?,
         context: Int, kernels: KernelSet, threads: Int
     ) throws {
-        useCallingThreadForDenseProducts()
         let spec = model.spec
         self.model = model
         self.context = context

@@ -93,7 +93,6 @@ package final class TrainingRun {
         kernels: KernelSet, checkpoints: CheckpointStore, emit: @escaping (TrainingEvent) -> Void,
         direction: @escaping () -> RunDirection
     ) throws {
-        useCallingThreadForDenseProducts()
         self.spec = spec
         self.plan = plan
         self.dataset = dataset

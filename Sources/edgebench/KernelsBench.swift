@@ -67,13 +67,10 @@ struct KernelsBench: ParsableCommand {
             if json {
                 try Measurement.printLine(line)
             } else {
-                func padded(_ text: String, _ width: Int) -> String {
-                    text + String(repeating: " ", count: max(0, width - text.count))
-                }
                 print(
-                    padded(line.kernelSet, 10) + padded(op, 10) + padded(line.format, 8)
-                        + padded("\(tokens)x\(rows)x\(columns)", 22) + padded("\(threads)", 10)
-                        + padded("\((line.gflops * 10).rounded() / 10)", 9)
+                    Measurement.padded(line.kernelSet, 10) + Measurement.padded(op, 10) + Measurement.padded(line.format, 8)
+                        + Measurement.padded("\(tokens)x\(rows)x\(columns)", 22) + Measurement.padded("\(threads)", 10)
+                        + Measurement.padded("\((line.gflops * 10).rounded() / 10)", 9)
                         + "\((line.shareOfPeak * 1000).rounded() / 10) %")
             }
         }

@@ -25,13 +25,41 @@ struct StepBench: ParsableCommand {
     @Flag(help: "One JSON line.") var json = false
 
     struct Line: Encodable {
-        let kernelSet: String, shape: [Int], rank: Int, recompute: String, threads: Int
-        let seconds: Double, tokensPerSecond: Double, gflops: Double, peakGflops: Double, shareOfPeak: Double
+        struct Operation: Encodable {
+            let name: String
+            /// Of one step, all threads together in wall time.
+            let seconds: Double
+            let share: Double
+            /// The peak is that of the type which the operation is computed in.
+            let gflops: Double, shareOfPeak: Double
+            let gigabytesPerSecond: Double
+        }
+
+        let kernelSet: String, precision: String, shape: [Int], rank: Int, recompute: String, threads: Int
+        let seconds: Double, tokensPerSecond: Double
+        /// Against the peak in f32, whatever the precision.
+        let gflops: Double, peakGflops: Double, shareOfPeak: Double
         let peakRssBytes: Int, plannedPeakBytes: Int
+        let operations: [Operation]
+
+        var table: String {
+            func percent(_ share: Double) -> String { "\((share * 1000).rounded() / 10) %" }
+            let rows = operations.map { one in
+                "  " + Measurement.padded(one.name, 20) + Measurement.padded("\((one.seconds * 1e4).rounded() / 10) ms", 12)
+                    + Measurement.padded(percent(one.share), 10) + Measurement.padded("\(Int(one.gflops)) GFLOP/s", 15)
+                    + Measurement.padded(percent(one.shareOfPeak), 10) + "\(Int(one.gigabytesPerSecond)) GB/s"
+            }
+            return """
+                \(kernelSet) \(precision), \(shape[0]) x \(shape[1]) tokens, rank \(rank), \(recompute), \(threads) threads
+                  \(Int(tokensPerSecond)) tokens/s   \(Int(gflops)) GFLOP/s   \(percent(shareOfPeak)) of the f32 peak of \(Int(peakGflops))
+                  resident peak \(peakRssBytes >> 20) MiB, planned \(plannedPeakBytes >> 20) MiB
+                  operation           time        of step   speed          of peak   if all from memory
+
+                """ + rows.joined(separator: "\n")
+        }
     }
 
     func run() throws {
-        useCallingThreadForDenseProducts()
         let kernels = try KernelSet.choose(set)
         let compute = precision ?? kernels.preferredComputeType
         let base = try BaseModel.open(path: model)
@@ -58,25 +86,53 @@ struct StepBench: ParsableCommand {
         }
         let resident = Measurement.peakResidentBytes
         let peakArena = try Arena(capacity: ByteCount(64 << 20))
-        let peak = Measurement.peak(
-            kernels, .f32, pool: WorkerPool(kernels: kernels, threadCount: threads, scratchFloats: 0, arena: peakArena))
+        let peakPool = WorkerPool(kernels: kernels, threadCount: threads, scratchFloats: 0, arena: peakArena)
+        let peak = Measurement.peak(kernels, .f32, pool: peakPool)
+        let productPeak = Measurement.peak(kernels, compute, pool: peakPool)
         let flop = Self.flop(base.spec, rank: rank, samples: samples, tokens: tokens, recompute: recompute)
+        let breakdown = measureOperations(step, batch)
         let line = Line(
-            kernelSet: kernels.name, shape: [samples, tokens], rank: rank, recompute: recompute.rawValue,
-            threads: threads, seconds: seconds, tokensPerSecond: Double(samples * tokens) / seconds,
-            gflops: flop / seconds / 1e9, peakGflops: peak / 1e9, shareOfPeak: flop / seconds / peak,
-            peakRssBytes: resident, plannedPeakBytes: memory.peak(shape).bytes)
-        if json {
-            try Measurement.printLine(line)
-        } else {
-            print(
-                """
-                \(line.kernelSet), \(samples) x \(tokens) tokens, rank \(rank), \(recompute.rawValue), \(threads) threads
-                  \(Int(line.tokensPerSecond)) tokens/s   \(Int(line.gflops)) GFLOP/s   \
-                \((line.shareOfPeak * 1000).rounded() / 10) % of the measured peak of \(Int(line.peakGflops))
-                  resident peak \(resident >> 20) MiB, planned \(memory.peak(shape).mebibytes) MiB
-                """)
+            kernelSet: kernels.name, precision: compute.rawValue, shape: [samples, tokens], rank: rank,
+            recompute: recompute.rawValue, threads: threads, seconds: seconds,
+            tokensPerSecond: Double(samples * tokens) / seconds, gflops: flop / seconds / 1e9, peakGflops: peak / 1e9,
+            shareOfPeak: flop / seconds / peak, peakRssBytes: resident, plannedPeakBytes: memory.peak(shape).bytes,
+            operations: breakdown.map { operation, total in
+                Line.Operation(
+                    name: operation.rawValue, seconds: total.seconds, share: total.seconds / seconds,
+                    gflops: total.cost.flop / total.seconds / 1e9,
+                    shareOfPeak: total.cost.flop / total.seconds / (Self.usesPrecision(operation) ? productPeak : peak),
+                    gigabytesPerSecond: total.cost.bytes / total.seconds / 1e9)
+            }.sorted { $0.seconds > $1.seconds })
+        if json { try Measurement.printLine(line) } else { print(line.table) }
+    }
+
+    /// Seconds and cost of each kind of operation in one step, with the observer's own two clock readings per operation.
+    private func measureOperations(_ step: TrainStep, _ batch: MicroBatch) -> [EdgeTensor.Operation: Total] {
+        var totals: [EdgeTensor.Operation: Total] = [:]
+        step.observer = { operation, cost, run in
+            let start = ContinuousClock.now
+            run()
+            totals[operation, default: Total()].add(cost, (ContinuousClock.now - start) / .seconds(1))
         }
+        defer { step.observer = nil }
+        step.clearGradients()
+        _ = step.accumulate(batch, lossScale: 1 / Float(batch.lossRows.count), dropoutKey: nil)
+        return totals
+    }
+
+    private struct Total {
+        var seconds = 0.0
+        var cost = OperationCost(flop: 0, bytes: 0)
+        mutating func add(_ other: OperationCost, _ time: Double) {
+            seconds += time
+            cost.flop += other.flop
+            cost.bytes += other.bytes
+        }
+    }
+
+    /// Whether the operation is computed in the step's precision, and so measured against that type's peak.
+    private static func usesPrecision(_ operation: EdgeTensor.Operation) -> Bool {
+        operation == .frozenProduct || operation == .headProduct
     }
 
     /// 2 FLOP per weight and token for each of forward, dx and, with recomputation, forward again (all but the last

@@ -148,7 +148,6 @@ struct Serve: AsyncParsableCommand {
     private static func workerEnvironment(_ own: [String: String]) -> [String: String] {
         let kept = ["PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "EDGETUNE_KERNELS"]
         return own.filter { kept.contains($0.key) }
-            .merging(["OPENBLAS_NUM_THREADS": "1"]) { $1 }
     }
 }
 

@@ -37,6 +37,8 @@ import Testing
         try importBlob(Data(lines.joined().utf8), as: "lines", at: Endpoint.datasets, daemon)
     }
 
+    static let saveSteps = 3
+
     /// About two seconds of steps, with a checkpoint every few milliseconds.
     static func request(_ name: String) -> JobRequest {
         var request = JobRequest(baseModel: "tiny", datasets: [DatasetReference(path: "lines")])
@@ -49,7 +51,7 @@ import Testing
         request.gradientAccumulationSteps = 10
         request.maxSteps = 150
         request.evalSteps = 25
-        request.saveSteps = 3
+        request.saveSteps = saveSteps
         request.memoryBudget = "500MiB"
         return request
     }
@@ -111,10 +113,19 @@ import Testing
             number += 1
             let name = "killed\(number)"
             let job = try submit(name, to: daemon)
+            // The daemon gives a job up after three runs without a new checkpoint, so every second run may make one.
+            var strikes = 0
             while done < kills {
                 usleep(UInt32.random(in: 20_000...700_000, using: &random))
-                if try daemon.wait(for: job, until: { _ in true }).state.isFinal { break }
+                let status = try daemon.wait(for: job, until: { _ in true })
+                if status.state.isFinal { break }
+                if strikes % 2 == 1 {
+                    let checkpointed = (status.progress?.step ?? 0) + Self.saveSteps + 1
+                    let later = try daemon.wait(for: job) { $0.state.isFinal || ($0.progress?.step ?? 0) >= checkpointed }
+                    if later.state.isFinal { break }
+                }
                 done += try strike(&daemon)
+                strikes += 1
             }
             let status = try daemon.wait(for: job) { $0.state.isFinal }
             #expect(status.state == .succeeded, "seed \(seed): \(status)")

@@ -16,15 +16,15 @@ struct Trainee {
 
     init(
         _ path: String, lora: LoRASpec, tokens: Int, longest: Int, policy: RecomputePolicy = .everyLayer,
-        kernels: KernelSet = .strongest, threads: Int = 2, lossChunk: Int = 16
+        kernels: KernelSet = .strongest, threads: Int = 2, lossChunk: Int = 16,
+        compute: ComputeType = .f32
     ) throws {
-        useCallingThreadForDenseProducts()
         model = try BaseModel.open(path: path)
         memory = MemoryModel(
             spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weightBytes: model.weightBytes)
         let shape = StepShape(
             tokens: tokens, longestSample: longest, policy: policy, lossChunk: lossChunk, threads: threads,
-            keepsBest: false, compute: .f32)
+            keepsBest: false, compute: compute)
         arena = try Arena(capacity: memory.arena(shape))
         step = TrainStep(model: model, memory: memory, shape: shape, kernels: kernels, arena: arena)
         optimizer = AdamW(count: step.adapters.parameterCount, arena: arena)
@@ -275,6 +275,47 @@ struct GoldenTests {
         }
         for (found, expected) in zip(losses, try golden.floats("training_losses")) {
             #expect(abs(found / Double(expected) - 1) < 1e-3, "\(found), torch \(expected)")
+        }
+    }
+
+    /// Cosines of all gradients and of each tensor's, against f32, with the loss's relative error.
+    static func gradientsAgainstF32(
+        _ compute: ComputeType, _ kernels: KernelSet, batch: MicroBatch
+    ) throws -> (whole: Double, worst: Double, loss: Double) {
+        let lora = LoRASpec(rank: 8, alpha: 16, dropout: 0, targets: .allLinear, layers: nil)
+        let runs = try [ComputeType.f32, compute].map { type in
+            let trainee = try Trainee(
+                TestModel.path, lora: lora, tokens: 132, longest: 96, kernels: kernels, lossChunk: 64, compute: type)
+            counterStart(trainee, seed: 42)
+            return (trainee, trainee.step.accumulate(batch, lossScale: 1 / Float(batch.lossRows.count), dropoutKey: nil))
+        }
+        func cosine(_ range: Range<Int>) -> Double {
+            var (product, exact, rounded) = (0.0, 0.0, 0.0)
+            for i in range {
+                let (a, b) = (Double(runs[0].0.adapters.gradients[i]), Double(runs[1].0.adapters.gradients[i]))
+                (product, exact, rounded) = (product + a * b, exact + a * a, rounded + b * b)
+            }
+            return product / (exact * rounded).squareRoot()
+        }
+        let adapters = runs[0].0.adapters
+        let each = adapters.slots.flatMap { slot in
+            [
+                cosine(slot.offsetA..<slot.offsetA + adapters.gradientA(slot).count),
+                cosine(slot.offsetB..<slot.offsetB + adapters.gradientB(slot).count),
+            ]
+        }
+        return (cosine(0..<adapters.parameterCount), each.min()!, abs(runs[1].1 / runs[0].1 - 1))
+    }
+
+    @Test("SmolLM2-135M: gradients in bf16 and int8 point where those in f32 do, on every set that has them")
+    func lowPrecisionGradients() throws {
+        let batch = MicroBatch(try Golden("smollm2-goldens.safetensors").samples())
+        for kernels in KernelSet.supported {
+            for compute in kernels.computeTypes where compute != .f32 {
+                let (whole, worst, loss) = try Self.gradientsAgainstF32(compute, kernels, batch: batch)
+                print("\(kernels.name) \(compute.rawValue): cosine \(whole), worst tensor \(worst), loss off by \(loss)")
+                #expect(whole > 0.999 && worst > 0.99 && loss < 2e-3, "\(kernels.name) \(compute.rawValue)")
+            }
         }
     }
 

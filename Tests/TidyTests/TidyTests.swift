@@ -6,7 +6,7 @@ import Testing
 struct TidyTests {
     /// What each target may import beside itself. Nothing points up, and third parties stay where they belong.
     static let imports: [String: Set<String>] = [
-        "EdgeTensor": ["CEdgeKernels", "COpenBLAS", "Glibc", "Synchronization"],
+        "EdgeTensor": ["CEdgeKernels", "Glibc", "Synchronization"],
         "EdgeFormats": ["CLZ4", "Glibc", "Musl", "FoundationEssentials"],
         "EdgeModel": ["EdgeFormats", "EdgeTensor", "Glibc"],
         "EdgeTrain": ["CEdgeKernels", "EdgeFormats", "EdgeModel", "EdgeTensor", "Glibc"],

@@ -32,7 +32,7 @@ typedef void (*edge_encode_fn)(const float *values, void *blocks, size_t count);
 
 struct edge_quant_format {
     const char *name;
-    uint32_t ggml_type;      // ggml's number of this type
+    uint32_t ggml_type;      // ggml's number of this type; UINT32_MAX: none
     uint32_t block_elements; // values a block
     uint32_t block_bytes;    // bytes a block
     edge_decode_fn decode;   // defines the values
@@ -43,6 +43,22 @@ struct edge_quant_format {
 const struct edge_quant_format *edge_quant_format(enum edge_format format);
 /// EDGE_FORMAT_COUNT when no format has this ggml type.
 enum edge_format edge_format_of_ggml_type(uint32_t ggml_type);
+
+/// A matrix [rows][columns] whose rows are runs of blocks.
+struct edge_matrix {
+    const void *blocks;
+    size_t row_bytes;
+    size_t rows, columns;
+    enum edge_format format;
+    /// NF4 only: absmax of block b, counted from the first of the matrix, is
+    /// dynamic_map[absmax_codes[b]] · nested_absmax[b / EDGE_NESTED_BLOCK] + nested_offset.
+    const uint8_t *absmax_codes;
+    const float *nested_absmax;
+    float nested_offset;
+};
+
+/// Blocks whose absmax values share a nested absmax.
+enum { EDGE_NESTED_BLOCK = 256 };
 
 // ---- Kernel sets ----------------------------------------------------------------------------------------------
 
@@ -80,13 +96,14 @@ enum {
     EDGE_INT8_BLOCK_WORDS = (EDGE_INT8_BLOCK / 4 + 1) * EDGE_PANEL_COLUMNS,
 };
 
-/// The left operand of a product, rows contiguous in the contracted dimension: activations, or output gradients.
+/// The left operand of a product: activations, or output gradients.
 struct edge_left {
     enum edge_compute compute;
     /// f32, bf16 or int8; bf16 padded with zeros to an even length, int8 to whole blocks.
     const void *rows;
-    /// Bytes between rows.
-    size_t stride;
+    /// Bytes between rows, and between contracted elements: the element's size, but for f32 any distance, so that a
+    /// transposed operand needs no copy.
+    size_t stride, step;
     /// int8 only, [rows][blocks]: value = scale · code.
     const float *scales;
     /// int8 only, [rows][blocks]: -128 · Σ codes, what it costs to carry the right operand's codes unsigned.
@@ -110,6 +127,8 @@ struct edge_kernel_set {
     /// Whether the set has instructions for a type; without them the portable tile computes it, slowly.
     bool fast[EDGE_COMPUTE_COUNT];
     edge_decode_fn decode[EDGE_FORMAT_COUNT];
+    /// NF4 with its scales: `count` values from `first_block` of the matrix on.
+    void (*decode_nf4_scaled)(const struct edge_matrix *w, size_t first_block, float *values, size_t count);
 
     edge_tile_fn tile[EDGE_COMPUTE_COUNT];
     /// What `tile` takes at once; tile_columns is EDGE_PANEL_COLUMNS or twice that.
@@ -185,13 +204,9 @@ void edge_kernel_set_fill(size_t index, struct edge_kernel_set *set);
 
 // ---- Products with a frozen right operand -----------------------------------------------------------------------
 
-/// A matrix [rows][columns] whose rows are runs of blocks.
-struct edge_matrix {
-    const void *blocks;
-    size_t row_bytes;
-    size_t rows, columns;
-    enum edge_format format;
-};
+/// Decodes `count` values of row `row` from column `column` on, which is at a block.
+void edge_decode_part(const struct edge_kernel_set *set, const struct edge_matrix *w, size_t row, size_t column,
+                      size_t count, float *values);
 
 /// Bytes of a row of `columns` elements as a left operand in `compute`.
 size_t edge_left_stride(enum edge_compute compute, size_t columns);
@@ -212,10 +227,6 @@ void edge_product_backward(const struct edge_kernel_set *set, const struct edge_
 /// `scratch` holds w.columns floats.
 void edge_product_vector(const struct edge_kernel_set *set, const struct edge_matrix *w, const float *x, float *y,
                          size_t first, size_t count, bool accumulate, float *scratch);
-
-/// y[j][i] = x[i][j], x [rows][columns]. `scratch` holds EDGE_PANEL_DEPTH · EDGE_PANEL_COLUMNS floats, 64-byte aligned.
-void edge_transpose(const struct edge_kernel_set *set, const float *x, size_t ldx, size_t rows, size_t columns, float *y,
-                    size_t ldy, float *scratch);
 
 /// Denormals become zero on the calling thread, in every set, so that sets agree and slow paths are never taken.
 void edge_flush_denormals(void);

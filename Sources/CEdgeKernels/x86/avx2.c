@@ -2,7 +2,7 @@
 //
 //   tile        6 x 16: twelve accumulators, two panel vectors, one broadcast: 15 of 16 registers, two FMA a load
 //   pack_words  8 x 8 transpositions in registers
-//   decode      Q4_0, Q4_1, Q8_0, F16, BF16; multiply then add, never fused: equal to the formats' own bits
+//   decode      Q4_0, Q4_1, Q8_0, F16, BF16, NF4; multiply then add, never fused: equal to the formats' own bits
 #include "../kernels_internal.h"
 
 #if defined(__x86_64__)
@@ -55,7 +55,7 @@ static inline __attribute__((always_inline)) void tile_of(const size_t m, const 
     __m256 left[TILE_ROWS], right[TILE_ROWS];
 #pragma clang loop unroll(full)
     for (size_t i = 0; i < m; i++) left[i] = right[i] = _mm256_setzero_ps();
-    for (size_t k = 0; k < depth; k++, panel += EDGE_PANEL_COLUMNS, rows += sizeof(float)) {
+    for (size_t k = 0; k < depth; k++, panel += EDGE_PANEL_COLUMNS, rows += a->step) {
         const __m256 b0 = _mm256_load_ps(panel), b1 = _mm256_load_ps(panel + 8);
 #pragma clang loop unroll(full)
         for (size_t i = 0; i < m; i++) {
@@ -163,6 +163,29 @@ static void decode_bf16(const void *blocks, float *values, size_t count) {
     edge_decode_bf16(bfloat + i, values + i, count - i);
 }
 
+/// Sixteen levels, looked up in two halves of eight and blended by the code's third bit.
+static inline __m256 nf4_values(__m256i codes, __m256 low, __m256 high, __m256 absmax) {
+    const __m256 below = _mm256_permutevar8x32_ps(low, codes), above = _mm256_permutevar8x32_ps(high, codes);
+    const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));
+    return _mm256_mul_ps(absmax, _mm256_blendv_ps(below, above, upper));
+}
+
+static void decode_nf4_scaled(const struct edge_matrix *w, size_t first_block, float *values, size_t count) {
+    const __m256 low = _mm256_loadu_ps(edge_nf4_levels), high = _mm256_loadu_ps(edge_nf4_levels + 8);
+    const __m128i nibble = _mm_set1_epi8(15);
+    for (size_t b = first_block; b < first_block + count / 64; b++) {
+        const __m256 absmax = _mm256_set1_ps(edge_nf4_absmax(w, b));
+        for (int half = 0; half < 32; half += 16, values += 32) {
+            const __m128i bytes = _mm_loadu_si128((const __m128i *)((const char *)w->blocks + 32 * b + half));
+            const __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), odd = _mm_and_si128(bytes, nibble);
+            const __m128i first = _mm_unpacklo_epi8(even, odd), second = _mm_unpackhi_epi8(even, odd);
+            const __m128i eights[4] = {first, _mm_srli_si128(first, 8), second, _mm_srli_si128(second, 8)};
+            for (int i = 0; i < 4; i++)
+                _mm256_storeu_ps(values + 8 * i, nf4_values(_mm256_cvtepu8_epi32(eights[i]), low, high, absmax));
+        }
+    }
+}
+
 void edge_install_avx2(struct edge_kernel_set *set) {
     edge_install_portable(set);
     set->tile[EDGE_COMPUTE_f32] = tile_f32;
@@ -173,6 +196,7 @@ void edge_install_avx2(struct edge_kernel_set *set) {
     set->decode[EDGE_FORMAT_q8_0] = decode_q8_0;
     set->decode[EDGE_FORMAT_f16] = decode_f16;
     set->decode[EDGE_FORMAT_bf16] = decode_bf16;
+    set->decode_nf4_scaled = decode_nf4_scaled;
     install_packing(set);
     install_elementwise(set);
 }

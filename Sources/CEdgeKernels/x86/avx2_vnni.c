@@ -1,7 +1,8 @@
 // AVX2 with AVX-VNNI: 8-bit products of four at once. Alder Lake and later, Gracemont boards (N100, N305), Zen 5.
 //
 //   tile        int8 6 x 16: twelve integer accumulators, two panel vectors, one broadcast of four codes. After each
-//               block the sums become floats, are scaled and added to c, which is in L1.
+//               block the sums become floats, are scaled and added to a tile of floats on the stack: c, whose rows may
+//               meet in one set of L1, is touched once a panel.
 #include "../kernels_internal.h"
 
 #if defined(__x86_64__)
@@ -11,16 +12,9 @@
 
 enum { TILE_ROWS = 6 };
 
-/// c (+)= sums · scales.
-static inline void add_block(__m256i sums, __m256 scales, float *c, bool accumulate) {
-    const __m256 values = _mm256_cvtepi32_ps(sums);
-    _mm256_storeu_ps(
-        c, accumulate ? _mm256_fmadd_ps(values, scales, _mm256_loadu_ps(c)) : _mm256_mul_ps(values, scales));
-}
-
-/// One block into m rows of 16 columns at c.
+/// One block, scaled, into (or added to) `whole`.
 static inline __attribute__((always_inline)) void block_of(const size_t m, const struct edge_left *a, size_t block,
-                                                           const int8_t *panel, float *c, size_t ldc, bool accumulate) {
+                                                           const char *panel, __m256 whole[TILE_ROWS][2], bool first) {
     __m256i left[TILE_ROWS], right[TILE_ROWS];
 #pragma clang loop unroll(full)
     for (size_t i = 0; i < m; i++) left[i] = right[i] = _mm256_set1_epi32(a->offsets[i * a->blocks + block]);
@@ -38,36 +32,46 @@ static inline __attribute__((always_inline)) void block_of(const size_t m, const
 #pragma clang loop unroll(full)
     for (size_t i = 0; i < m; i++) {
         const __m256 scale = _mm256_broadcast_ss(a->scales + i * a->blocks + block);
-        add_block(left[i], _mm256_mul_ps(scale, s0), c + i * ldc, accumulate);
-        add_block(right[i], _mm256_mul_ps(scale, s1), c + i * ldc + 8, accumulate);
+        const __m256 left_values = _mm256_cvtepi32_ps(left[i]), right_values = _mm256_cvtepi32_ps(right[i]);
+        const __m256 left_scale = _mm256_mul_ps(scale, s0), right_scale = _mm256_mul_ps(scale, s1);
+        whole[i][0] = first ? _mm256_mul_ps(left_values, left_scale) : _mm256_fmadd_ps(left_values, left_scale, whole[i][0]);
+        whole[i][1] =
+            first ? _mm256_mul_ps(right_values, right_scale) : _mm256_fmadd_ps(right_values, right_scale, whole[i][1]);
     }
 }
 
-static inline __attribute__((always_inline)) void tile_of(const size_t m, const struct edge_left *a, const int8_t *panel,
-                                                          size_t depth, float *c, size_t ldc, bool accumulate) {
-    for (size_t block = 0; block * EDGE_INT8_BLOCK < depth; block++, panel += EDGE_INT8_BLOCK_WORDS * 4)
-        block_of(m, a, block, panel, c, ldc, accumulate || block > 0);
-}
-
-static void tile_whole(const struct edge_left *a, const void *panel, size_t depth, float *c, size_t ldc, size_t m,
-                       bool accumulate) {
-    switch (m) {
-    case 6: tile_of(6, a, panel, depth, c, ldc, accumulate); break;
-    case 5: tile_of(5, a, panel, depth, c, ldc, accumulate); break;
-    case 4: tile_of(4, a, panel, depth, c, ldc, accumulate); break;
-    case 3: tile_of(3, a, panel, depth, c, ldc, accumulate); break;
-    case 2: tile_of(2, a, panel, depth, c, ldc, accumulate); break;
-    default: tile_of(1, a, panel, depth, c, ldc, accumulate);
+static inline __attribute__((always_inline)) void tile_of(const size_t m, const struct edge_left *a, const char *panel,
+                                                          size_t depth, float *c, size_t ldc, size_t n, bool accumulate) {
+    __m256 whole[TILE_ROWS][2];
+    block_of(m, a, 0, panel, whole, true);
+    for (size_t block = 1; block * EDGE_INT8_BLOCK < depth; block++)
+        block_of(m, a, block, panel + block * EDGE_INT8_BLOCK_WORDS * 4, whole, false);
+    for (size_t i = 0; i < m; i++, c += ldc) {
+        if (n == EDGE_PANEL_COLUMNS) {
+            if (accumulate) {
+                whole[i][0] = _mm256_add_ps(_mm256_loadu_ps(c), whole[i][0]);
+                whole[i][1] = _mm256_add_ps(_mm256_loadu_ps(c + 8), whole[i][1]);
+            }
+            _mm256_storeu_ps(c, whole[i][0]);
+            _mm256_storeu_ps(c + 8, whole[i][1]);
+        } else {
+            float sums[EDGE_PANEL_COLUMNS];
+            memcpy(sums, whole[i], sizeof sums);
+            for (size_t j = 0; j < n; j++) c[j] = accumulate ? c[j] + sums[j] : sums[j];
+        }
     }
 }
 
 static void tile_int8(const struct edge_left *a, const void *panel, size_t depth, float *c, size_t ldc, size_t m,
                       size_t n, bool accumulate) {
-    if (n == EDGE_PANEL_COLUMNS) return tile_whole(a, panel, depth, c, ldc, m, accumulate);
-    float whole[TILE_ROWS * EDGE_PANEL_COLUMNS];
-    for (size_t i = 0; accumulate && i < m; i++) memcpy(whole + i * EDGE_PANEL_COLUMNS, c + i * ldc, n * sizeof *c);
-    tile_whole(a, panel, depth, whole, EDGE_PANEL_COLUMNS, m, accumulate);
-    for (size_t i = 0; i < m; i++) memcpy(c + i * ldc, whole + i * EDGE_PANEL_COLUMNS, n * sizeof *c);
+    switch (m) {
+    case 6: tile_of(6, a, panel, depth, c, ldc, n, accumulate); break;
+    case 5: tile_of(5, a, panel, depth, c, ldc, n, accumulate); break;
+    case 4: tile_of(4, a, panel, depth, c, ldc, n, accumulate); break;
+    case 3: tile_of(3, a, panel, depth, c, ldc, n, accumulate); break;
+    case 2: tile_of(2, a, panel, depth, c, ldc, n, accumulate); break;
+    default: tile_of(1, a, panel, depth, c, ldc, n, accumulate);
+    }
 }
 
 void edge_install_avx2_vnni(struct edge_kernel_set *set) {

@@ -2,7 +2,7 @@
 //
 //   tile        f32 14 x 32: 28 accumulators, two panel vectors, one broadcast: 31 of 32 registers
 //   pack_words  16 x 16 transpositions in registers
-//   decode      Q4_0, Q4_1, Q8_0, F16, BF16; multiply then add, never fused: equal to the formats' own bits
+//   decode      Q4_0, Q4_1, Q8_0, F16, BF16, NF4; multiply then add, never fused: equal to the formats' own bits
 #include "../kernels_internal.h"
 
 #if defined(__x86_64__)
@@ -66,7 +66,7 @@ static inline __attribute__((always_inline)) void accumulate_f32(const size_t m,
                                                                  size_t panel_bytes, size_t depth,
                                                                  __m512 sums[TILE_ROWS][2]) {
     const char *rows = a->rows;
-    for (size_t k = 0; k < depth; k++, panel += 64, rows += sizeof(float)) {
+    for (size_t k = 0; k < depth; k++, panel += 64, rows += a->step) {
         const __m512 b0 = _mm512_load_ps(panel), b1 = vectors == 2 ? _mm512_load_ps(panel + panel_bytes) : b0;
 #pragma clang loop unroll(full)
         for (size_t i = 0; i < m; i++) {
@@ -77,7 +77,12 @@ static inline __attribute__((always_inline)) void accumulate_f32(const size_t m,
     }
 }
 
-EDGE_AVX512_TILE(tile_f32, accumulate_f32, depth * 64)
+#define F32_CASE(rows) EDGE_AVX512_CASE(rows, accumulate_f32, depth * 64)
+
+static void tile_f32(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
+                     size_t n, bool accumulate) {
+    switch (m) { EDGE_AVX512_ROWS(F32_CASE) }
+}
 
 static inline __m512 broadcast_half(const void *half) {
     uint16_t bits;
@@ -142,6 +147,21 @@ static void decode_bf16(const void *blocks, float *values, size_t count) {
     edge_decode_bf16(bfloat + i, values + i, count - i);
 }
 
+static void decode_nf4_scaled(const struct edge_matrix *w, size_t first_block, float *values, size_t count) {
+    const __m512 levels = _mm512_loadu_ps(edge_nf4_levels);
+    for (size_t b = first_block; b < first_block + count / 64; b++) {
+        const __m512 absmax = _mm512_set1_ps(edge_nf4_absmax(w, b));
+        for (int half = 0; half < 32; half += 16, values += 32) {
+            const __m128i bytes = _mm_loadu_si128((const __m128i *)((const char *)w->blocks + 32 * b + half));
+            const __m128i even = high_nibbles(bytes), odd = low_nibbles(bytes);
+            const __m512i first = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(even, odd));
+            const __m512i second = _mm512_cvtepu8_epi32(_mm_unpackhi_epi8(even, odd));
+            _mm512_storeu_ps(values, _mm512_mul_ps(absmax, _mm512_permutexvar_ps(first, levels)));
+            _mm512_storeu_ps(values + 16, _mm512_mul_ps(absmax, _mm512_permutexvar_ps(second, levels)));
+        }
+    }
+}
+
 void edge_install_avx512(struct edge_kernel_set *set) {
     edge_install_avx2(set);
     set->tile[EDGE_COMPUTE_f32] = tile_f32;
@@ -153,6 +173,7 @@ void edge_install_avx512(struct edge_kernel_set *set) {
     set->decode[EDGE_FORMAT_q8_0] = decode_q8_0;
     set->decode[EDGE_FORMAT_f16] = decode_f16;
     set->decode[EDGE_FORMAT_bf16] = decode_bf16;
+    set->decode_nf4_scaled = decode_nf4_scaled;
     install_packing(set);
     install_elementwise(set);
 }

@@ -28,7 +28,12 @@ static inline __attribute__((always_inline)) void accumulate_bf16(const size_t m
     }
 }
 
-EDGE_AVX512_TILE(tile_bf16, accumulate_bf16, (depth + 1) / 2 * 64)
+#define BF16_CASE(rows) EDGE_AVX512_CASE(rows, accumulate_bf16, (depth + 1) / 2 * 64)
+
+static void tile_bf16(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
+                     size_t n, bool accumulate) {
+    switch (m) { EDGE_AVX512_ROWS(BF16_CASE) }
+}
 
 void edge_install_avx512_bf16(struct edge_kernel_set *set) {
     edge_install_avx512_vnni(set);

@@ -1,7 +1,8 @@
 // AVX-512 with VNNI: 8-bit products of four at once. Cascade Lake, Ice Lake, Zen 4 and later.
 //
 //   tile        int8 14 x 32: 28 integer accumulators, two panel vectors, one broadcast of four codes. After each block
-//               the sums become floats, are scaled and added to c, which is in L1.
+//               the sums become floats, are scaled and added to a tile of floats on the stack: c, whose rows may meet in
+//               one set of L1, is touched once a panel.
 #include "../kernels_internal.h"
 
 #if defined(__x86_64__)
@@ -9,12 +10,12 @@
 
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 
-enum { TILE_ROWS = 14, TILE_COLUMNS = 2 * EDGE_PANEL_COLUMNS };
+#include "avx512_tile.inc"
 
-/// One block into m rows of 16 · vectors columns, as far as the masks reach.
+/// One block, scaled, into (or added to) `whole`.
 static inline __attribute__((always_inline)) void block_of(const size_t m, const size_t vectors, const struct edge_left *a,
-                                                           size_t block, const char *panel, size_t panel_bytes, float *c,
-                                                           size_t ldc, const __mmask16 masks[2], bool accumulate) {
+                                                           size_t block, const char *panel, size_t panel_bytes,
+                                                           __m512 whole[TILE_ROWS][2], bool first) {
     __m512i sums[TILE_ROWS][2];
 #pragma clang loop unroll(full)
     for (size_t i = 0; i < m; i++) sums[i][0] = sums[i][1] = _mm512_set1_epi32(a->offsets[i * a->blocks + block]);
@@ -34,46 +35,35 @@ static inline __attribute__((always_inline)) void block_of(const size_t m, const
         const __m512 scale = _mm512_set1_ps(a->scales[i * a->blocks + block]);
 #pragma clang loop unroll(full)
         for (size_t v = 0; v < vectors; v++) {
-            float *out = c + i * ldc + 16 * v;
-            const __m512 before = accumulate ? _mm512_maskz_loadu_ps(masks[v], out) : _mm512_setzero_ps();
-            const __m512 values = _mm512_cvtepi32_ps(sums[i][v]);
-            _mm512_mask_storeu_ps(out, masks[v], _mm512_fmadd_ps(values, _mm512_mul_ps(scale, scales[v]), before));
+            const __m512 values = _mm512_cvtepi32_ps(sums[i][v]), both = _mm512_mul_ps(scale, scales[v]);
+            whole[i][v] = first ? _mm512_mul_ps(values, both) : _mm512_fmadd_ps(values, both, whole[i][v]);
         }
     }
 }
 
-static inline __attribute__((always_inline)) void tile_of(const size_t m, const struct edge_left *a, const char *panel,
-                                                          size_t depth, float *c, size_t ldc, size_t n, bool accumulate) {
+static inline __attribute__((always_inline)) void tile_of(const size_t m, const size_t vectors, const struct edge_left *a,
+                                                          const char *panel, size_t depth, float *c, size_t ldc, size_t n,
+                                                          bool accumulate) {
     const size_t blocks = (depth + EDGE_INT8_BLOCK - 1) / EDGE_INT8_BLOCK;
     const size_t block_bytes = EDGE_INT8_BLOCK_WORDS * 4;
-    const __mmask16 masks[2] = {
-        n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1), n >= 32 ? 0xffff : n <= 16 ? 0 : (__mmask16)((1u << (n - 16)) - 1)};
-    for (size_t block = 0; block < blocks; block++, panel += block_bytes) {
-        if (n > EDGE_PANEL_COLUMNS)
-            block_of(m, 2, a, block, panel, blocks * block_bytes, c, ldc, masks, accumulate || block > 0);
-        else
-            block_of(m, 1, a, block, panel, 0, c, ldc, masks, accumulate || block > 0);
-    }
+    __m512 whole[TILE_ROWS][2];
+    block_of(m, vectors, a, 0, panel, blocks * block_bytes, whole, true);
+    for (size_t block = 1; block < blocks; block++)
+        block_of(m, vectors, a, block, panel + block * block_bytes, blocks * block_bytes, whole, false);
+    store_tile(m, vectors, whole, c, ldc, n, accumulate);
 }
+
+#define INT8_CASE(rows)                                                                                                  \
+    case rows:                                                                                                          \
+        if (n > EDGE_PANEL_COLUMNS)                                                                                     \
+            tile_of(rows, 2, a, panels, depth, c, ldc, n, accumulate);                                                  \
+        else                                                                                                            \
+            tile_of(rows, 1, a, panels, depth, c, ldc, n, accumulate);                                                  \
+        break;
 
 static void tile_int8(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
                       size_t n, bool accumulate) {
-    switch (m) {
-    case 14: tile_of(14, a, panels, depth, c, ldc, n, accumulate); break;
-    case 13: tile_of(13, a, panels, depth, c, ldc, n, accumulate); break;
-    case 12: tile_of(12, a, panels, depth, c, ldc, n, accumulate); break;
-    case 11: tile_of(11, a, panels, depth, c, ldc, n, accumulate); break;
-    case 10: tile_of(10, a, panels, depth, c, ldc, n, accumulate); break;
-    case 9: tile_of(9, a, panels, depth, c, ldc, n, accumulate); break;
-    case 8: tile_of(8, a, panels, depth, c, ldc, n, accumulate); break;
-    case 7: tile_of(7, a, panels, depth, c, ldc, n, accumulate); break;
-    case 6: tile_of(6, a, panels, depth, c, ldc, n, accumulate); break;
-    case 5: tile_of(5, a, panels, depth, c, ldc, n, accumulate); break;
-    case 4: tile_of(4, a, panels, depth, c, ldc, n, accumulate); break;
-    case 3: tile_of(3, a, panels, depth, c, ldc, n, accumulate); break;
-    case 2: tile_of(2, a, panels, depth, c, ldc, n, accumulate); break;
-    default: tile_of(1, a, panels, depth, c, ldc, n, accumulate);
-    }
+    switch (m) { EDGE_AVX512_ROWS(INT8_CASE) }
 }
 
 void edge_install_avx512_vnni(struct edge_kernel_set *set) {

@@ -1,0 +1,65 @@
+// Matrices of every format with their values, and what products of rounded operands should give.
+import CEdgeKernels
+import EdgeTensor
+
+/// A frozen matrix with its decoded values.
+struct FrozenMatrix {
+    let matrix: QuantizedMatrix
+    /// `[rows, columns]`, as the portable decoder has them.
+    let values: Tensor
+
+    /// - Parameter columns: rounded up to whole blocks.
+    init(_ format: QuantFormat, rows: Int, columns least: Int, arena: Arena, seed: UInt64) {
+        let unit = format.blockElements
+        let columns = (least + unit - 1) / unit * unit
+        var random = Values(seed: seed)
+        values = arena.tensor(rows, columns)
+        random.fill(values)
+        let rowBytes = format.byteCount(of: columns)
+        let blocks = UnsafeMutableRawPointer(arena.floats((rows * rowBytes + 3) / 4))
+        let encode = edge_quant_format(format.raw).pointee.encode!
+        for row in 0..<rows { encode(values.row(row), blocks + row * rowBytes, columns) }
+        if format == .nf4 {
+            let count = rows * columns / unit
+            let absmaxCodes = UnsafeMutableRawPointer(arena.floats((count + 3) / 4)).assumingMemoryBound(to: UInt8.self)
+            let nested = arena.floats(count / QuantizedMatrix.nestedBlock + 1)
+            for block in 0..<count { absmaxCodes[block] = UInt8(truncatingIfNeeded: Int(random.value() * 128)) }
+            for i in 0...count / QuantizedMatrix.nestedBlock { nested[i] = 0.25 + 0.125 * Float(i % 3) }
+            matrix = QuantizedMatrix(
+                nf4: blocks.assumingMemoryBound(to: UInt8.self), absmaxCodes: absmaxCodes, nestedAbsmax: nested,
+                nestedOffset: 0.75, outFeatures: rows, inFeatures: columns)
+        } else {
+            matrix = QuantizedMatrix(blocks, format: format, outFeatures: rows, inFeatures: columns)
+        }
+        let pool = WorkerPool(kernels: KernelSet.supported[0], threadCount: 1, scratchFloats: 0, arena: arena)
+        decodeRows(matrix, (0..<Int32(rows)).map { $0 }, into: values, on: pool)
+    }
+}
+
+/// An operand as a product in `type` sees it: `[rows][contracted]`, exact in f64.
+func rounded(_ type: ComputeType, rows: Int, contracted: Int, _ value: (_ row: Int, _ k: Int) -> Float) -> [[Double]] {
+    (0..<rows).map { row in
+        switch type {
+        case .f32: (0..<contracted).map { Double(value(row, $0)) }
+        case .bf16:
+            (0..<contracted).map {
+                let bits = value(row, $0).bitPattern
+                return Double(Float(bitPattern: (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000))
+            }
+        case .int8:
+            stride(from: 0, to: contracted, by: Int(EDGE_INT8_BLOCK)).flatMap { first in
+                let block = (first..<min(first + Int(EDGE_INT8_BLOCK), contracted)).map { value(row, $0) }
+                let largest = block.map(abs).max()!
+                let factor = largest > 0x1p-100 ? 127 / largest : 0
+                return block.map { Double(($0 * factor).rounded(.toNearestOrEven)) * Double(largest / 127) }
+            }
+        }
+    }
+}
+
+/// γ_k = k·u / (1 - k·u) times Σ|a·b| bounds any order of an f32 sum of k products (Higham, *Accuracy and Stability*,
+/// §3.1); a block in 8 bits is exact and adds three roundings of its own.
+func sumBound(_ terms: Int, _ magnitude: Double) -> Double {
+    let ku = Double(terms + 4) * 0x1p-24
+    return ku / (1 - ku) * magnitude + 1e-30
+}
