@@ -3,7 +3,7 @@
 
     python compare_peft.py [--model GGUF] [--threads 2] [--isa native|avx2] [--repeats 5]
                            [--backends nf4-f32 nf4-bf16 f32] [--shapes 1x512 2x512] [--checkpointing on off]
-                           [--edgebench PATH]
+                           [--edgebench PATH] [--kernels avx2:f32 avx2+avx_vnni:int8 ...]
 
 A micro-step is forward and backward of SAMPLESxTOKENS random tokens, every token carrying loss, LoRA r 16 on all seven
 linears; AdamW is timed apart. Backends: bitsandbytes NF4 with f32 or bf16 arithmetic (the linears of the same base, made
@@ -11,10 +11,11 @@ NF4), and plain f32; attention is torch's sdpa. `--checkpointing on` recomputes 
 
 Each backend is a process of its own. Its peak is VmHWM after a reset (/proc/self/clear_refs) when the model is loaded and
 one step is done, so loading does not count; `loaded_rss_bytes` is what it held before the steps, python and torch
-included. With --edgebench one PEFT step and one `edgebench step` take turns, `repeats` times, so both see the same
-machine; the ratio is the median over pairs. A pair counts when other processes had at most --other-load of the CPU time
+included. With --edgebench one PEFT step and one `edgebench step` of each kernel set and precision take turns, `repeats`
+times, so all see the same machine; the ratio is the median over turns, and a table of them comes last. A turn counts when other processes had at most --other-load of the CPU time
 during each half; pairs are repeated, up to three times as many, and a result with fewer than `repeats` quiet pairs
-is made from all of them and says `"noisy": true`. --isa avx2 caps ATen, oneDNN and MKL, and edgetune's kernels with them.
+is made from all of them and says `"noisy": true`. --isa avx2 caps ATen, oneDNN and MKL; edgetune's kernels are what
+--kernels says.
 """
 import argparse
 import ctypes
@@ -105,8 +106,7 @@ def environment(options):
                   OPENBLAS_NUM_THREADS=str(options.threads), TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1",
                   TRANSFORMERS_VERBOSITY="error")
     if options.isa == "avx2":
-        values |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-                   "EDGETUNE_KERNELS": "avx2"}
+        values |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
     return values
 
 
@@ -132,13 +132,13 @@ class Contention:
         return max(0.0, (busy - own) / total) if total else 0.0
 
 
-def edgebench_step(options, samples, tokens, checkpointing):
+def edgebench_step(options, kernels, samples, tokens, checkpointing):
     """One `edgebench step`; its last JSON line must have tokens_per_second and peak_rss_bytes."""
     arguments = shlex.split(options.edgebench_arguments.format(
         model=options.model, samples=samples, tokens=tokens, rank=RANK, threads=options.threads,
         recompute="everyLayer" if checkpointing else "keepAll"))
-    if options.isa == "avx2":
-        arguments += ["--set", "avx2"]
+    kernel_set, precision = kernels.split(":")
+    arguments += ["--set", kernel_set, "--precision", precision]
     run = subprocess.run([options.edgebench, "step", *arguments, "--json"], env=environment(options), text=True,
                          stdout=subprocess.PIPE)
     if run.returncode:
@@ -172,7 +172,8 @@ def compare(options, directory, backend, samples, tokens, checkpointing):
         if options.edgebench:
             time.sleep(0.3)  # torch's OpenMP threads spin for a while after a step
             contention = Contention()
-            pair["ours"] = edgebench_step(options, samples, tokens, checkpointing)
+            pair["ours"] = {kernels: edgebench_step(options, kernels, samples, tokens, checkpointing)
+                            for kernels in options.kernels}
             pair["other"] = max(pair["other"], contention.share())
         pairs.append(pair)
     quiet = [pair for pair in pairs if pair["other"] <= options.other_load]
@@ -188,16 +189,27 @@ def compare(options, directory, backend, samples, tokens, checkpointing):
         "optimizer_seconds": round(statistics.median(step["optimizer_seconds"] for step in steps), 4),
         "peak_rss_bytes": max(step["peak_rss_bytes"] for step in steps), "loss": steps[0]["loss"],
         "noisy": noisy, "other_load": [round(pair["other"], 3) for pair in used]}
-    if ours:
-        mine = [float(one["tokens_per_second"]) for one in ours]
-        result["edgetune"] = {
-            "kernel_set": ours[0].get("kernel_set"),
-            "tokens_per_second": round(statistics.median(mine), 1),
-            "tokens_per_second_all": [round(rate, 1) for rate in mine],
-            "peak_rss_bytes": max(int(one["peak_rss_bytes"]) for one in ours)}
-        result["speed_ratio"] = round(statistics.median(a / b for a, b in zip(mine, rates)), 3)
-        result["memory_ratio"] = round(result["edgetune"]["peak_rss_bytes"] / result["peak_rss_bytes"], 3)
+    result["edgetune"] = []
+    for kernels in options.kernels if ours else []:
+        mine = [float(turn[kernels]["tokens_per_second"]) for turn in ours]
+        resident = max(int(turn[kernels]["peak_rss_bytes"]) for turn in ours)
+        result["edgetune"].append({
+            "kernels": kernels, "tokens_per_second": round(statistics.median(mine), 1),
+            "tokens_per_second_all": [round(rate, 1) for rate in mine], "peak_rss_bytes": resident,
+            "speed_ratio": round(statistics.median(a / b for a, b in zip(mine, rates)), 3),
+            "memory_ratio": round(resident / result["peak_rss_bytes"], 3)})
     print(json.dumps(result), flush=True)
+    return result
+
+
+def print_table(results):
+    print("\n| shape | recomputation | PEFT | tokens/s | MB | edgetune | tokens/s | times PEFT | MB |\n" + "|---" * 9 + "|")
+    for result in results:
+        left = (f"| {result['samples']} x {result['tokens_per_sample']} | {'yes' if result['checkpointing'] else 'no'} | "
+                f"{result['backend']} ({result['isa']}) | {result['tokens_per_second']:.0f} | {result['peak_rss_bytes'] / 1e6:.0f} | ")
+        for ours in result["edgetune"]:
+            print(left + f"{ours['kernels'].replace(':', ' ')} | {ours['tokens_per_second']:.0f} | {ours['speed_ratio']:.2f} | "
+                  f"{ours['peak_rss_bytes'] / 1e6:.0f} |{' noisy' if result['noisy'] else ''}")
 
 
 def main():
@@ -217,7 +229,8 @@ def main():
     parser.add_argument("--other-load", type=float, default=0.05, help="share of all CPU time; above it a pair is repeated")
     parser.add_argument("--edgebench", help="path of the edgebench executable")
     parser.add_argument("--edgebench-arguments", default="--model {model} --samples {samples} --tokens {tokens} "
-                        "--rank {rank} --threads {threads} --recompute {recompute} --runs 1")
+                        "--rank {rank} --threads {threads} --recompute {recompute} --runs 3")
+    parser.add_argument("--kernels", nargs="+", default=["avx2:f32"], metavar="SET:PRECISION")
     parser.add_argument("--verbose", action="store_true", help="show the worker's standard error")
     options = parser.parse_args()
     options.model = options.model.resolve()
@@ -225,11 +238,13 @@ def main():
         # In a process of its own: ru_maxrss survives exec, so a child of a big process reports its parent's peak.
         subprocess.run([sys.executable, __file__, "--convert", str(options.model), directory], check=True,
                        env=environment(options), stderr=None if options.verbose else subprocess.DEVNULL)
+        results = []
         for backend in options.backends:
             for shape in options.shapes:
                 samples, tokens = (int(part) for part in shape.split("x"))
                 for checkpointing in options.checkpointing:
-                    compare(options, directory, backend, samples, tokens, checkpointing == "on")
+                    results.append(compare(options, directory, backend, samples, tokens, checkpointing == "on"))
+        print_table([result for result in results if result])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def licences():
             text = " ".join(paragraph.split())
             if 200 <= len(text) <= 900:
                 lines.append({"text": text})
-    return lines[:: max(1, len(lines) // 240)][:240]
+    return lines[:: max(1, len(lines) // 150)][:150]
 
 
 def docstrings():
@@ -55,7 +55,7 @@ def docstrings():
             lines.append({"messages": [
                 {"role": "user", "content": f"What does Python's {module}.{name}{inspect.signature(function)} do?"[:200]},
                 {"role": "assistant", "content": text}]})
-    return lines[:: max(1, len(lines) // 300)][:300]
+    return lines[:: max(1, len(lines) // 200)][:200]
 
 
 SETS = {"licences": licences, "docstrings": docstrings}

@@ -24,7 +24,7 @@ extension DecoderLayer {
             return
         }
         let outputs = zip(modules, terms).map { LinearOutput(weight: weights[$0.module], adapter: $1, y: $0.y) }
-        linear(rounding([x], on: pool)[0], outputs, accumulation, on: pool)
+        linear(rounding([x], smoothing: true, on: pool)[0], outputs, accumulation, on: pool)
     }
 
     /// scaling · dropout(x) · Aᵀ of each adapted module, in `projected`, which is kept for the backward.

@@ -32,7 +32,7 @@ package struct LeftOperand {
     package init(_ x: Tensor) {
         raw = edge_left(
             compute: EDGE_COMPUTE_f32, rows: x.base, stride: x.columns * MemoryLayout<Float>.stride,
-            step: MemoryLayout<Float>.stride, scales: nil, offsets: nil, blocks: 0)
+            step: MemoryLayout<Float>.stride, scales: nil, offsets: nil, blocks: 0, smoothing: nil)
         rows = x.rows
         columns = x.columns
     }
@@ -64,22 +64,24 @@ package struct RoundedRows: @unchecked Sendable {
     private let base: UnsafeMutableRawPointer?
     private let capacity: ByteCount
 
-    /// Of one operand.
-    private static func bytes(_ type: ComputeType, rows: Int, columns: Int) -> (codes: ByteCount, scales: ByteCount) {
+    /// Of one operand; with int8 there are scales, offsets and the smoothing.
+    private static func bytes(
+        _ type: ComputeType, rows: Int, columns: Int
+    ) -> (codes: ByteCount, scales: ByteCount, smoothing: ByteCount) {
         func padded(_ bytes: Int) -> ByteCount { .floats((bytes + 3) / 4) }
         let blocks = (columns + Int(EDGE_INT8_BLOCK) - 1) / Int(EDGE_INT8_BLOCK)
         return switch type {
-        case .f32: (.zero, .zero)
-        case .bf16: (padded(rows * edge_left_stride(type.raw, columns)), .zero)
-        case .int8: (padded(rows * edge_left_stride(type.raw, columns)), .floats(rows * blocks))
+        case .f32: (.zero, .zero, .zero)
+        case .bf16: (padded(rows * edge_left_stride(type.raw, columns)), .zero, .zero)
+        case .int8: (padded(rows * edge_left_stride(type.raw, columns)), .floats(rows * blocks), .floats(columns))
         }
     }
 
     /// For operands of `widths` columns that one product takes together.
     package static func bytes(_ type: ComputeType, rows: Int, widths: [Int]) -> ByteCount {
         widths.reduce(.zero) { sum, columns in
-            let (codes, scales) = bytes(type, rows: rows, columns: columns)
-            return sum + codes + scales + scales
+            let (codes, scales, smoothing) = bytes(type, rows: rows, columns: columns)
+            return sum + codes + scales + scales + smoothing
         }
     }
 
@@ -99,24 +101,31 @@ package struct RoundedRows: @unchecked Sendable {
     }
 
     /// Rounded copies, valid until the next call.
-    package func callAsFunction(_ tensors: [Tensor], on pool: WorkerPool) -> [LeftOperand] {
+    ///
+    /// - Parameter smoothing: whether channels that stand out are divided down, for the forward product to multiply the
+    ///   weights with. A token's codes then depend on the other tokens of the batch.
+    package func callAsFunction(_ tensors: [Tensor], smoothing: Bool = false, on pool: WorkerPool) -> [LeftOperand] {
         guard let base else { return tensors.map { LeftOperand($0) } }
         var used = 0
         let operands = tensors.map { x in
-            let (codes, scales) = Self.bytes(type, rows: x.rows, columns: x.columns)
-            defer { used += codes.bytes + 2 * scales.bytes }
-            precondition(used + codes.bytes + 2 * scales.bytes <= capacity.bytes, "operands larger than planned")
+            let (codes, scales, factors) = Self.bytes(type, rows: x.rows, columns: x.columns)
+            let afterScales = used + codes.bytes + 2 * scales.bytes
+            defer { used = afterScales + factors.bytes }
+            precondition(afterScales + factors.bytes <= capacity.bytes, "operands larger than planned")
+            let smoothed = smoothing && type == .int8
             let raw = edge_left(
                 compute: type.raw, rows: base + used, stride: edge_left_stride(type.raw, x.columns),
                 step: type == .int8 ? 1 : 2, scales: (base + used + codes.bytes).assumingMemoryBound(to: Float.self),
                 offsets: (base + used + codes.bytes + scales.bytes).assumingMemoryBound(to: Int32.self),
-                blocks: (x.columns + Int(EDGE_INT8_BLOCK) - 1) / Int(EDGE_INT8_BLOCK))
+                blocks: (x.columns + Int(EDGE_INT8_BLOCK) - 1) / Int(EDGE_INT8_BLOCK),
+                smoothing: smoothed ? (base + afterScales).assumingMemoryBound(to: Float.self) : nil)
             return LeftOperand(raw, rows: x.rows, columns: x.columns)
         }
         let kernel = pool.kernels.roundRows(type)
         let pieces = rowPieces(tensors[0].rows)
         let count = tensors.reduce(0) { $0 + $1.count }
         pool.perform(.rounding, OperationCost(flop: Double(3 * count), bytes: Double(5 * count))) {
+            for (x, operand) in zip(tensors, operands) { smooth(x, operand.raw, on: pool) }
             pool.run(pieces * tensors.count) { piece, _ in
                 let (x, first) = (tensors[piece / pieces], piece % pieces * elementwiseRows)
                 guard first < x.rows else { return }
@@ -124,9 +133,19 @@ package struct RoundedRows: @unchecked Sendable {
                 kernel(
                     x.row(first), x.columns, min(elementwiseRows, x.rows - first), x.columns,
                     UnsafeMutableRawPointer(mutating: part.rows), part.stride, UnsafeMutablePointer(mutating: part.scales),
-                    UnsafeMutablePointer(mutating: part.offsets), part.blocks)
+                    UnsafeMutablePointer(mutating: part.offsets), part.blocks, part.smoothing)
             }
         }
         return operands
+    }
+
+    private func smooth(_ x: Tensor, _ raw: edge_left, on pool: WorkerPool) {
+        guard let smoothing = UnsafeMutablePointer(mutating: raw.smoothing) else { return }
+        let kernel = pool.kernels.raw.smooth_columns!
+        let columns = 128
+        pool.run((x.columns + columns - 1) / columns) { piece, _ in
+            let first = piece * columns
+            kernel(x.base + first, x.columns, x.rows, min(columns, x.columns - first), smoothing + first)
+        }
     }
 }

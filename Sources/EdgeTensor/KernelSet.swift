@@ -82,7 +82,7 @@ extension KernelSet {
 
     typealias RoundRows = @convention(c) (
         UnsafePointer<Float>?, Int, Int, Int, UnsafeMutableRawPointer?, Int, UnsafeMutablePointer<Float>?,
-        UnsafeMutablePointer<Int32>?, Int
+        UnsafeMutablePointer<Int32>?, Int, UnsafePointer<Float>?
     ) -> Void
 
     func scale(_ x: UnsafeMutablePointer<Float>, count: Int, by factor: Float) {

@@ -67,12 +67,12 @@ struct DenseBlock {
     var left: edge_left {
         edge_left(
             compute: EDGE_COMPUTE_f32, rows: base, stride: strideBytes, step: MemoryLayout<Float>.stride, scales: nil,
-            offsets: nil, blocks: 0)
+            offsets: nil, blocks: 0, smoothing: nil)
     }
     var transposedLeft: edge_left {
         edge_left(
             compute: EDGE_COMPUTE_f32, rows: base, stride: MemoryLayout<Float>.stride, step: strideBytes, scales: nil,
-            offsets: nil, blocks: 0)
+            offsets: nil, blocks: 0, smoothing: nil)
     }
 }
 

@@ -202,7 +202,7 @@ package final class TrainStep {
             headInput, weight: model.outputNorm, epsilon: model.spec.rmsNormEpsilon, into: headNormed,
             inverseRMS: headInverseRMS, on: pool)
         linear(
-            rounding([headNormed], on: pool)[0], [LinearOutput(weight: model.head, adapter: nil, y: logits)],
+            rounding([headNormed], smoothing: true, on: pool)[0], [LinearOutput(weight: model.head, adapter: nil, y: logits)],
             as: .headProduct, on: pool)
         return logits
     }

@@ -109,6 +109,10 @@ struct edge_left {
     /// int8 only, [rows][blocks]: -128 · Σ codes, what it costs to carry the right operand's codes unsigned.
     const int32_t *offsets;
     size_t blocks;
+    /// int8 only, [columns], or NULL: what `round_rows` has divided each contracted element by and
+    /// what the forward product multiplies the weights with (SmoothQuant, arXiv:2211.10438 §4). A channel far above its
+    /// neighbours would else take all the codes of its block.
+    const float *smoothing;
 };
 
 /// c[i][j] (+)= Σ over k of a[i][k] · panel[k][j], i < m <= tile_rows, j < n <= tile_columns. `panels` holds
@@ -147,7 +151,10 @@ struct edge_kernel_set {
     void (*pack_columns[EDGE_COMPUTE_COUNT])(const float *rows, size_t stride, size_t depth, void *panel);
     /// Rows of a left operand: `out` has room for `stride` bytes a row, `scales` and `offsets` for `blocks` a row.
     void (*round_rows[EDGE_COMPUTE_COUNT])(const float *x, size_t ldx, size_t rows, size_t columns, void *out,
-                                           size_t stride, float *scales, int32_t *offsets, size_t blocks);
+                                           size_t stride, float *scales, int32_t *offsets, size_t blocks,
+                                           const float *smoothing);
+    /// smoothing[j] = the root of column j's largest magnitude; 1 where that is 0 or infinite.
+    void (*smooth_columns)(const float *x, size_t ldx, size_t rows, size_t columns, float *smoothing);
 
     /// y = x / rms(x) · weight, per row; inverse_rms[i] = 1 / sqrt(mean(x²) + epsilon) (arXiv:1910.07467).
     void (*rms_norm)(const float *x, const float *weight, float *y, float *inverse_rms, size_t rows, size_t columns,

@@ -77,6 +77,7 @@ static void tile_int8(const struct edge_left *a, const void *panel, size_t depth
 void edge_install_avx2_vnni(struct edge_kernel_set *set) {
     edge_install_avx2(set);
     set->fast[EDGE_COMPUTE_int8] = true;
+    set->preferred = EDGE_COMPUTE_int8; // benchmarks/compare_precision.py; faster than bf16 too, where there is both
     set->tile[EDGE_COMPUTE_int8] = tile_int8;
     set->tile_rows[EDGE_COMPUTE_int8] = TILE_ROWS;
 }

@@ -69,6 +69,7 @@ static void tile_int8(const struct edge_left *a, const void *panels, size_t dept
 void edge_install_avx512_vnni(struct edge_kernel_set *set) {
     edge_install_avx512(set);
     set->fast[EDGE_COMPUTE_int8] = true;
+    set->preferred = EDGE_COMPUTE_int8; // benchmarks/compare_precision.py; faster than bf16 too, where there is both
     set->tile[EDGE_COMPUTE_int8] = tile_int8;
     set->tile_rows[EDGE_COMPUTE_int8] = TILE_ROWS;
     set->tile_columns[EDGE_COMPUTE_int8] = TILE_COLUMNS;
