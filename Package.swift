@@ -77,6 +77,7 @@ let package = Package(
         // Tests, one target per source target; run optimised: `swift test -c release`.
         .target(name: "EdgeTestSupport", dependencies: ["EdgeFormats", "EdgeJobs", "EdgeWire"], path: "Tests/EdgeTestSupport"),
         .testTarget(name: "EdgeTensorTests", dependencies: ["EdgeTensor", "CEdgeKernels"]),
+        .testTarget(name: "EmulatedKernelsTests", dependencies: ["EdgeTestSupport"]),
         .testTarget(name: "EdgeFormatsTests", dependencies: ["EdgeFormats", "EdgeTestSupport"]),
         .testTarget(
             name: "EdgeTrainTests", dependencies: ["EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels", "EdgeTestSupport"]),
