@@ -23,6 +23,21 @@ package struct LayerWeights {
     package subscript(module: LinearModule) -> QuantizedMatrix { linears[module.rawValue] }
 }
 
+/// What costs one cheap pass to make again from what a layer keeps: never more than one layer's exists.
+package struct RemadeActivations {
+    package let n1: Tensor, n2: Tensor, activated: Tensor
+
+    package static func bytes(tokens: Int, _ spec: DecoderSpec) -> ByteCount {
+        .floats(tokens * spec.hiddenSize) + .floats(tokens * spec.hiddenSize) + .floats(tokens * spec.intermediateSize)
+    }
+
+    package init(tokens: Int, _ spec: DecoderSpec, arena: Arena) {
+        n1 = arena.tensor(tokens, spec.hiddenSize)
+        n2 = arena.tensor(tokens, spec.hiddenSize)
+        activated = arena.tensor(tokens, spec.intermediateSize)
+    }
+}
+
 /// What a layer's forward leaves for its backward.
 package struct LayerActivations {
     package let n1: Tensor, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, logSumExp: Tensor
@@ -33,24 +48,23 @@ package struct LayerActivations {
 
     package static func bytes(tokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec) -> ByteCount {
         let widths =
-            Array(repeating: spec.hiddenSize, count: 3) + Array(repeating: spec.queryWidth, count: 2)
-            + Array(repeating: spec.keyValueWidth, count: 2) + Array(repeating: spec.intermediateSize, count: 3)
-            + [spec.attentionHeadCount, 1, 1] + adapted.map { _ in rank }
+            [spec.hiddenSize, spec.queryWidth, spec.queryWidth, spec.keyValueWidth, spec.keyValueWidth]
+            + [spec.intermediateSize, spec.intermediateSize, spec.attentionHeadCount, 1, 1] + adapted.map { _ in rank }
         return widths.reduce(.zero) { $0 + .floats(tokens * $1) }
     }
 
-    package init(tokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec, arena: Arena) {
-        n1 = arena.tensor(tokens, spec.hiddenSize)
+    package init(
+        tokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec, remade: RemadeActivations, arena: Arena
+    ) {
+        (n1, n2, activated) = (remade.n1, remade.n2, remade.activated)
         q = arena.tensor(tokens, spec.queryWidth)
         k = arena.tensor(tokens, spec.keyValueWidth)
         v = arena.tensor(tokens, spec.keyValueWidth)
         attended = arena.tensor(tokens, spec.queryWidth)
         logSumExp = arena.tensor(tokens, spec.attentionHeadCount)
         middle = arena.tensor(tokens, spec.hiddenSize)
-        n2 = arena.tensor(tokens, spec.hiddenSize)
         gate = arena.tensor(tokens, spec.intermediateSize)
         up = arena.tensor(tokens, spec.intermediateSize)
-        activated = arena.tensor(tokens, spec.intermediateSize)
         inverseRMS1 = arena.floats(tokens)
         inverseRMS2 = arena.floats(tokens)
         projected = LinearModule.allCases.map { arena.tensor(adapted.contains($0) ? tokens : 0, rank) }
@@ -190,6 +204,18 @@ package struct DecoderLayer {
         } else {
             _ = lowRankTerms([.down], activated, projected: a.projected)
         }
+    }
+
+    /// Makes again what `forward` shared with other layers: the norms' results and the activation's, to the same bits.
+    package func remake(_ h: Tensor, _ a: LayerActivations) {
+        let tokens = h.rows
+        rmsNorm(
+            h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: a.n1.prefix(tokens),
+            inverseRMS: a.inverseRMS1, on: pool)
+        rmsNorm(
+            a.middle.prefix(tokens), weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: a.n2.prefix(tokens),
+            inverseRMS: a.inverseRMS2, on: pool)
+        swiglu(gate: a.gate.prefix(tokens), up: a.up.prefix(tokens), into: a.activated.prefix(tokens), on: pool)
     }
 
     /// Below the lowest adapted layer nothing needs a gradient, and neither does that layer's own input.

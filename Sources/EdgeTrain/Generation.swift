@@ -57,6 +57,7 @@ package final class Generator {
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
         return cache + adapter + hidden + hidden
             + LayerActivations.bytes(tokens: chunk, rank: lora?.rank ?? 1, adapted: Set(modules.map(\.module)), spec)
+            + RemadeActivations.bytes(tokens: chunk, spec)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, context: context))
             + RotaryEmbedding.bytes(positions: context, headDim: spec.headDim)
@@ -98,7 +99,7 @@ package final class Generator {
         values = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         activations = LayerActivations(
             tokens: Self.promptChunk, rank: adapter?.lora.rank ?? 1, adapted: Set(modules.map(\.module)), spec,
-            arena: arena)
+            remade: RemadeActivations(tokens: Self.promptChunk, spec, arena: arena), arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseRMS = arena.floats(1)

@@ -5,7 +5,7 @@ import EdgeTensor
 
 /// Which activations the forward keeps for the backward.
 package enum RecomputePolicy: String, Equatable, Sendable {
-    /// All: no layer is computed twice.
+    /// The result of every product: no product is computed twice.
     case keepAll
     /// Only each layer's input; everything else is computed again in the backward.
     case everyLayer
@@ -91,6 +91,7 @@ package struct MemoryModel {
     package func activations(_ shape: StepShape) -> ByteCount {
         let one = LayerActivations.bytes(tokens: shape.tokens, rank: lora.rank, adapted: adaptedModules, spec)
         return ByteCount(one.bytes * (shape.policy == .keepAll ? trainedLayers : 1))
+            + RemadeActivations.bytes(tokens: shape.tokens, spec)
     }
 
     package func layerGradients(_ shape: StepShape) -> ByteCount {

@@ -82,9 +82,11 @@ package final class TrainStep {
             gradients: arena.floats(count))
         layerInputs = (0...memory.trainedLayers).map { _ in arena.tensor(shape.tokens, spec.hiddenSize) }
         spare = arena.tensor(shape.tokens, spec.hiddenSize)
+        let remade = RemadeActivations(tokens: shape.tokens, spec, arena: arena)
         activations = (0..<(shape.policy == .keepAll ? memory.trainedLayers : 1)).map { _ in
             LayerActivations(
-                tokens: shape.tokens, rank: memory.lora.rank, adapted: memory.adaptedModules, spec, arena: arena)
+                tokens: shape.tokens, rank: memory.lora.rank, adapted: memory.adaptedModules, spec, remade: remade,
+                arena: arena)
         }
         layerGradients = LayerGradients(tokens: shape.tokens, rank: memory.lora.rank, spec, arena: arena)
         dH = arena.tensor(shape.tokens, spec.hiddenSize)
@@ -122,7 +124,10 @@ package final class TrainStep {
             let layer = layer(index, dropoutKey: dropoutKey, rounding)
             let input = input(of: index, tokens: batch.tokenCount)
             let kept = activations(of: index)
-            if shape.policy == .everyLayer { layer.forward(input, batch, kept, into: nil) }
+            switch shape.policy {
+            case .everyLayer: layer.forward(input, batch, kept, into: nil)
+            case .keepAll: layer.remake(input, kept)
+            }
             layer.backward(
                 dH: dH, input, batch, kept, layerGradients,
                 index == adapters.lowestLayer ? .isFrozen : .needsGradient)
