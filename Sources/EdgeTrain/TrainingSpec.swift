@@ -7,6 +7,11 @@ package struct PrecisionError: Error, Equatable, CustomStringConvertible {
     package let asked: ComputeType
     package let kernelSet: String
     package let available: [ComputeType]
+    package init(asked: ComputeType, kernelSet: String, available: [ComputeType]) {
+        self.asked = asked
+        self.kernelSet = kernelSet
+        self.available = available
+    }
     package var description: String {
         "precision \(asked.rawValue) needs instructions that the kernel set \(kernelSet) of this processor has not; "
             + "it has \(available.map(\.rawValue).joined(separator: ", "))"

@@ -214,6 +214,9 @@ package struct PlanReport: Codable, Equatable, Sendable {
     package var budgetBytes: UInt64
     /// What was traded for memory, in words, in the order in which it was taken.
     package var choices: [String]
+    /// What products with frozen weights are computed in: the request's, or what `auto` has become. Nil in a plan that was
+    /// stored before there was a choice.
+    package var precision: Precision?
     package var trainableParameters: Int
     package var samples: Int
     package var heldOutSamples: Int
@@ -223,13 +226,14 @@ package struct PlanReport: Codable, Equatable, Sendable {
     package var totalSteps: Int
 
     package init(
-        pools: [Pool], peakBytes: UInt64, budgetBytes: UInt64, choices: [String], trainableParameters: Int,
-        samples: Int, heldOutSamples: Int, tooLongSamples: Int, tooLongLines: [Int], totalSteps: Int
+        pools: [Pool], peakBytes: UInt64, budgetBytes: UInt64, choices: [String], precision: Precision?,
+        trainableParameters: Int, samples: Int, heldOutSamples: Int, tooLongSamples: Int, tooLongLines: [Int], totalSteps: Int
     ) {
         self.pools = pools
         self.peakBytes = peakBytes
         self.budgetBytes = budgetBytes
         self.choices = choices
+        self.precision = precision
         self.trainableParameters = trainableParameters
         self.samples = samples
         self.heldOutSamples = heldOutSamples

@@ -70,6 +70,7 @@ enum PlanText {
                 "\(Amount.bytes(plan.peakBytes)) of \(Amount.bytes(plan.budgetBytes)) allowed"
                     + (plan.peakBytes > plan.budgetBytes ? ": does not fit" : "")
             ),
+            ("precision", plan.precision?.rawValue ?? "f32"),
             ("traded for memory", plan.choices.isEmpty ? "nothing" : plan.choices.joined(separator: "; ")),
             ("trainable parameters", "\(plan.trainableParameters)"),
             ("samples", "\(plan.samples), held out \(plan.heldOutSamples)"),

@@ -61,7 +61,7 @@ struct WorkTraining {
         PlanReport(
             pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
             peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.choices,
-            trainableParameters: memory.modules.reduce(0) {
+            precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.modules.reduce(0) {
                 $0 + spec.lora.rank * ($1.module.inFeatures(model.spec) + $1.module.outFeatures(model.spec))
             },
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,

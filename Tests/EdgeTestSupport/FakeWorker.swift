@@ -43,7 +43,7 @@ package enum FakeWorker {
     }
 
     package static let plan = PlanReport(
-        pools: [], peakBytes: 1, budgetBytes: 2, choices: [], trainableParameters: 1, samples: 1, heldOutSamples: 0,
+        pools: [], peakBytes: 1, budgetBytes: 2, choices: [], precision: .int8, trainableParameters: 1, samples: 1, heldOutSamples: 0,
         tooLongSamples: 0, tooLongLines: [], totalSteps: 3)
 
     package static func line(_ message: WorkMessage) throws -> String {

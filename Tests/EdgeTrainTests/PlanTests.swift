@@ -157,4 +157,25 @@ struct LoRATargetTests {
         #expect(try Self.modules(.allLinear, layers: [1]).count == 7)
         #expect(throws: LoRATargetError.self) { try Self.modules(.allLinear, layers: [3]) }
     }
+
+    @Test("precision: the set's own choice by default, and a type without instructions is refused with those that have them")
+    func precision() throws {
+        var spec = Trainee.spec(learningRate: 1)
+        for set in KernelSet.supported {
+            spec.precision = nil
+            #expect(try spec.computeType(on: set) == set.preferredComputeType)
+            #expect(set.computeTypes.contains(set.preferredComputeType))
+            for type in ComputeType.allCases {
+                spec.precision = type
+                if set.computeTypes.contains(type) {
+                    #expect(try spec.computeType(on: set) == type)
+                } else {
+                    #expect(throws: PrecisionError(asked: type, kernelSet: set.name, available: set.computeTypes)) {
+                        try spec.computeType(on: set)
+                    }
+                }
+            }
+        }
+        #expect(try KernelSet.choose("portable").computeTypes == [.f32])
+    }
 }

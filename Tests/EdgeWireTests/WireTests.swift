@@ -15,7 +15,7 @@ private let progress = JobProgress(
     step: 3, totalSteps: 9, epoch: 0.5, loss: 2.25, learningRate: 0.125, gradNorm: 1.5, tokensPerSecond: 40,
     rssBytes: 5, plannedPeakBytes: 6, budgetBytes: 7, etaSeconds: 8, evalLoss: 2, bestEvalLoss: 1.75)
 private let plan = PlanReport(
-    pools: [PlanReport.Pool(name: "adapters", bytes: 1)], peakBytes: 2, budgetBytes: 3, choices: ["c"],
+    pools: [PlanReport.Pool(name: "adapters", bytes: 1)], peakBytes: 2, budgetBytes: 3, choices: ["c"], precision: .int8,
     trainableParameters: 4, samples: 5, heldOutSamples: 6, tooLongSamples: 1, tooLongLines: [7], totalSteps: 8)
 private let problem = Problem(.insufficientMemory, "d", hint: "h", requiredBytes: 2, budgetBytes: 1)
 private let evaluation = EvaluationReport(step: 1, loss: 2, perplexity: 7.5, tokens: 3, isBest: true)
@@ -40,7 +40,7 @@ private let progressJSON =
     + #""total_steps":9}"#
 private let planJSON =
     #"{"budget_bytes":3,"choices":["c"],"held_out_samples":6,"peak_bytes":2,"pools":[{"bytes":1,"name":"adapters"}],"#
-    + #""samples":5,"too_long_lines":[7],"too_long_samples":1,"total_steps":8,"trainable_parameters":4}"#
+    + #""precision":"int8","samples":5,"too_long_lines":[7],"too_long_samples":1,"total_steps":8,"trainable_parameters":4}"#
 private let problemJSON =
     #"{"budget_bytes":1,"detail":"d","hint":"h","required_bytes":2,"status":422,"#
     + #""title":"Does not fit the memory budget","type":"urn:edgetune:problem:insufficient-memory"}"#

@@ -69,7 +69,7 @@ private final class UploadDaemon: Sendable {
             return .value(
                 PlanReport(
                     pools: [.init(name: "adapters", bytes: 5 << 20), .init(name: "panels", bytes: 3 << 30)],
-                    peakBytes: 300 << 20, budgetBytes: 900 << 20, choices: ["recompute every layer"],
+                    peakBytes: 300 << 20, budgetBytes: 900 << 20, choices: ["recompute every layer"], precision: .int8,
                     trainableParameters: 7, samples: 90, heldOutSamples: 10, tooLongSamples: 2, tooLongLines: [4, 8],
                     totalSteps: 33))
         default: return .problem(.notFound, request.route)
