@@ -33,6 +33,12 @@ static inline float edge_float_of_half(uint16_t half) {
 
 /// binary32 to binary16, to nearest even.
 static inline uint16_t edge_half_of_float(float value) {
+#if defined(__aarch64__) // every such processor converts, and the compiler vectorises that
+    const __fp16 half = (__fp16)value;
+    uint16_t half_bits;
+    memcpy(&half_bits, &half, sizeof half_bits);
+    return half_bits;
+#else
     const uint32_t bits = edge_bits_of_float(value);
     const uint32_t sign = (bits >> 16) & 0x8000;
     const uint32_t magnitude = bits & 0x7fffffff;
@@ -45,6 +51,7 @@ static inline uint16_t edge_half_of_float(float value) {
     }
     const uint32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
     return (uint16_t)(sign | ((rounded - 0x38000000) >> 13));
+#endif
 }
 
 static inline float edge_float_of_bfloat(uint16_t bfloat) { return edge_float_of_bits((uint32_t)bfloat << 16); }

@@ -40,6 +40,32 @@ static void tile_bf16(const struct edge_left *a, const void *panels, size_t dept
     store_sums(sums, c, ldc, m, n, accumulate);
 }
 
+// A binary16 multiply-add rounds once; here the product is exact in binary32 and the sum rounds twice, which the
+// tolerance of this type covers.
+static void tile_f16(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
+                     size_t n, bool accumulate) {
+    const uint32_t *panel = panels;
+    float sums[TILE_ROWS][EDGE_PANEL_COLUMNS] = {{0}};
+    for (size_t block = 0; block * EDGE_INT8_BLOCK < depth; block++, panel += EDGE_F16_BLOCK_WORDS) {
+        const uint16_t *right = (const uint16_t *)panel;
+        const float *panel_scales = (const float *)(panel + EDGE_INT8_BLOCK / 2 * EDGE_PANEL_COLUMNS);
+        for (size_t i = 0; i < m; i++) {
+            const uint16_t *left = (const uint16_t *)((const char *)a->rows + i * a->stride) + block * EDGE_INT8_BLOCK;
+            const float scale = a->scales[i * a->blocks + block];
+            for (size_t first = 0; first < EDGE_INT8_BLOCK; first += EDGE_F16_CHAIN)
+                for (size_t j = 0; j < EDGE_PANEL_COLUMNS; j++) {
+                    float chain = 0;
+                    for (size_t k = first; k < first + EDGE_F16_CHAIN; k++) {
+                        const float product = edge_float_of_half(left[k]) * edge_float_of_half(right[k * EDGE_PANEL_COLUMNS + j]);
+                        chain = edge_float_of_half(edge_half_of_float(chain + product));
+                    }
+                    sums[i][j] += chain * (scale * panel_scales[j]);
+                }
+        }
+    }
+    store_sums(sums, c, ldc, m, n, accumulate);
+}
+
 static void tile_int8(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
                             size_t n, bool accumulate) {
     const uint32_t *panel = panels;
@@ -77,7 +103,8 @@ void edge_install_portable(struct edge_kernel_set *set) {
     set->decode_nf4_scaled = edge_decode_nf4_scaled;
     set->pack_words = pack_words;
     const edge_tile_fn tiles[EDGE_COMPUTE_COUNT] = {
-        [EDGE_COMPUTE_f32] = tile_f32, [EDGE_COMPUTE_bf16] = tile_bf16, [EDGE_COMPUTE_int8] = tile_int8};
+        [EDGE_COMPUTE_f32] = tile_f32, [EDGE_COMPUTE_bf16] = tile_bf16, [EDGE_COMPUTE_f16] = tile_f16,
+        [EDGE_COMPUTE_int8] = tile_int8};
     for (int compute = 0; compute < EDGE_COMPUTE_COUNT; compute++) {
         set->tile[compute] = tiles[compute];
         set->tile_rows[compute] = TILE_ROWS;

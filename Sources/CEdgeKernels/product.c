@@ -43,6 +43,7 @@ static size_t int8_blocks(size_t depth) { return (depth + EDGE_INT8_BLOCK - 1) /
 static size_t panel_words(enum edge_compute compute, size_t depth) {
     switch (compute) {
     case EDGE_COMPUTE_bf16: return (depth + 1) / 2 * EDGE_PANEL_COLUMNS;
+    case EDGE_COMPUTE_f16: return int8_blocks(depth) * EDGE_F16_BLOCK_WORDS;
     case EDGE_COMPUTE_int8: return int8_blocks(depth) * EDGE_INT8_BLOCK_WORDS;
     default: return depth * EDGE_PANEL_COLUMNS;
     }
@@ -50,7 +51,8 @@ static size_t panel_words(enum edge_compute compute, size_t depth) {
 
 size_t edge_left_stride(enum edge_compute compute, size_t columns) {
     if (compute == EDGE_COMPUTE_f32) return columns * sizeof(float);
-    const size_t bytes = compute == EDGE_COMPUTE_bf16 ? (columns + 1) / 2 * 4 : int8_blocks(columns) * EDGE_INT8_BLOCK;
+    const size_t whole = int8_blocks(columns) * EDGE_INT8_BLOCK;
+    const size_t bytes = compute == EDGE_COMPUTE_bf16 ? (columns + 1) / 2 * 4 : compute == EDGE_COMPUTE_f16 ? 2 * whole : whole;
     // Rows a multiple of 1 KiB apart meet in a few sets of L1: a tile of 14 rows would evict itself.
     return bytes % 1024 == 0 ? bytes + 64 : bytes;
 }
@@ -59,10 +61,9 @@ size_t edge_left_stride(enum edge_compute compute, size_t columns) {
 static struct edge_left left_at(const struct edge_left *left, size_t row, size_t k) {
     struct edge_left part = *left;
     part.rows = (const char *)left->rows + row * left->stride + k * left->step;
-    if (left->compute == EDGE_COMPUTE_int8) {
+    if (left->compute == EDGE_COMPUTE_f16 || left->compute == EDGE_COMPUTE_int8)
         part.scales += row * left->blocks + k / EDGE_INT8_BLOCK;
-        part.offsets += row * left->blocks + k / EDGE_INT8_BLOCK;
-    }
+    if (left->compute == EDGE_COMPUTE_int8) part.offsets += row * left->blocks + k / EDGE_INT8_BLOCK;
     return part;
 }
 

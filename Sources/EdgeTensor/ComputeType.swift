@@ -6,6 +6,8 @@ package enum ComputeType: String, CaseIterable, Sendable {
     case f32
     /// Both operands rounded to bfloat16.
     case bf16
+    /// Both operands scaled like int8's and rounded to binary16, with sums of 32 products in binary16.
+    case f16
     /// Both operands rounded to 8 bits, with a scale per token and 64 contracted elements, and per output and 64.
     case int8
 
@@ -13,6 +15,7 @@ package enum ComputeType: String, CaseIterable, Sendable {
         switch self {
         case .f32: EDGE_COMPUTE_f32
         case .bf16: EDGE_COMPUTE_bf16
+        case .f16: EDGE_COMPUTE_f16
         case .int8: EDGE_COMPUTE_int8
         }
     }
@@ -47,7 +50,7 @@ package struct LeftOperand {
     func from(_ first: Int) -> edge_left {
         var part = raw
         part.rows += first * part.stride
-        if part.compute == EDGE_COMPUTE_int8 {
+        if part.compute == EDGE_COMPUTE_f16 || part.compute == EDGE_COMPUTE_int8 {
             part.scales += first * part.blocks
             part.offsets += first * part.blocks
         }
@@ -64,7 +67,7 @@ package struct RoundedRows: @unchecked Sendable {
     private let base: UnsafeMutableRawPointer?
     private let capacity: ByteCount
 
-    /// Of one operand; with int8 there are scales, offsets and the smoothing.
+    /// Of one operand; with int8 there are scales, offsets and the smoothing, of which f16 needs the scales only.
     private static func bytes(
         _ type: ComputeType, rows: Int, columns: Int
     ) -> (codes: ByteCount, scales: ByteCount, smoothing: ByteCount) {
@@ -73,7 +76,8 @@ package struct RoundedRows: @unchecked Sendable {
         return switch type {
         case .f32: (.zero, .zero, .zero)
         case .bf16: (padded(rows * edge_left_stride(type.raw, columns)), .zero, .zero)
-        case .int8: (padded(rows * edge_left_stride(type.raw, columns)), .floats(rows * blocks), .floats(columns))
+        case .f16, .int8:
+            (padded(rows * edge_left_stride(type.raw, columns)), .floats(rows * blocks), .floats(columns))
         }
     }
 

@@ -153,7 +153,7 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 package enum Precision: String, Codable, CaseIterable, Sendable {
     /// What trains fastest on the processor among the types that have been shown to train as well as f32.
     case auto
-    case f32, bf16, int8
+    case f32, bf16, f16, int8
 }
 
 /// A value outside its range: which key, what was given, what is allowed.

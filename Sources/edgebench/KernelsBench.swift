@@ -10,7 +10,7 @@ struct KernelsBench: ParsableCommand {
     @Option(help: "Tokens in the batch.") var tokens: [Int] = [512]
     @Option(help: "Worker threads.") var threads = 1
     @Option(help: "Only this kernel set.") var set: String?
-    @Option(help: "Only this precision: f32, bf16 or int8.") var precision: ComputeType?
+    @Option(help: "Only this precision: f32, bf16, f16 or int8.") var precision: ComputeType?
     @Option(help: "Only this format, such as Q4_1.") var format: String?
     @Flag(help: "JSON lines (the default is a table).") var json = false
 

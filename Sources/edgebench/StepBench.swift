@@ -18,7 +18,7 @@ struct StepBench: ParsableCommand {
     @Option(help: "Rank of the adapters, on all linears.") var rank = 16
     @Option(help: "Worker threads.") var threads = 2
     @Option(help: "Kernel set; the strongest when absent.") var set: String?
-    @Option(help: "f32, bf16 or int8; what the kernel set prefers when absent.") var precision: ComputeType?
+    @Option(help: "f32, bf16, f16 or int8; what the kernel set prefers when absent.") var precision: ComputeType?
     @Option(help: "keepAll or everyLayer.") var recompute = RecomputePolicy.everyLayer
     @Option(help: "Loss tokens whose logits exist at once.") var lossChunk = 128
     @Option(help: "Counted runs.") var runs = 5

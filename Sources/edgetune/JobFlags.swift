@@ -21,7 +21,7 @@ struct JobFlags: ParsableArguments {
     @Option(help: "linear, cosine or constant.") var lrScheduler: LearningRateSchedule?
     @Option(help: "Steps of warm-up.") var warmupSteps: Int?
     @Option(help: "Seed of everything random.") var seed: UInt64?
-    @Option(help: "Type of the products with frozen weights: auto, f32, bf16 or int8.") var precision: Precision?
+    @Option(help: "Type of the products with frozen weights: auto, f32, bf16, f16 or int8.") var precision: Precision?
     @Option(help: "Steps between evaluations.") var evalSteps: Int?
     @Option(help: "Steps between checkpoints.") var saveSteps: Int?
     @Option(help: "900MiB, 2GB or 60%.") var memoryBudget: String?

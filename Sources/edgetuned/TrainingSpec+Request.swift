@@ -43,6 +43,7 @@ extension ComputeType {
         case .auto: return nil
         case .f32: self = .f32
         case .bf16: self = .bf16
+        case .f16: self = .f16
         case .int8: self = .int8
         }
     }

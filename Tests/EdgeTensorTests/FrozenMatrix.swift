@@ -46,6 +46,17 @@ func rounded(_ type: ComputeType, rows: Int, contracted: Int, _ value: (_ row: I
                 let bits = value(row, $0).bitPattern
                 return Double(Float(bitPattern: (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000))
             }
+        case .f16:
+            stride(from: 0, to: contracted, by: Int(EDGE_INT8_BLOCK)).flatMap { first in
+                let block = (first..<min(first + Int(EDGE_INT8_BLOCK), contracted)).map { value(row, $0) }
+                let largest = block.map(abs).max()!
+                let factor = largest > 0x1p-100 ? 1 / largest : 0
+                return block.map { value in
+                    let unit = Double(value * factor)
+                    let place = Double(sign: .plus, exponent: max(unit.exponent, -14) - 10, significand: 1)
+                    return unit == 0 ? 0 : (unit / place).rounded(.toNearestOrEven) * place * Double(largest)
+                }
+            }
         case .int8:
             stride(from: 0, to: contracted, by: Int(EDGE_INT8_BLOCK)).flatMap { first in
                 let block = (first..<min(first + Int(EDGE_INT8_BLOCK), contracted)).map { value(row, $0) }
@@ -59,7 +70,8 @@ func rounded(_ type: ComputeType, rows: Int, contracted: Int, _ value: (_ row: I
 
 /// γ_k = k·u / (1 - k·u) times Σ|a·b| bounds any order of an f32 sum of k products (Higham, *Accuracy and Stability*,
 /// §3.1); a block in 8 bits is exact and adds three roundings of its own.
-func sumBound(_ terms: Int, _ magnitude: Double) -> Double {
-    let ku = Double(terms + 4) * 0x1p-24
+func sumBound(_ terms: Int, _ magnitude: Double, _ type: ComputeType = .f32) -> Double {
+    // A chain of binary16, whose last place is 2^13 of binary32's.
+    let ku = Double(terms + 4 + (type == .f16 ? Int(EDGE_F16_CHAIN) << 13 : 0)) * 0x1p-24
     return ku / (1 - ku) * magnitude + 1e-30
 }

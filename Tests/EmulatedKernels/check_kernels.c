@@ -20,7 +20,7 @@ enum { SETS_AT_MOST = 16, FAILURES_SHOWN = 20, FRONT_BYTES = 256, LONGEST = 1100
 // All tails along one axis of a shape while the others keep an odd length; then all axes at once.
 static const size_t tails[] = {1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129};
 enum { TAILS = sizeof tails / sizeof *tails };
-static const char *const compute_names[EDGE_COMPUTE_COUNT] = {"f32", "bf16", "int8"};
+static const char *const compute_names[EDGE_COMPUTE_COUNT] = {"f32", "bf16", "f16", "int8"};
 
 static struct edge_kernel_set portable, sets[SETS_AT_MOST];
 static size_t set_count, checks[SETS_AT_MOST], failures;
@@ -252,8 +252,9 @@ static void check_round_rows(void) {
                 sets[s].round_rows[compute](
                     fenced, ldx, ROWS, columns, found, stride, found_scales, found_offsets, blocks, smoothing);
                 check_same_bytes("row", found, rounded, ROWS * stride);
-                if (compute != EDGE_COMPUTE_int8) continue;
+                if (compute != EDGE_COMPUTE_int8 && compute != EDGE_COMPUTE_f16) continue;
                 check_same("scale", found_scales, scales, ROWS * blocks);
+                if (compute == EDGE_COMPUTE_f16) continue;
                 check_same_bytes("offset", found_offsets, offsets, ROWS * blocks * sizeof *offsets);
             }
         }
@@ -372,6 +373,23 @@ static void smooth(void) {
     }
 }
 
+/// Values as binary16 has them after a division by the largest of their block, multiplied by it again.
+static void halves_of(const float *values, size_t stride, size_t count, double *halves, size_t halves_stride) {
+    for (size_t first = 0; first < count; first += EDGE_INT8_BLOCK) {
+        const size_t end = count - first < EDGE_INT8_BLOCK ? count : first + EDGE_INT8_BLOCK;
+        float largest = 0;
+        for (size_t k = first; k < end; k++) largest = fmaxf(largest, fabsf(values[k * stride]));
+        const float factor = largest > 0x1p-100f ? 1 / largest : 0;
+        for (size_t k = first; k < end; k++) {
+            const double value = (double)(values[k * stride] * factor);
+            int exponent;
+            frexp(value, &exponent);
+            const double place = ldexp(1, (exponent < -13 ? -13 : exponent) - 11);
+            halves[k * halves_stride] = nearbyint(value / place) * place * (double)largest;
+        }
+    }
+}
+
 /// Makes the operands of a shape and sums them.
 static void prepare(const struct shape *shape) {
     product.shape = *shape;
@@ -415,6 +433,8 @@ static void prepare(const struct shape *shape) {
                     values + k * k_stride, k_stride, rest < EDGE_INT8_BLOCK ? rest : EDGE_INT8_BLOCK, MULTIPLY,
                     product.smoothing ? product.smoothing + k : NULL, right + k * outputs + o, outputs);
             }
+        else if (shape->compute == EDGE_COMPUTE_f16)
+            halves_of(values, k_stride, contracted, right + o, outputs);
         else
             for (size_t k = 0; k < contracted; k++)
                 right[k * outputs + o] =
@@ -425,6 +445,7 @@ static void prepare(const struct shape *shape) {
         if (shape->compute != EDGE_COMPUTE_int8) {
             for (size_t k = 0; k < contracted; k++)
                 left_row[k] = shape->compute == EDGE_COMPUTE_bf16 ? bfloat_of(x[k]) : (double)x[k];
+            if (shape->compute == EDGE_COMPUTE_f16) halves_of(x, 1, contracted, left_row, 1);
             add_terms(token, 0, contracted, 1, NULL);
             continue;
         }
@@ -438,6 +459,8 @@ static void prepare(const struct shape *shape) {
     }
     // A term of 8 bits is a block: its sum is exact, its scale rounded, and the product with it.
     product.terms = shape->compute == EDGE_COMPUTE_int8 ? blocks_count + 2 : contracted;
+    // A chain of binary16, whose last place is 2^13 of binary32's.
+    if (shape->compute == EDGE_COMPUTE_f16) product.terms += EDGE_F16_CHAIN << 13;
     // One rounding a product and one a sum of two, or to odd, an ulp wide instead of half: the instructions differ.
     product.unfused = shape->compute == EDGE_COMPUTE_bf16 ? 4 : 1;
 }
@@ -452,12 +475,12 @@ static double bound(size_t terms, double magnitude) {
 static struct edge_left left_of(const struct edge_kernel_set *set, enum edge_compute compute, const float *x,
                                 size_t tokens, size_t contracted) {
     const size_t stride = edge_left_stride(compute, contracted);
-    const size_t blocks = compute == EDGE_COMPUTE_int8 ? blocks_of(contracted) : 0;
+    const size_t blocks = compute == EDGE_COMPUTE_int8 || compute == EDGE_COMPUTE_f16 ? blocks_of(contracted) : 0;
     void *rows = tail_of(&region_left, tokens * stride);
     float *scales = tail_of(&region_scales, tokens * blocks * sizeof *scales);
     int32_t *offsets = tail_of(&region_offsets, tokens * blocks * sizeof *offsets);
     set->round_rows[compute](x, contracted, tokens, contracted, rows, stride, scales, offsets, blocks, product.smoothing);
-    static const size_t element_bytes[EDGE_COMPUTE_COUNT] = {4, 2, 1};
+    static const size_t element_bytes[EDGE_COMPUTE_COUNT] = {4, 2, 2, 1};
     return (struct edge_left){
         .compute = compute, .rows = rows, .stride = stride, .step = element_bytes[compute], .scales = scales,
         .offsets = offsets, .blocks = blocks, .smoothing = product.smoothing};

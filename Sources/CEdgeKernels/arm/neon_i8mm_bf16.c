@@ -176,14 +176,12 @@ static void pack_column_pairs_bf16(const float *rows, size_t stride, size_t dept
 }
 
 void edge_install_neon_i8mm_bf16(struct edge_kernel_set *set) {
-    edge_install_neon_dotprod(set);
+    edge_install_neon_fp16(set);
     install_packing(set);
-    const edge_tile_fn tiles[EDGE_COMPUTE_COUNT] = {[EDGE_COMPUTE_bf16] = tile_bf16, [EDGE_COMPUTE_int8] = tile_int8};
-    for (int compute = EDGE_COMPUTE_bf16; compute <= EDGE_COMPUTE_int8; compute++) {
-        set->fast[compute] = true;
-        set->tile[compute] = tiles[compute];
-        set->tile_rows[compute] = TILE_ROWS;
-    }
+    set->fast[EDGE_COMPUTE_bf16] = set->fast[EDGE_COMPUTE_int8] = true;
+    set->tile[EDGE_COMPUTE_bf16] = tile_bf16;
+    set->tile[EDGE_COMPUTE_int8] = tile_int8;
+    set->tile_rows[EDGE_COMPUTE_bf16] = set->tile_rows[EDGE_COMPUTE_int8] = TILE_ROWS;
     set->pack_rows[EDGE_COMPUTE_bf16] = pack_row_pairs_bf16;
     set->pack_rows[EDGE_COMPUTE_int8] = pack_row_pairs_int8;
     set->pack_columns[EDGE_COMPUTE_bf16] = pack_column_pairs_bf16;
@@ -191,7 +189,7 @@ void edge_install_neon_i8mm_bf16(struct edge_kernel_set *set) {
 }
 
 double edge_peak_neon_i8mm_bf16(enum edge_compute compute, size_t rounds, float *sink) {
-    if (compute == EDGE_COMPUTE_f32) return edge_peak_neon_dotprod(compute, rounds, sink);
+    if (compute == EDGE_COMPUTE_f32 || compute == EDGE_COMPUTE_f16) return edge_peak_neon_fp16(compute, rounds, sink);
     if (compute == EDGE_COMPUTE_int8) {
         int32x4_t sums[24];
         for (int i = 0; i < 24; i++) sums[i] = vdupq_n_s32(i);
@@ -218,6 +216,6 @@ double edge_peak_neon_i8mm_bf16(enum edge_compute compute, size_t rounds, float 
 
 bool edge_supports_neon_i8mm_bf16(void) {
     const unsigned long needed = HWCAP2_I8MM | HWCAP2_BF16;
-    return edge_supports_neon_dotprod() && (getauxval(AT_HWCAP2) & needed) == needed;
+    return edge_supports_neon_fp16() && (getauxval(AT_HWCAP2) & needed) == needed;
 }
 #endif

@@ -74,6 +74,9 @@ enum edge_compute {
     EDGE_COMPUTE_f32,
     /// Both operands rounded to bfloat16, to nearest even.
     EDGE_COMPUTE_bf16,
+    /// Both operands divided by their block's largest magnitude, as in int8, and rounded to binary16; products and sums of
+    /// EDGE_F16_CHAIN contracted elements are binary16, sums of those f32.
+    EDGE_COMPUTE_f16,
     /// Both operands rounded to 8-bit integers, with one scale per EDGE_INT8_BLOCK contracted elements of a token and
     /// of an output; sums over a block are exact.
     EDGE_COMPUTE_int8,
@@ -90,21 +93,24 @@ enum {
     EDGE_SLICE_COLUMNS = 64,
     /// Floats of scratch that a product needs per thread: four panels, and sixteen decoded rows.
     EDGE_PRODUCT_SCRATCH = EDGE_PANEL_DEPTH * (EDGE_SLICE_COLUMNS + EDGE_PANEL_COLUMNS),
-    /// Contracted elements that share a scale when computing in 8 bits.
+    /// Contracted elements that share a scale when computing in 8 bits or binary16.
     EDGE_INT8_BLOCK = 64,
     /// 32-bit words of such a block of a panel: its codes, four to a word, and the scales of its columns.
     EDGE_INT8_BLOCK_WORDS = (EDGE_INT8_BLOCK / 4 + 1) * EDGE_PANEL_COLUMNS,
+    /// Of the same block in binary16, two to a word.
+    EDGE_F16_BLOCK_WORDS = (EDGE_INT8_BLOCK / 2 + 1) * EDGE_PANEL_COLUMNS,
+    EDGE_F16_CHAIN = 32,
 };
 
 /// The left operand of a product: activations, or output gradients.
 struct edge_left {
     enum edge_compute compute;
-    /// f32, bf16 or int8; bf16 padded with zeros to an even length, int8 to whole blocks.
+    /// f32, bf16, f16 or int8; bf16 padded with zeros to an even length, f16 and int8 to whole blocks.
     const void *rows;
     /// Bytes between rows, and between contracted elements: the element's size, but for f32 any distance, so that a
     /// transposed operand needs no copy.
     size_t stride, step;
-    /// int8 only, [rows][blocks]: value = scale · code.
+    /// f16 and int8 only, [rows][blocks]: value = scale · element.
     const float *scales;
     /// int8 only, [rows][blocks]: -128 · Σ codes, what it costs to carry the right operand's codes unsigned.
     const int32_t *offsets;
@@ -119,8 +125,8 @@ struct edge_left {
 /// ⌈n / EDGE_PANEL_COLUMNS⌉ panels of `depth`, one after the other. Sums run over k in order, so an element's bits depend
 /// neither on m nor on n.
 ///
-/// Layouts, in rows of 64 bytes: f32 [k][16]; bf16 [k / 2][16][2]; int8 per block [k / 4][16][4] and [16] scales, codes
-/// unsigned with 128 added. A set may lay out bf16 and int8 differently if it overrides `pack…` together with `tile`.
+/// Layouts: f32 [k][16]; bf16 [k / 2][16][2]; f16 per block [k][16] and [16] f32 scales; int8 per block [k / 4][16][4] and
+/// [16] scales, codes unsigned with 128 added. A set may lay out bf16 and int8 differently if it overrides `pack…` together with `tile`.
 typedef void (*edge_tile_fn)(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
                              size_t n, bool accumulate);
 
@@ -146,8 +152,8 @@ struct edge_kernel_set {
     /// (forward).
     void (*pack_rows[EDGE_COMPUTE_COUNT])(const struct edge_kernel_set *set, const float *rows, size_t count, size_t depth,
                                           void *panel);
-    /// The same from `depth` decoded rows of 16 values at distance `stride`: contracted across the rows (backward). int8:
-    /// one block, depth <= EDGE_INT8_BLOCK.
+    /// The same from `depth` decoded rows of 16 values at distance `stride`: contracted across the rows (backward). f16 and
+    /// int8: one block, depth <= EDGE_INT8_BLOCK.
     void (*pack_columns[EDGE_COMPUTE_COUNT])(const float *rows, size_t stride, size_t depth, void *panel);
     /// Rows of a left operand: `out` has room for `stride` bytes a row, `scales` and `offsets` for `blocks` a row.
     void (*round_rows[EDGE_COMPUTE_COUNT])(const float *x, size_t ldx, size_t rows, size_t columns, void *out,
