@@ -6,22 +6,26 @@
 // batch change a bit of the result.
 #include "kernels_internal.h"
 
+/// The block of row `row` at column `column`.
+static inline const char *block_at(const struct edge_matrix *w, const struct edge_quant_format *format, size_t row,
+                                   size_t column) {
+    return (const char *)w->blocks + row * w->row_bytes + column / format->block_elements * format->block_bytes;
+}
+
 void edge_decode_part(const struct edge_kernel_set *set, const struct edge_matrix *w, size_t row, size_t column,
                       size_t count, float *values) {
     if (w->format == EDGE_FORMAT_nf4) {
         set->decode_nf4_scaled(w, (row * w->columns + column) / 64, values, count);
         return;
     }
-    const struct edge_quant_format *format = edge_quant_format(w->format);
-    const char *blocks = (const char *)w->blocks + row * w->row_bytes;
-    set->decode[w->format](blocks + column / format->block_elements * format->block_bytes, values, count);
+    set->decode[w->format](block_at(w, edge_quant_format(w->format), row, column), values, count);
 }
 
 /// Asks for a part that will be decoded soon. Rows are short runs a row apart, which no hardware prefetcher follows.
 static inline void prefetch_part(const struct edge_matrix *w, size_t row, size_t column, size_t count) {
     if (row >= w->rows) return;
     const struct edge_quant_format *format = edge_quant_format(w->format);
-    const char *first = (const char *)w->blocks + row * w->row_bytes + column / format->block_elements * format->block_bytes;
+    const char *first = block_at(w, format, row, column);
     const char *end = first + count / format->block_elements * format->block_bytes;
     for (; first < end; first += 64) __builtin_prefetch(first, 0, 2);
 }
@@ -57,8 +61,7 @@ size_t edge_left_stride(enum edge_compute compute, size_t columns) {
     return bytes % 1024 == 0 ? bytes + 64 : bytes;
 }
 
-/// The operand that begins at a row and a contracted element, which is at a block.
-static struct edge_left left_at(const struct edge_left *left, size_t row, size_t k) {
+struct edge_left edge_left_at(const struct edge_left *left, size_t row, size_t k) {
     struct edge_left part = *left;
     part.rows = (const char *)left->rows + row * left->stride + k * left->step;
     if (left->compute == EDGE_COMPUTE_f16 || left->compute == EDGE_COMPUTE_int8)
@@ -79,7 +82,7 @@ static void multiply(const struct edge_kernel_set *set, size_t depth, const stru
             const size_t n = columns - j < width ? columns - j : width;
             const float *panel = panels + j / EDGE_PANEL_COLUMNS * words;
             for (size_t i = block; i < block_end; i += rows) {
-                const struct edge_left part = left_at(a, i, k);
+                const struct edge_left part = edge_left_at(a, i, k);
                 tile(&part, panel, depth, c + i * ldc + j, ldc, block_end - i < rows ? block_end - i : rows, n, accumulate);
             }
         }

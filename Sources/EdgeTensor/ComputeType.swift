@@ -48,13 +48,7 @@ package struct LeftOperand {
 
     /// The rows from `first` on.
     func from(_ first: Int) -> edge_left {
-        var part = raw
-        part.rows += first * part.stride
-        if part.compute == EDGE_COMPUTE_f16 || part.compute == EDGE_COMPUTE_int8 {
-            part.scales += first * part.blocks
-            part.offsets += first * part.blocks
-        }
-        return part
+        withUnsafePointer(to: raw) { edge_left_at($0, first, 0) }
     }
 }
 
@@ -67,17 +61,18 @@ package struct RoundedRows: @unchecked Sendable {
     private let base: UnsafeMutableRawPointer?
     private let capacity: ByteCount
 
+    private static func blocks(_ columns: Int) -> Int { (columns + Int(EDGE_INT8_BLOCK) - 1) / Int(EDGE_INT8_BLOCK) }
+
     /// Of one operand; with int8 there are scales, offsets and the smoothing, of which f16 needs the scales only.
     private static func bytes(
         _ type: ComputeType, rows: Int, columns: Int
     ) -> (codes: ByteCount, scales: ByteCount, smoothing: ByteCount) {
         func padded(_ bytes: Int) -> ByteCount { .floats((bytes + 3) / 4) }
-        let blocks = (columns + Int(EDGE_INT8_BLOCK) - 1) / Int(EDGE_INT8_BLOCK)
         return switch type {
         case .f32: (.zero, .zero, .zero)
         case .bf16: (padded(rows * edge_left_stride(type.raw, columns)), .zero, .zero)
         case .f16, .int8:
-            (padded(rows * edge_left_stride(type.raw, columns)), .floats(rows * blocks), .floats(columns))
+            (padded(rows * edge_left_stride(type.raw, columns)), .floats(rows * blocks(columns)), .floats(columns))
         }
     }
 
@@ -121,7 +116,7 @@ package struct RoundedRows: @unchecked Sendable {
                 compute: type.raw, rows: base + used, stride: edge_left_stride(type.raw, x.columns),
                 step: type == .int8 ? 1 : 2, scales: (base + used + codes.bytes).assumingMemoryBound(to: Float.self),
                 offsets: (base + used + codes.bytes + scales.bytes).assumingMemoryBound(to: Int32.self),
-                blocks: (x.columns + Int(EDGE_INT8_BLOCK) - 1) / Int(EDGE_INT8_BLOCK),
+                blocks: Self.blocks(x.columns),
                 smoothing: smoothed ? (base + afterScales).assumingMemoryBound(to: Float.self) : nil)
             return LeftOperand(raw, rows: x.rows, columns: x.columns)
         }

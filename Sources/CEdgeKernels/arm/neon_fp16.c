@@ -11,10 +11,7 @@
 
 #pragma clang attribute push(__attribute__((target("fullfp16"))), apply_to = function)
 
-enum { TILE_ROWS = 6 };
-
-/// Row i of m of the left operand, and of its scales; beyond them the last one.
-static inline size_t row_of(size_t m, size_t i) { return i < m ? i : m - 1; }
+#include "neon_tile.inc"
 
 /// Eight contracted elements from `left` and `right` on, into the chain.
 static inline __attribute__((always_inline)) void add_eight(const char *const rows[TILE_ROWS], size_t at,
@@ -43,7 +40,7 @@ static void tile_f16(const struct edge_left *a, const void *panels, size_t depth
         const float *scales = (const float *)(panel + EDGE_INT8_BLOCK / 2 * EDGE_PANEL_COLUMNS);
         const char *rows[TILE_ROWS];
         for (size_t i = 0; i < TILE_ROWS; i++)
-            rows[i] = (const char *)a->rows + row_of(m, i) * a->stride + block * EDGE_INT8_BLOCK * 2;
+            rows[i] = row_at(a, m, i) + block * EDGE_INT8_BLOCK * a->step;
         for (size_t first = 0; first < EDGE_INT8_BLOCK; first += EDGE_F16_CHAIN) {
             float16x8_t chain[TILE_ROWS][2];
             for (int i = 0; i < TILE_ROWS; i++) chain[i][0] = chain[i][1] = vdupq_n_f16(0);
@@ -52,7 +49,7 @@ static void tile_f16(const struct edge_left *a, const void *panels, size_t depth
                 add_eight(rows, (first + k) * 2, right + k * EDGE_PANEL_COLUMNS, chain);
 #pragma clang loop unroll(full)
             for (size_t i = 0; i < TILE_ROWS; i++) {
-                const float scale = a->scales[row_of(m, i) * a->blocks + block];
+                const float scale = a->scales[(i < m ? i : m - 1) * a->blocks + block];
                 const float32x4_t quarters[4] = {
                     vcvt_f32_f16(vget_low_f16(chain[i][0])), vcvt_high_f32_f16(chain[i][0]),
                     vcvt_f32_f16(vget_low_f16(chain[i][1])), vcvt_high_f32_f16(chain[i][1])};
@@ -64,8 +61,7 @@ static void tile_f16(const struct edge_left *a, const void *panels, size_t depth
             }
         }
     }
-    for (size_t i = 0; i < m; i++, c += ldc)
-        for (size_t j = 0; j < n; j++) c[j] = accumulate ? c[j] + whole[i][j] : whole[i][j];
+    store_tile(whole, c, ldc, m, n, accumulate);
 }
 
 void edge_install_neon_fp16(struct edge_kernel_set *set) {

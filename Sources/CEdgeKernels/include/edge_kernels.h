@@ -223,6 +223,8 @@ void edge_decode_part(const struct edge_kernel_set *set, const struct edge_matri
 
 /// Bytes of a row of `columns` elements as a left operand in `compute`.
 size_t edge_left_stride(enum edge_compute compute, size_t columns);
+/// The operand that begins at row `row` and contracted element `k`, which is at a block.
+struct edge_left edge_left_at(const struct edge_left *left, size_t row, size_t k);
 
 /// y[:, first ..< first + count] (+)= x · Wᵀ: x [tokens][w.columns], y [tokens][w.rows], count <= EDGE_SLICE_COLUMNS.
 /// Each weight of those rows of W is decoded once. `scratch` holds EDGE_PRODUCT_SCRATCH floats, 64-byte aligned.
