@@ -34,8 +34,7 @@ static inline void prefetch_part(const struct edge_matrix *w, size_t row, size_t
 /// L2. A whole number of tiles.
 static size_t token_block(size_t tile_rows) { return 128 / tile_rows * tile_rows; }
 
-/// Contracted elements per pass: the fewest passes of equal length, in whole blocks where a row is longer.
-static size_t panel_depth(size_t contracted) {
+size_t edge_panel_depth(size_t contracted) {
     const size_t passes = (contracted + EDGE_PANEL_DEPTH - 1) / EDGE_PANEL_DEPTH;
     const size_t depth = ((contracted + passes - 1) / passes + EDGE_INT8_BLOCK - 1) / EDGE_INT8_BLOCK * EDGE_INT8_BLOCK;
     return depth < contracted ? depth : contracted;
@@ -92,7 +91,7 @@ static void multiply(const struct edge_kernel_set *set, size_t depth, const stru
 void edge_product_forward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *x,
                           size_t tokens, float *y, size_t ldy, size_t first, size_t count, bool accumulate,
                           float *scratch) {
-    const size_t pass = panel_depth(w->columns);
+    const size_t pass = edge_panel_depth(w->columns);
     float *const rows = scratch + EDGE_PANEL_DEPTH * EDGE_SLICE_COLUMNS;
     for (size_t k = 0; k < w->columns; k += pass) {
         const size_t depth = w->columns - k < pass ? w->columns - k : pass;
@@ -123,7 +122,7 @@ _Static_assert(PACKED_ROWS * EDGE_SLICE_COLUMNS <= EDGE_PANEL_DEPTH * EDGE_PANEL
 void edge_product_backward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *dy,
                            size_t tokens, float *dx, size_t lddx, size_t first, size_t count, bool accumulate,
                            float *scratch) {
-    const size_t pass = panel_depth(w->rows);
+    const size_t pass = edge_panel_depth(w->rows);
     float *const rows = scratch + EDGE_PANEL_DEPTH * EDGE_SLICE_COLUMNS;
     const size_t padded = (count + EDGE_PANEL_COLUMNS - 1) / EDGE_PANEL_COLUMNS * EDGE_PANEL_COLUMNS;
     memset(rows, 0, PACKED_ROWS * padded * sizeof *rows);

@@ -23,7 +23,11 @@ package struct FileError: Error, Equatable, Sendable, CustomStringConvertible {
 }
 
 package final class ByteRegion: Sendable {
-    private enum Storage { case mapped, owned }
+    private enum Storage {
+        /// With the descriptor for `read`.
+        case mapped(Int32, path: String)
+        case owned
+    }
 
     /// Valid while the region lives, and a reference's last use may end that: hold the region elsewhere, or use
     /// `withBytes`. The memory is never written, so any thread may read it.
@@ -37,7 +41,9 @@ package final class ByteRegion: Sendable {
 
     deinit {
         switch storage {
-        case .mapped: munmap(UnsafeMutableRawPointer(mutating: bytes.baseAddress!), bytes.count)
+        case .mapped(let descriptor, _):
+            munmap(UnsafeMutableRawPointer(mutating: bytes.baseAddress!), bytes.count)
+            close(descriptor)
         case .owned: bytes.deallocate()
         }
     }
@@ -46,7 +52,8 @@ package final class ByteRegion: Sendable {
     package static func map(path: String) throws(FileError) -> ByteRegion {
         let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else { throw FileError(operation: "open", path: path, errno: errno) }
-        defer { close(descriptor) }
+        var isKept = false
+        defer { if !isKept { close(descriptor) } }
         var status = stat()
         guard fstat(descriptor, &status) == 0 else { throw FileError(operation: "fstat", path: path, errno: errno) }
         guard status.st_mode & S_IFMT == S_IFREG else {
@@ -57,7 +64,9 @@ package final class ByteRegion: Sendable {
         guard status.st_size > 0 else { return copy(of: []) }
         let address = mmap(nil, status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0)
         guard let address, address != MAP_FAILED else { throw FileError(operation: "mmap", path: path, errno: errno) }
-        return ByteRegion(UnsafeRawBufferPointer(start: address, count: status.st_size), .mapped)
+        isKept = true
+        return ByteRegion(
+            UnsafeRawBufferPointer(start: address, count: status.st_size), .mapped(descriptor, path: path))
     }
 
     package static func copy(of bytes: [UInt8]) -> ByteRegion {
@@ -70,6 +79,59 @@ package final class ByteRegion: Sendable {
     package func withBytes<R, E: Error>(_ body: (UnsafeRawBufferPointer) throws(E) -> R) throws(E) -> R {
         defer { withExtendedLifetime(self) {} }
         return try body(bytes)
+    }
+
+    /// Pages that a first touch may map beside the touched one: the kernel's fault_around_bytes, by default.
+    package static let faultAroundBytes = 64 << 10
+    package static let pageBytes = Int(getpagesize())
+    /// MADV_POPULATE_READ, Linux 5.14; not in every libc's headers.
+    private static let populateRead: Int32 = 22
+
+    /// Reads the pages of `range` from the file, if they are not cached, and maps them: the touches that follow are free.
+    package func makeResident(_ range: Range<Int>) throws(FileError) {
+        guard case .mapped(_, let path) = storage, !range.isEmpty else { return }
+        let first = range.lowerBound / Self.pageBytes * Self.pageBytes
+        let start = UnsafeMutableRawPointer(mutating: bytes.baseAddress! + first)
+        // Starts the disk on all of it; the kernel's own read-ahead would ask in small parts.
+        _ = madvise(start, range.upperBound - first, MADV_WILLNEED)
+        while madvise(start, range.upperBound - first, Self.populateRead) != 0 {
+            switch errno {
+            case EINTR, EAGAIN: continue
+            case EINVAL:
+                // An older kernel: one touch a page does the same.
+                var sum: UInt8 = 0
+                for page in stride(from: first, to: range.upperBound, by: Self.pageBytes) { sum &+= bytes[page] }
+                withExtendedLifetime(sum) {}
+                return
+            default: throw FileError(operation: "madvise", path: path, errno: errno)
+            }
+        }
+    }
+
+    /// Takes whole pages of `range` out of the resident set. They stay in the page cache while the kernel has room.
+    package func release(_ range: Range<Int>) {
+        guard case .mapped = storage else { return }
+        let first = (range.lowerBound + Self.pageBytes - 1) / Self.pageBytes * Self.pageBytes
+        let end = range.upperBound == bytes.count ? bytes.count : range.upperBound / Self.pageBytes * Self.pageBytes
+        guard first < end else { return }
+        // Advice about clean pages of a live mapping cannot fail.
+        _ = madvise(UnsafeMutableRawPointer(mutating: bytes.baseAddress! + first), end - first, MADV_DONTNEED)
+    }
+
+    /// Copies bytes without making a page resident.
+    package func read(at offset: Int, count: Int, into target: UnsafeMutableRawPointer) throws(FileError) {
+        precondition(offset >= 0 && count >= 0 && offset + count <= bytes.count)
+        guard case .mapped(let descriptor, let path) = storage else {
+            target.copyMemory(from: bytes.baseAddress! + offset, byteCount: count)
+            return
+        }
+        var done = 0
+        while done < count {
+            let got = pread(descriptor, target + done, count - done, off_t(offset + done))
+            if got < 0 && errno == EINTR { continue }
+            guard got > 0 else { throw FileError(operation: "pread", path: path, errno: got == 0 ? EIO : errno) }
+            done += got
+        }
     }
 
     package subscript(_ range: Range<Int>) -> UnsafeRawBufferPointer {

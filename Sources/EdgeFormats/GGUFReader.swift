@@ -44,12 +44,15 @@ package final class GGUFFile: Sendable {
 
     private let tensorIndex: [String: Int]
     private let headerBytes: Int
-    private let region: ByteRegion
+    package let region: ByteRegion
 
     /// - Throws: `FileError` or `GGUFError`.
     package static func open(path: String) throws -> GGUFFile {
         try GGUFFile(ByteRegion.map(path: path))
     }
+
+    /// The header is read through the mapping and rarely needed again; its pages need not stay.
+    package func releaseHeader() { region.release(0..<headerBytes) }
 
     package init(_ region: ByteRegion) throws(GGUFError) {
         var cursor = GGUFCursor(region: region)

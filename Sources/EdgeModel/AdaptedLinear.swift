@@ -9,12 +9,13 @@ extension DecoderLayer {
     ///
     /// - Parameters:
     ///   - x: `[tokens, inFeatures]`.
+    ///   - samples: rows of each sample.
     ///   - projected: what `lowRankTerms` leaves there, by module.
     func project(
-        _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ accumulation: Accumulation = .overwrite,
-        projected: [Tensor]
+        _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ samples: [Range<Int>],
+        _ accumulation: Accumulation = .overwrite, projected: [Tensor]
     ) {
-        let terms = lowRankTerms(modules.map(\.module), x, projected: projected)
+        let terms = lowRankTerms(modules.map(\.module), x, samples, projected: projected)
         // One token is a generated one (a training sample has at least two): then decoding bounds the product.
         if x.rows == 1 {
             for ((module, y), term) in zip(modules, terms) {
@@ -24,14 +25,26 @@ extension DecoderLayer {
             return
         }
         let outputs = zip(modules, terms).map { LinearOutput(weight: weights[$0.module], adapter: $1, y: $0.y) }
-        linear(rounding([x], smoothing: true, on: pool)[0], outputs, accumulation, on: pool)
+        linear(rounding([x], smoothing: smoothingVector(modules[0].module, x), on: pool)[0], outputs, accumulation, on: pool)
+    }
+
+    private func smoothingVector(_ module: LinearModule, _ x: Tensor) -> UnsafePointer<Float>? {
+        switch smoothing {
+        case .none: return nil
+        case .of(let layer): return UnsafePointer(layer[module])
+        case .measured(let layer):
+            measureSmoothing(x, into: layer[module], on: pool)
+            return nil
+        }
     }
 
     /// scaling · dropout(x) · Aᵀ of each adapted module, in `projected`, which is kept for the backward.
-    func lowRankTerms(_ modules: [LinearModule], _ x: Tensor, projected: [Tensor]) -> [LowRankTerm?] {
+    func lowRankTerms(
+        _ modules: [LinearModule], _ x: Tensor, _ samples: [Range<Int>], projected: [Tensor]
+    ) -> [LowRankTerm?] {
         let adapted = adaptedModules(modules)
         func z(_ module: AdaptedModule) -> Tensor { projected[module.slot.id.module.rawValue].prefix(x.rows) }
-        withInputs(adapted, x) { modules, input in
+        withInputs(adapted, x, samples) { modules, input in
             projectDown(input, modules.map { ($0.loraA, z($0)) }, scale: scaling, on: pool)
         }
         return modules.map { module in
@@ -45,12 +58,12 @@ extension DecoderLayer {
     ///   - modules: dy `[tokens, outFeatures]` of every module that read x.
     ///   - dx: `[tokens, inFeatures]`; nil when nothing below needs it.
     func projectBackward(
-        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, into dx: Tensor?, _ activations: LayerActivations,
-        _ gradients: LayerGradients
+        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, _ samples: [Range<Int>], into dx: Tensor?,
+        _ activations: LayerActivations, _ gradients: LayerGradients
     ) {
         let adapted = adaptedModules(modules.map(\.module))
         // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
-        let narrow = zip(adapted, gradients.dProjected).map { module, dz in
+        let narrow = zip(adapted, gradients.own.dProjected).map { module, dz in
             (
                 module: module, dz: dz.prefix(x.rows), dy: modules.first { $0.module == module.slot.id.module }!.dy,
                 z: activations.projected[module.slot.id.module.rawValue].prefix(x.rows)
@@ -59,11 +72,11 @@ extension DecoderLayer {
         if let adapters, !narrow.isEmpty {
             projectDownBackward(narrow.map { ($0.dy, $0.module.loraB, $0.dz) }, scale: scaling, on: pool)
             for one in narrow {
-                addOuterProduct(one.dy, one.z, into: adapters.gradientB(one.module.slot), on: pool)
+                addOuterProduct(one.dy, one.z, samples: samples, into: adapters.gradientB(one.module.slot), on: pool)
             }
-            withInputs(adapted, x) { modules, input in
+            withInputs(adapted, x, samples) { modules, input in
                 for one in narrow where modules.contains(where: { $0.slot == one.module.slot }) {
-                    addOuterProduct(one.dz, input, into: adapters.gradientA(one.module.slot), on: pool)
+                    addOuterProduct(one.dz, input, samples: samples, into: adapters.gradientA(one.module.slot), on: pool)
                 }
             }
         }
@@ -80,7 +93,7 @@ extension DecoderLayer {
         let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
         for one in narrow {
             linearBackward(one.dz, QuantizedMatrix(one.module.loraA), into: masked, on: pool)
-            dropout(masked, one.module, into: masked)
+            dropout(masked, samples, one.module, into: masked)
             addScaled(masked, to: dx, on: pool)
         }
     }
@@ -92,7 +105,7 @@ extension DecoderLayer {
     }
 
     private var scaling: Float { adapters?.spec.scaling ?? 0 }
-    private var hasDropout: Bool { dropoutKey != nil && (adapters?.spec.dropout ?? 0) > 0 }
+    private var hasDropout: Bool { masks != nil && (adapters?.spec.dropout ?? 0) > 0 }
 
     private func adaptedModules(_ modules: [LinearModule]) -> [AdaptedModule] {
         guard let adapters else { return [] }
@@ -104,21 +117,26 @@ extension DecoderLayer {
     }
 
     /// Calls `body` with the modules and the input that they see: all with x, or one by one when each has a mask.
-    private func withInputs(_ adapted: [AdaptedModule], _ x: Tensor, _ body: ([AdaptedModule], Tensor) -> Void) {
+    private func withInputs(
+        _ adapted: [AdaptedModule], _ x: Tensor, _ samples: [Range<Int>], _ body: ([AdaptedModule], Tensor) -> Void
+    ) {
         guard hasDropout, let dropped else {
             if !adapted.isEmpty { body(adapted, x) }
             return
         }
         let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
         for module in adapted {
-            dropout(x, module, into: masked)
+            dropout(x, samples, module, into: masked)
             body([module], masked)
         }
     }
 
-    private func dropout(_ x: Tensor, _ module: AdaptedModule, into y: Tensor) {
+    private func dropout(_ x: Tensor, _ samples: [Range<Int>], _ module: AdaptedModule, into y: Tensor) {
+        guard let masks else { preconditionFailure("dropout without masks") }
         let stream = index * LinearModule.allCases.count + module.slot.id.module.rawValue
         EdgeTensor.dropout(
-            x, probability: adapters?.spec.dropout ?? 0, key: mix64((dropoutKey ?? 0) ^ UInt64(stream)), into: y, on: pool)
+            x, probability: adapters?.spec.dropout ?? 0,
+            samples: samples.enumerated().map { ($0.element, masks.key(sample: $0.offset, stream: stream)) }, into: y,
+            on: pool)
     }
 }

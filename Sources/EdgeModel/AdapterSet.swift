@@ -17,8 +17,40 @@ package struct AdapterSet {
     package let parameterCount: Int
     package let parameters: UnsafeMutablePointer<Float>
     package let gradients: UnsafeMutablePointer<Float>
+    package let extent: GradientExtent
+    /// Elements of each layer's matrices in the block.
+    package let layerRanges: [Range<Int>]
     /// `[layer · 7 + module]`, an index into `slots`.
     private let slotOfModule: [Int?]
+
+    /// Gradients of which layers exist at once.
+    package enum GradientExtent: String, Equatable, Sendable {
+        case allLayers
+        /// One layer's, used again by the next: each is applied before the next layer's are computed.
+        case oneLayer
+    }
+
+    /// Elements of each layer in the block, by layer; empty where a layer has no adapter.
+    package static func layerRanges(_ slots: [Slot], count: Int, of spec: DecoderSpec) -> [Range<Int>] {
+        var end = count
+        var ranges = [Range<Int>](repeating: 0..<0, count: spec.layerCount)
+        for slot in slots.reversed() {
+            let layer = slot.id.layer
+            if ranges[layer].isEmpty { ranges[layer] = slot.offsetA..<end }
+            ranges[layer] = slot.offsetA..<ranges[layer].upperBound
+            end = slot.offsetA
+        }
+        return ranges
+    }
+
+    /// Elements that the gradients take.
+    package static func gradientCount(_ modules: [ModuleID], rank: Int, of spec: DecoderSpec, _ extent: GradientExtent) -> Int {
+        let (slots, count) = layout(modules, rank: rank, of: spec)
+        return switch extent {
+        case .allLayers: count
+        case .oneLayer: layerRanges(slots, count: count, of: spec).map(\.count).max() ?? 0
+        }
+    }
 
     /// Each matrix starts at a cache line.
     package static func layout(_ modules: [ModuleID], rank: Int, of spec: DecoderSpec) -> (slots: [Slot], count: Int) {
@@ -37,10 +69,12 @@ package struct AdapterSet {
     /// - Parameter gradients: nil when nothing is trained; then `gradients` must not be touched.
     package init(
         _ lora: LoRASpec, modules: [ModuleID], of spec: DecoderSpec, parameters: UnsafeMutablePointer<Float>,
-        gradients: UnsafeMutablePointer<Float>?
+        gradients: UnsafeMutablePointer<Float>?, _ extent: GradientExtent = .allLayers
     ) {
         self.spec = lora
+        self.extent = extent
         (slots, parameterCount) = Self.layout(modules, rank: lora.rank, of: spec)
+        layerRanges = Self.layerRanges(slots, count: parameterCount, of: spec)
         self.parameters = parameters
         self.gradients = gradients ?? parameters
         var slotOfModule = [Int?](repeating: nil, count: spec.layerCount * LinearModule.allCases.count)
@@ -70,10 +104,15 @@ package struct AdapterSet {
         Tensor(parameters + slot.offsetB, rows: slot.outFeatures, columns: spec.rank)
     }
     package func gradientA(_ slot: Slot) -> Tensor {
-        Tensor(gradients + slot.offsetA, rows: spec.rank, columns: slot.inFeatures)
+        Tensor(layerGradients(slot.id.layer) + slot.offsetA - layerRanges[slot.id.layer].lowerBound, rows: spec.rank, columns: slot.inFeatures)
     }
     package func gradientB(_ slot: Slot) -> Tensor {
-        Tensor(gradients + slot.offsetB, rows: slot.outFeatures, columns: spec.rank)
+        Tensor(layerGradients(slot.id.layer) + slot.offsetB - layerRanges[slot.id.layer].lowerBound, rows: slot.outFeatures, columns: spec.rank)
+    }
+
+    /// A layer's gradients, as long as its `layerRanges`.
+    package func layerGradients(_ layer: Int) -> UnsafeMutablePointer<Float> {
+        extent == .oneLayer ? gradients : gradients + layerRanges[layer].lowerBound
     }
 
     /// PEFT's default start: A uniform in ±1/√inFeatures (Kaiming with a = √5), B zero, so that the adapted model

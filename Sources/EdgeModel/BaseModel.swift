@@ -14,6 +14,11 @@ package struct BaseModel {
     /// `[vocabulary, hiddenSize]`; the embedding itself when they are tied.
     package let head: QuantizedMatrix
     package let weightBytes: ByteCount
+    /// Where each layer's weights are in the file, in order and merged.
+    package let layerRanges: [[Range<Int>]]
+    package let embeddingRange: Range<Int>
+    package let headRange: Range<Int>
+    package var isHeadTied: Bool { headRange == embeddingRange }
 
     /// Maps the file and checks that every tensor that the architecture needs is there, with its shape and in a
     /// format that the kernels decode, and that there is none that would be left out silently.
@@ -39,12 +44,19 @@ package struct BaseModel {
         spec.vocabularySize = embeddingShape[0]
         self.spec = spec
         embedding = try reader.matrix("token_embd.weight", spec.vocabularySize, spec.hiddenSize)
+        embeddingRange = reader.takeRanges()[0]
         outputNorm = try reader.vector("output_norm.weight", spec.hiddenSize)
-        head =
-            file.tensor(named: "output.weight") == nil
-            ? embedding : try reader.matrix("output.weight", spec.vocabularySize, spec.hiddenSize)
+        _ = reader.takeRanges()
+        if file.tensor(named: "output.weight") == nil {
+            (head, headRange) = (embedding, embeddingRange)
+        } else {
+            head = try reader.matrix("output.weight", spec.vocabularySize, spec.hiddenSize)
+            headRange = reader.takeRanges()[0]
+        }
+        var layerRanges: [[Range<Int>]] = []
         layers = try (0..<spec.layerCount).map { layer in
-            LayerWeights(
+            defer { layerRanges.append(reader.takeRanges()) }
+            return LayerWeights(
                 attentionNorm: try reader.vector("blk.\(layer).attn_norm.weight", spec.hiddenSize),
                 mlpNorm: try reader.vector("blk.\(layer).ffn_norm.weight", spec.hiddenSize),
                 linears: try LinearModule.allCases.map { module in
@@ -56,6 +68,7 @@ package struct BaseModel {
         if let unused = file.tensors.first(where: { !reader.used.contains($0.name) }) {
             throw ModelError.unexpectedTensor(unused.name)
         }
+        self.layerRanges = layerRanges
         weightBytes = ByteCount(file.tensors.reduce(0) { $0 + $1.byteCount })
     }
 
@@ -78,6 +91,7 @@ package struct BaseModel {
 private struct WeightReader {
     let file: GGUFFile
     var used: Set<String> = []
+    private var ranges: [Range<Int>] = []
 
     init(_ file: GGUFFile) { self.file = file }
 
@@ -99,12 +113,26 @@ private struct WeightReader {
         return tensor.bytes.baseAddress!.assumingMemoryBound(to: Float.self)
     }
 
+    /// Where in the file the tensors are that were read since the last call, in order; neighbours are one range.
+    mutating func takeRanges() -> [Range<Int>] {
+        defer { ranges = [] }
+        return ranges.sorted { $0.lowerBound < $1.lowerBound }.reduce(into: []) { merged, range in
+            // What lies between two tensors is padding.
+            if let last = merged.last, range.lowerBound - last.upperBound < file.alignment {
+                merged[merged.count - 1] = last.lowerBound..<range.upperBound
+            } else {
+                merged.append(range)
+            }
+        }
+    }
+
     private mutating func tensor(_ name: String, shape: [Int]) throws -> GGUFTensor {
         guard let tensor = file.tensor(named: name) else { throw ModelError.missingTensor(name) }
         guard tensor.shape == shape else {
             throw ModelError.badShape(tensor: name, shape: tensor.shape, expected: shape)
         }
         used.insert(name)
+        ranges.append(tensor.fileOffset..<tensor.fileOffset + tensor.byteCount)
         return tensor
     }
 }

@@ -23,25 +23,10 @@ package struct LayerWeights {
     package subscript(module: LinearModule) -> QuantizedMatrix { linears[module.rawValue] }
 }
 
-/// What costs one cheap pass to make again from what a layer keeps: never more than one layer's exists.
-package struct RemadeActivations {
-    package let n1: Tensor, n2: Tensor, activated: Tensor
-
-    package static func bytes(tokens: Int, _ spec: DecoderSpec) -> ByteCount {
-        .floats(tokens * spec.hiddenSize) + .floats(tokens * spec.hiddenSize) + .floats(tokens * spec.intermediateSize)
-    }
-
-    package init(tokens: Int, _ spec: DecoderSpec, arena: Arena) {
-        n1 = arena.tensor(tokens, spec.hiddenSize)
-        n2 = arena.tensor(tokens, spec.hiddenSize)
-        activated = arena.tensor(tokens, spec.intermediateSize)
-    }
-}
-
-/// What a layer's forward leaves for its backward.
+/// What a layer's forward leaves for its backward, and what other layers may not touch until then.
 package struct LayerActivations {
-    package let n1: Tensor, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, logSumExp: Tensor
-    package let middle: Tensor, n2: Tensor, gate: Tensor, up: Tensor, activated: Tensor
+    package let q: Tensor, k: Tensor, v: Tensor, attended: Tensor, logSumExp: Tensor
+    package let middle: Tensor, gate: Tensor, up: Tensor
     package let inverseRMS1: UnsafeMutablePointer<Float>, inverseRMS2: UnsafeMutablePointer<Float>
     /// `[tokens, rank]` per module; empty rows where no layer adapts the module.
     package let projected: [Tensor]
@@ -53,10 +38,7 @@ package struct LayerActivations {
         return widths.reduce(.zero) { $0 + .floats(tokens * $1) }
     }
 
-    package init(
-        tokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec, remade: RemadeActivations, arena: Arena
-    ) {
-        (n1, n2, activated) = (remade.n1, remade.n2, remade.activated)
+    package init(tokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec, arena: Arena) {
         q = arena.tensor(tokens, spec.queryWidth)
         k = arena.tensor(tokens, spec.keyValueWidth)
         v = arena.tensor(tokens, spec.keyValueWidth)
@@ -71,32 +53,89 @@ package struct LayerActivations {
     }
 }
 
-/// Working memory of the backward, shared by all layers.
+/// What only the layer at work needs: one exists, for all layers. The norms' results and the activation's cost one cheap pass to
+/// make again, so no layer keeps its own.
+package struct LayerWorkspace {
+    package let n1: Tensor, n2: Tensor, activated: Tensor
+    /// Nil where there is no backward.
+    package let gradients: LayerGradients?
+
+    package enum Use: Equatable, Sendable {
+        case forwardOnly
+        case training(rank: Int)
+    }
+
+    package static func bytes(tokens: Int, _ spec: DecoderSpec, _ use: Use) -> ByteCount {
+        let h = ByteCount.floats(tokens * spec.hiddenSize), i = ByteCount.floats(tokens * spec.intermediateSize)
+        return switch use {
+        case .forwardOnly: h + h + i
+        case .training(let rank):
+            h + h + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
+                + max(i + i, LayerGradients.attentionBytes(tokens: tokens, spec))
+        }
+    }
+
+    package init(tokens: Int, _ spec: DecoderSpec, _ use: Use, arena: Arena) {
+        n1 = arena.tensor(tokens, spec.hiddenSize)
+        n2 = arena.tensor(tokens, spec.hiddenSize)
+        switch use {
+        case .forwardOnly:
+            activated = arena.tensor(tokens, spec.intermediateSize)
+            gradients = nil
+        case .training(let rank):
+            let own = LayerGradients.Own(tokens: tokens, rank: rank, spec, arena: arena)
+            // The MLP's backward is over when the attention's begins.
+            let (mlp, attention) = arena.either {
+                (arena.tensor(tokens, spec.intermediateSize), arena.tensor(tokens, spec.intermediateSize))
+            } or: {
+                LayerGradients.Attention(tokens: tokens, spec, arena: arena)
+            }
+            activated = mlp.0
+            gradients = LayerGradients(own: own, dActivated: mlp.1, attention: attention)
+        }
+    }
+}
+
+/// Working memory of the backward.
 package struct LayerGradients {
-    package let dNormed: Tensor, dActivated: Tensor, dAttended: Tensor
-    package let dQ: Tensor, dK: Tensor, dV: Tensor, headDK: Tensor, headDV: Tensor
-    /// One per module that reads the same input.
-    package let dProjected: [Tensor]
+    struct Own {
+        let dNormed: Tensor
+        /// One per module that reads the same input.
+        let dProjected: [Tensor]
+
+        init(tokens: Int, rank: Int, _ spec: DecoderSpec, arena: Arena) {
+            dNormed = arena.tensor(tokens, spec.hiddenSize)
+            dProjected = (0..<mostTogether).map { _ in arena.tensor(tokens, rank) }
+        }
+    }
+
+    struct Attention {
+        let dAttended: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, headDK: Tensor, headDV: Tensor
+
+        init(tokens: Int, _ spec: DecoderSpec, arena: Arena) {
+            dAttended = arena.tensor(tokens, spec.queryWidth)
+            dQ = arena.tensor(tokens, spec.queryWidth)
+            dK = arena.tensor(tokens, spec.keyValueWidth)
+            dV = arena.tensor(tokens, spec.keyValueWidth)
+            headDK = arena.tensor(tokens, spec.queryWidth)
+            headDV = arena.tensor(tokens, spec.queryWidth)
+        }
+    }
+
+    let own: Own
+    let dActivated: Tensor
+    let attention: Attention
 
     private static let mostTogether = 3  // q, k, v
 
-    package static func bytes(tokens: Int, rank: Int, _ spec: DecoderSpec) -> ByteCount {
-        let widths =
-            [spec.hiddenSize, spec.intermediateSize, spec.keyValueWidth, spec.keyValueWidth]
-            + Array(repeating: rank, count: mostTogether) + Array(repeating: spec.queryWidth, count: 4)
-        return widths.reduce(.zero) { $0 + .floats(tokens * $1) }
+    fileprivate static func ownBytes(tokens: Int, rank: Int, _ spec: DecoderSpec) -> ByteCount {
+        let projected = ByteCount.floats(tokens * rank).bytes * mostTogether
+        return .floats(tokens * spec.hiddenSize) + ByteCount(projected)
     }
 
-    package init(tokens: Int, rank: Int, _ spec: DecoderSpec, arena: Arena) {
-        dNormed = arena.tensor(tokens, spec.hiddenSize)
-        dActivated = arena.tensor(tokens, spec.intermediateSize)
-        dAttended = arena.tensor(tokens, spec.queryWidth)
-        dQ = arena.tensor(tokens, spec.queryWidth)
-        dK = arena.tensor(tokens, spec.keyValueWidth)
-        dV = arena.tensor(tokens, spec.keyValueWidth)
-        headDK = arena.tensor(tokens, spec.queryWidth)
-        headDV = arena.tensor(tokens, spec.queryWidth)
-        dProjected = (0..<Self.mostTogether).map { _ in arena.tensor(tokens, rank) }
+    fileprivate static func attentionBytes(tokens: Int, _ spec: DecoderSpec) -> ByteCount {
+        let q = ByteCount.floats(tokens * spec.queryWidth), kv = ByteCount.floats(tokens * spec.keyValueWidth)
+        return q + q + q + q + kv + kv
     }
 }
 
@@ -110,6 +149,51 @@ package struct PackedBatch {
         self.positions = positions
         self.spans = spans
     }
+
+    /// Rows of each sample.
+    var samples: [Range<Int>] { spans.map { $0.firstQuery..<$0.firstQuery + $0.queryCount } }
+}
+
+/// Which elements a micro-batch drops: a function of the step's key and the sample's number within the step alone.
+package struct DropoutMasks: Equatable, Sendable {
+    package let stepKey: UInt64
+    /// Number of the micro-batch's first sample.
+    package let firstSample: Int
+
+    package init(stepKey: UInt64, firstSample: Int) {
+        self.stepKey = stepKey
+        self.firstSample = firstSample
+    }
+
+    func key(sample: Int, stream: Int) -> UInt64 {
+        mix64(mix64(stepKey ^ UInt64(firstSample + sample)) ^ UInt64(stream))
+    }
+}
+
+/// What int8 products of a layer divide the channels of their inputs by; see `measureSmoothing`.
+package struct LayerSmoothing {
+    private let attentionInput: UnsafeMutablePointer<Float>, attended: UnsafeMutablePointer<Float>
+    private let mlpInput: UnsafeMutablePointer<Float>, activated: UnsafeMutablePointer<Float>
+
+    package static func bytes(_ spec: DecoderSpec) -> ByteCount {
+        .floats(spec.hiddenSize) + .floats(spec.queryWidth) + .floats(spec.hiddenSize) + .floats(spec.intermediateSize)
+    }
+
+    package init(_ spec: DecoderSpec, arena: Arena) {
+        attentionInput = arena.floats(spec.hiddenSize)
+        attended = arena.floats(spec.queryWidth)
+        mlpInput = arena.floats(spec.hiddenSize)
+        activated = arena.floats(spec.intermediateSize)
+    }
+
+    subscript(module: LinearModule) -> UnsafeMutablePointer<Float> {
+        switch module {
+        case .query, .key, .value: attentionInput
+        case .output: attended
+        case .gate, .up: mlpInput
+        case .down: activated
+        }
+    }
 }
 
 /// A layer, with what it needs to run; a value made anew for each use.
@@ -121,15 +205,23 @@ package struct DecoderLayer {
     let rotary: RotaryEmbedding
     /// `[tokens, widest input]` when there is dropout.
     let dropped: Tensor?
-    /// Seeds the masks of this micro-batch; nil: no dropout (evaluation, generation).
-    let dropoutKey: UInt64?
+    /// Nil: no dropout (evaluation, generation).
+    let masks: DropoutMasks?
     /// The type that products with frozen weights are computed in, and the memory for their operands.
     let rounding: RoundedRows
+    let smoothing: Smoothing
     let pool: WorkerPool
+
+    package enum Smoothing {
+        case none
+        case of(LayerSmoothing)
+        /// The layer runs to find what its smoothing is to be.
+        case measured(LayerSmoothing)
+    }
 
     package init(
         index: Int, spec: DecoderSpec, weights: LayerWeights, adapters: AdapterSet?, rotary: RotaryEmbedding,
-        dropped: Tensor?, dropoutKey: UInt64?, rounding: RoundedRows, pool: WorkerPool
+        dropped: Tensor?, masks: DropoutMasks?, rounding: RoundedRows, smoothing: Smoothing, pool: WorkerPool
     ) {
         self.index = index
         self.spec = spec
@@ -137,8 +229,9 @@ package struct DecoderLayer {
         self.adapters = adapters
         self.rotary = rotary
         self.dropped = dropped
-        self.dropoutKey = dropoutKey
+        self.masks = masks
         self.rounding = rounding
+        self.smoothing = smoothing
         self.pool = pool
     }
 
@@ -151,15 +244,17 @@ package struct DecoderLayer {
     ///   - h: `[tokens, hiddenSize]`, the layer's input.
     ///   - output: `[tokens, hiddenSize]`; nil when the activations are made again for the backward, which needs all
     ///     but the last product.
-    package func forward(_ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, into output: Tensor?) {
+    package func forward(
+        _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor?
+    ) {
         let tokens = batch.tokenCount
-        let n1 = a.n1.prefix(tokens), q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
+        let n1 = w.n1.prefix(tokens), q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
         rmsNorm(
             h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
-        project([(.query, q), (.key, k), (.value, v)], n1, projected: a.projected)
+        project([(.query, q), (.key, k), (.value, v)], n1, batch.samples, projected: a.projected)
         rotary.rotate(q, positions: batch.positions, .forward, on: pool)
         rotary.rotate(k, positions: batch.positions, .forward, on: pool)
-        attend(h, q: q, k: k, v: v, spans: batch.spans, a, tokens: tokens, into: output)
+        attend(h, q: q, k: k, v: v, batch.spans, batch.samples, a, w, into: output)
     }
 
     /// One layer over new tokens of a sequence whose earlier keys and values are cached.
@@ -168,54 +263,55 @@ package struct DecoderLayer {
     ///   - keyCache, valueCache: `[context, keyValueWidth]`; rows `past ..< past + tokens` are written.
     package func forwardCached(
         _ h: Tensor, positions: UnsafePointer<Int32>, past: Int, keyCache: Tensor, valueCache: Tensor,
-        _ a: LayerActivations, into output: Tensor
+        _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor
     ) {
         let tokens = h.rows
-        let n1 = a.n1.prefix(tokens), q = a.q.prefix(tokens)
+        let n1 = w.n1.prefix(tokens), q = a.q.prefix(tokens)
         let k = Tensor(keyCache.row(past), rows: tokens, columns: keyCache.columns)
         let v = Tensor(valueCache.row(past), rows: tokens, columns: valueCache.columns)
         rmsNorm(
             h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
-        project([(.query, q), (.key, k), (.value, v)], n1, projected: a.projected)
+        project([(.query, q), (.key, k), (.value, v)], n1, [0..<tokens], projected: a.projected)
         rotary.rotate(q, positions: positions, .forward, on: pool)
         rotary.rotate(k, positions: positions, .forward, on: pool)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
-        attend(h, q: q, k: keyCache, v: valueCache, spans: [span], a, tokens: tokens, into: output)
+        attend(h, q: q, k: keyCache, v: valueCache, [span], [0..<tokens], a, w, into: output)
     }
 
     /// From rotated q, k and v to the layer's output.
     private func attend(
-        _ h: Tensor, q: Tensor, k: Tensor, v: Tensor, spans: [AttentionSpan], _ a: LayerActivations, tokens: Int,
-        into output: Tensor?
+        _ h: Tensor, q: Tensor, k: Tensor, v: Tensor, _ spans: [AttentionSpan], _ samples: [Range<Int>],
+        _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor?
     ) {
-        let attended = a.attended.prefix(tokens), middle = a.middle.prefix(tokens), n2 = a.n2.prefix(tokens)
-        let gate = a.gate.prefix(tokens), up = a.up.prefix(tokens), activated = a.activated.prefix(tokens)
+        let tokens = h.rows
+        let attended = a.attended.prefix(tokens), middle = a.middle.prefix(tokens), n2 = w.n2.prefix(tokens)
+        let gate = a.gate.prefix(tokens), up = a.up.prefix(tokens), activated = w.activated.prefix(tokens)
         attention.forward(
             q: q, k: k, v: v, spans: spans, into: attended, logSumExp: a.logSumExp.prefix(tokens), on: pool)
         middle.copy(from: h)
-        project([(.output, middle)], attended, .add, projected: a.projected)
+        project([(.output, middle)], attended, samples, .add, projected: a.projected)
         rmsNorm(
             middle, weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: n2, inverseRMS: a.inverseRMS2, on: pool)
-        project([(.gate, gate), (.up, up)], n2, projected: a.projected)
+        project([(.gate, gate), (.up, up)], n2, samples, projected: a.projected)
         swiglu(gate: gate, up: up, into: activated, on: pool)
         if let output {
             output.copy(from: middle)
-            project([(.down, output)], activated, .add, projected: a.projected)
+            project([(.down, output)], activated, samples, .add, projected: a.projected)
         } else {
-            _ = lowRankTerms([.down], activated, projected: a.projected)
+            _ = lowRankTerms([.down], activated, samples, projected: a.projected)
         }
     }
 
     /// Makes again what `forward` shared with other layers: the norms' results and the activation's, to the same bits.
-    package func remake(_ h: Tensor, _ a: LayerActivations) {
+    package func remake(_ h: Tensor, _ a: LayerActivations, _ w: LayerWorkspace) {
         let tokens = h.rows
         rmsNorm(
-            h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: a.n1.prefix(tokens),
+            h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: w.n1.prefix(tokens),
             inverseRMS: a.inverseRMS1, on: pool)
         rmsNorm(
-            a.middle.prefix(tokens), weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: a.n2.prefix(tokens),
+            a.middle.prefix(tokens), weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: w.n2.prefix(tokens),
             inverseRMS: a.inverseRMS2, on: pool)
-        swiglu(gate: a.gate.prefix(tokens), up: a.up.prefix(tokens), into: a.activated.prefix(tokens), on: pool)
+        swiglu(gate: a.gate.prefix(tokens), up: a.up.prefix(tokens), into: w.activated.prefix(tokens), on: pool)
     }
 
     /// Below the lowest adapted layer nothing needs a gradient, and neither does that layer's own input.
@@ -227,31 +323,33 @@ package struct DecoderLayer {
     ///   - h: the layer's input.
     ///   - a: what `forward` left; `gate` and `up` are overwritten.
     package func backward(
-        dH: Tensor, _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ g: LayerGradients, _ below: Below
+        dH: Tensor, _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace, _ below: Below
     ) {
-        let tokens = batch.tokenCount
-        let gate = a.gate.prefix(tokens), up = a.up.prefix(tokens), activated = a.activated.prefix(tokens)
-        let dActivated = g.dActivated.prefix(tokens), dNormed = g.dNormed.prefix(tokens)
-        let n1 = a.n1.prefix(tokens), n2 = a.n2.prefix(tokens)
+        guard let g = w.gradients else { preconditionFailure("a workspace without room for gradients") }
+        let tokens = batch.tokenCount, samples = batch.samples
+        let gate = a.gate.prefix(tokens), up = a.up.prefix(tokens), activated = w.activated.prefix(tokens)
+        let dActivated = g.dActivated.prefix(tokens), dNormed = g.own.dNormed.prefix(tokens)
+        let n1 = w.n1.prefix(tokens), n2 = w.n2.prefix(tokens)
 
-        projectBackward([(.down, dH)], x: activated, into: dActivated, a, g)
+        projectBackward([(.down, dH)], x: activated, samples, into: dActivated, a, g)
         swigluBackward(dy: dActivated, gate: gate, up: up, on: pool)
-        projectBackward([(.gate, gate), (.up, up)], x: n2, into: dNormed, a, g)
+        projectBackward([(.gate, gate), (.up, up)], x: n2, samples, into: dNormed, a, g)
         rmsNormBackward(
             dNormed, a.middle.prefix(tokens), weight: weights.mlpNorm, inverseRMS: a.inverseRMS2, addingTo: dH, on: pool)
 
-        let dQ = g.dQ.prefix(tokens), dK = g.dK.prefix(tokens), dV = g.dV.prefix(tokens)
-        let dAttended = g.dAttended.prefix(tokens)
-        projectBackward([(.output, dH)], x: a.attended.prefix(tokens), into: dAttended, a, g)
+        // From here on the MLP's own memory is the attention's.
+        let dQ = g.attention.dQ.prefix(tokens), dK = g.attention.dK.prefix(tokens), dV = g.attention.dV.prefix(tokens)
+        let dAttended = g.attention.dAttended.prefix(tokens)
+        projectBackward([(.output, dH)], x: a.attended.prefix(tokens), samples, into: dAttended, a, g)
         attention.backward(
             dO: dAttended, q: a.q.prefix(tokens), k: a.k.prefix(tokens), v: a.v.prefix(tokens),
             o: a.attended.prefix(tokens), logSumExp: a.logSumExp.prefix(tokens), spans: batch.spans, dQ: dQ,
-            headDK: g.headDK.prefix(tokens), headDV: g.headDV.prefix(tokens), dK: dK, dV: dV, on: pool)
+            headDK: g.attention.headDK.prefix(tokens), headDV: g.attention.headDV.prefix(tokens), dK: dK, dV: dV, on: pool)
         rotary.rotate(dQ, positions: batch.positions, .backward, on: pool)
         rotary.rotate(dK, positions: batch.positions, .backward, on: pool)
 
         let dN1 = below == .needsGradient ? dNormed : nil
-        projectBackward([(.query, dQ), (.key, dK), (.value, dV)], x: n1, into: dN1, a, g)
+        projectBackward([(.query, dQ), (.key, dK), (.value, dV)], x: n1, samples, into: dN1, a, g)
         if let dN1 {
             rmsNormBackward(
                 dN1, h, weight: weights.attentionNorm, inverseRMS: a.inverseRMS1, addingTo: dH, on: pool)

@@ -57,6 +57,17 @@ package final class Arena {
         allocate(.floats(count)).bindMemory(to: Int32.self, capacity: count)
     }
 
+    /// Two layouts of the same bytes, for memory that is used in one way or in the other and never both at a time.
+    package func either<A, B>(_ first: () -> A, or second: () -> B) -> (A, B) {
+        let start = used
+        let a = first()
+        let end = used
+        used = start
+        let b = second()
+        used = max(used, end)
+        return (a, b)
+    }
+
     private func allocate(_ size: ByteCount) -> UnsafeMutableRawPointer {
         precondition(used + size <= capacity, "the plan holds \(capacity.bytes) bytes; \((used + size).bytes) are asked for")
         defer { used += size }

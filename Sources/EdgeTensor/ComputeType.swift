@@ -50,6 +50,13 @@ package struct LeftOperand {
     func from(_ first: Int) -> edge_left {
         withUnsafePointer(to: raw) { edge_left_at($0, first, 0) }
     }
+
+    /// Some of the columns, from a whole block of the compute types on.
+    package func columns(_ range: Range<Int>) -> LeftOperand {
+        precondition(range.lowerBound % Int(EDGE_INT8_BLOCK) == 0 && range.upperBound <= columns)
+        return LeftOperand(
+            withUnsafePointer(to: raw) { edge_left_at($0, 0, range.lowerBound) }, rows: rows, columns: range.count)
+    }
 }
 
 /// Memory for the left operands of one product, used again by the next. With f32 there is none: tensors are taken as
@@ -63,24 +70,25 @@ package struct RoundedRows: @unchecked Sendable {
 
     private static func blocks(_ columns: Int) -> Int { (columns + Int(EDGE_INT8_BLOCK) - 1) / Int(EDGE_INT8_BLOCK) }
 
-    /// Of one operand; with int8 there are scales, offsets and the smoothing, of which f16 needs the scales only.
+    /// Of one operand.
     private static func bytes(
         _ type: ComputeType, rows: Int, columns: Int
-    ) -> (codes: ByteCount, scales: ByteCount, smoothing: ByteCount) {
+    ) -> (codes: ByteCount, scales: ByteCount, offsets: ByteCount) {
         func padded(_ bytes: Int) -> ByteCount { .floats((bytes + 3) / 4) }
+        let codes = padded(rows * edge_left_stride(type.raw, columns)), perBlock = ByteCount.floats(rows * blocks(columns))
         return switch type {
         case .f32: (.zero, .zero, .zero)
-        case .bf16: (padded(rows * edge_left_stride(type.raw, columns)), .zero, .zero)
-        case .f16, .int8:
-            (padded(rows * edge_left_stride(type.raw, columns)), .floats(rows * blocks(columns)), .floats(columns))
+        case .bf16: (codes, .zero, .zero)
+        case .f16: (codes, perBlock, .zero)
+        case .int8: (codes, perBlock, perBlock)
         }
     }
 
     /// For operands of `widths` columns that one product takes together.
     package static func bytes(_ type: ComputeType, rows: Int, widths: [Int]) -> ByteCount {
         widths.reduce(.zero) { sum, columns in
-            let (codes, scales, smoothing) = bytes(type, rows: rows, columns: columns)
-            return sum + codes + scales + scales + smoothing
+            let (codes, scales, offsets) = bytes(type, rows: rows, columns: columns)
+            return sum + codes + scales + offsets
         }
     }
 
@@ -101,30 +109,29 @@ package struct RoundedRows: @unchecked Sendable {
 
     /// Rounded copies, valid until the next call.
     ///
-    /// - Parameter smoothing: whether channels that stand out are divided down, for the forward product to multiply the
-    ///   weights with. A token's codes then depend on the other tokens of the batch.
-    package func callAsFunction(_ tensors: [Tensor], smoothing: Bool = false, on pool: WorkerPool) -> [LeftOperand] {
+    /// - Parameter smoothing: `[columns]`, what channels that stand out are divided by in int8; the forward product multiplies
+    ///   the weights with it. Constant for a run, so that a token's codes do not depend on the rest of the batch.
+    package func callAsFunction(
+        _ tensors: [Tensor], smoothing: UnsafePointer<Float>? = nil, on pool: WorkerPool
+    ) -> [LeftOperand] {
         guard let base else { return tensors.map { LeftOperand($0) } }
         var used = 0
         let operands = tensors.map { x in
-            let (codes, scales, factors) = Self.bytes(type, rows: x.rows, columns: x.columns)
-            let afterScales = used + codes.bytes + 2 * scales.bytes
-            defer { used = afterScales + factors.bytes }
-            precondition(afterScales + factors.bytes <= capacity.bytes, "operands larger than planned")
-            let smoothed = smoothing && type == .int8
+            let (codes, scales, offsets) = Self.bytes(type, rows: x.rows, columns: x.columns)
+            defer { used += (codes + scales + offsets).bytes }
+            precondition(used + (codes + scales + offsets).bytes <= capacity.bytes, "operands larger than planned")
             let raw = edge_left(
                 compute: type.raw, rows: base + used, stride: edge_left_stride(type.raw, x.columns),
                 step: type == .int8 ? 1 : 2, scales: (base + used + codes.bytes).assumingMemoryBound(to: Float.self),
                 offsets: (base + used + codes.bytes + scales.bytes).assumingMemoryBound(to: Int32.self),
                 blocks: Self.blocks(x.columns),
-                smoothing: smoothed ? (base + afterScales).assumingMemoryBound(to: Float.self) : nil)
+                smoothing: type == .int8 ? smoothing : nil)
             return LeftOperand(raw, rows: x.rows, columns: x.columns)
         }
         let kernel = pool.kernels.roundRows(type)
         let pieces = rowPieces(tensors[0].rows)
         let count = tensors.reduce(0) { $0 + $1.count }
         pool.perform(.rounding, OperationCost(flop: Double(3 * count), bytes: Double(5 * count))) {
-            for (x, operand) in zip(tensors, operands) { smooth(x, operand.raw, on: pool) }
             pool.run(pieces * tensors.count) { piece, _ in
                 let (x, first) = (tensors[piece / pieces], piece % pieces * elementwiseRows)
                 guard first < x.rows else { return }
@@ -138,13 +145,19 @@ package struct RoundedRows: @unchecked Sendable {
         return operands
     }
 
-    private func smooth(_ x: Tensor, _ raw: edge_left, on pool: WorkerPool) {
-        guard let smoothing = UnsafeMutablePointer(mutating: raw.smoothing) else { return }
-        let kernel = pool.kernels.raw.smooth_columns!
-        let columns = 128
-        pool.run((x.columns + columns - 1) / columns) { piece, _ in
-            let first = piece * columns
-            kernel(x.base + first, x.columns, x.rows, min(columns, x.columns - first), smoothing + first)
-        }
+}
+
+/// smoothing[j] = the root of column j's largest magnitude: what int8 products of inputs like x divide the column by
+/// (SmoothQuant, arXiv:2211.10438 §4, with the strength at one half).
+///
+/// - Parameters:
+///   - x: `[tokens, columns]`.
+///   - smoothing: `[columns]`.
+package func measureSmoothing(_ x: Tensor, into smoothing: UnsafeMutablePointer<Float>, on pool: WorkerPool) {
+    let kernel = pool.kernels.raw.smooth_columns!
+    let columns = 128
+    pool.run((x.columns + columns - 1) / columns, as: .rounding, .pass(x.count, streams: 1, flopEach: 1)) { piece, _ in
+        let first = piece * columns
+        kernel(x.base + first, x.columns, x.rows, min(columns, x.columns - first), smoothing + first)
     }
 }

@@ -12,14 +12,22 @@ package func addScaled(_ x: Tensor, scale: Float = 1, to y: Tensor, on pool: Wor
 }
 
 /// y = dropout(x): elements are zero with `probability`, the others grow by 1 / (1 - probability). `x` and `y` may be
-/// the same. The mask is a function of `key` and the element's index, so the backward (and a recomputation) gets it
-/// again by the same call.
-package func dropout(_ x: Tensor, probability: Float, key: UInt64, into y: Tensor, on pool: WorkerPool) {
+/// the same. The mask of a sample is a function of its key and the element's index within the sample, so the backward (and
+/// a recomputation) gets it again by the same call, whatever else is in the batch.
+///
+/// - Parameter samples: rows of each sample, and its key.
+package func dropout(
+    _ x: Tensor, probability: Float, samples: [(rows: Range<Int>, key: UInt64)], into y: Tensor, on pool: WorkerPool
+) {
     let kernel = pool.kernels.raw.dropout!
-    pool.run(rowPieces(x.rows), as: .elementwise, .pass(x.count, streams: 2, flopEach: 1)) { piece, _ in
-        let first = piece * elementwiseRows
+    let parts = samples.flatMap { sample in
+        stride(from: 0, to: sample.rows.count, by: elementwiseRows).map { (sample: sample, first: $0) }
+    }
+    pool.run(parts.count, as: .elementwise, .pass(x.count, streams: 2, flopEach: 1)) { piece, _ in
+        let (sample, first) = parts[piece]
+        let row = sample.rows.lowerBound + first
         kernel(
-            x.row(first), y.row(first), min(elementwiseRows, x.rows - first) * x.columns, key,
+            x.row(row), y.row(row), min(elementwiseRows, sample.rows.count - first) * x.columns, sample.key,
             UInt64(first * x.columns), probability)
     }
 }
@@ -39,10 +47,47 @@ package func decodeRows(
     }
 }
 
+/// The same where no page of the matrix is to become resident: `read` brings a row's blocks.
+///
+/// - Parameters:
+///   - read: copies `byteCount` bytes of the matrix, from byte `offset` on, to where it is told.
+///   - row: room for one row's blocks.
+package func decodeRows(
+    _ matrix: QuantizedMatrix, _ rows: UnsafePointer<Int32>, into y: Tensor, row: UnsafeMutableRawPointer,
+    kernels: KernelSet, read: (_ offset: Int, _ byteCount: Int, UnsafeMutableRawPointer) throws -> Void
+) rethrows {
+    precondition(y.columns == matrix.inFeatures)
+    let decode = kernels.decoder(of: matrix.format)
+    for i in 0..<y.rows {
+        precondition((0..<matrix.outFeatures).contains(Int(rows[i])))
+        try read(Int(rows[i]) * matrix.rowBytes, matrix.rowBytes, row)
+        decode(row, y.row(i), y.columns)
+    }
+}
+
 /// Σ x², in f64 over chunks of fixed length: the same bits for any number of threads.
 package func sumOfSquares(_ x: UnsafePointer<Float>, count: Int, kernels: KernelSet) -> Double {
     let dot = kernels.raw.dot!
     return stride(from: 0, to: count, by: 4096).reduce(0) { sum, first in
         sum + Double(dot(x + first, x + first, min(4096, count - first)))
+    }
+}
+
+/// y = x rounded to bfloat16, to nearest even; NaN stays NaN.
+package func roundToBF16(_ x: Tensor, into y: UnsafeMutablePointer<UInt16>, on pool: WorkerPool) {
+    pool.run(rowPieces(x.rows), as: .elementwise, .pass(x.count, streams: 2, flopEach: 1)) { piece, _ in
+        for i in piece * elementwiseRows * x.columns..<min((piece + 1) * elementwiseRows, x.rows) * x.columns {
+            let bits = x.base[i].bitPattern
+            let rounded = bits & 0x7FFF_FFFF > 0x7F80_0000 ? bits | 0x40_0000 : bits &+ 0x7FFF &+ (bits >> 16 & 1)
+            y[i] = UInt16(truncatingIfNeeded: rounded >> 16)
+        }
+    }
+}
+
+package func expandBF16(_ x: UnsafePointer<UInt16>, into y: Tensor, on pool: WorkerPool) {
+    pool.run(rowPieces(y.rows), as: .elementwise, .pass(y.count, streams: 2, flopEach: 1)) { piece, _ in
+        for i in piece * elementwiseRows * y.columns..<min((piece + 1) * elementwiseRows, y.rows) * y.columns {
+            y.base[i] = Float(bitPattern: UInt32(x[i]) << 16)
+        }
     }
 }

@@ -53,10 +53,13 @@ package struct LinearOutput {
     package let weight: QuantizedMatrix
     package let adapter: LowRankTerm?
     package let y: Tensor
-    package init(weight: QuantizedMatrix, adapter: LowRankTerm?, y: Tensor) {
+    /// Where the weight's first output is in y.
+    package let column: Int
+    package init(weight: QuantizedMatrix, adapter: LowRankTerm?, y: Tensor, column: Int = 0) {
         self.weight = weight
         self.adapter = adapter
         self.y = y
+        self.column = column
     }
 }
 
@@ -82,7 +85,7 @@ private func cost(of weight: QuantizedMatrix, _ adapter: LowRankTerm?, tokens: I
 ///
 /// - Parameters:
 ///   - x: `[tokens, inFeatures]`, in the type that is computed in.
-///   - outputs: weights `[outFeatures, inFeatures]`, y `[tokens, outFeatures]`, which must not overlap `x`.
+///   - outputs: weights `[outFeatures, inFeatures]`, y `[tokens, outFeatures]` or wider, which must not overlap `x`.
 /// - SeeAlso: Dettmers et al., *QLoRA* §3, arXiv:2305.14314.
 package func linear(
     _ x: LeftOperand, _ outputs: [LinearOutput], _ accumulation: Accumulation = .overwrite,
@@ -90,7 +93,8 @@ package func linear(
 ) {
     let together = outputs.reduce(0) { $0 + $1.weight.outFeatures }
     let pieces = outputs.map { output in
-        precondition(x.columns == output.weight.inFeatures && output.y.columns == output.weight.outFeatures)
+        precondition(x.columns == output.weight.inFeatures)
+        precondition(output.column + output.weight.outFeatures <= output.y.columns)
         precondition(x.rows == output.y.rows)
         return ProductPieces(columns: output.weight.outFeatures, together: together, tokens: x.rows, unit: 1)
     }
@@ -99,14 +103,15 @@ package func linear(
         pool.runEach(pieces.map(\.count)) { index, piece, scratch in
             let output = outputs[index]
             let (columns, tokens) = pieces[index](piece)
+            let y = output.y.row(tokens.lowerBound) + output.column
             pool.product(
-                edge_product_forward, output.weight.raw, x.from(tokens.lowerBound), tokens.count,
-                into: output.y.row(tokens.lowerBound), output.y.columns, columns, accumulation, scratch)
+                edge_product_forward, output.weight.raw, x.from(tokens.lowerBound), tokens.count, into: y,
+                output.y.columns, columns, accumulation, scratch)
             guard let adapter = output.adapter else { return }
             pool.product(
                 edge_product_forward, QuantizedMatrix(adapter.factor).raw,
-                LeftOperand(adapter.projected).from(tokens.lowerBound), tokens.count,
-                into: output.y.row(tokens.lowerBound), output.y.columns, columns, .add, scratch)
+                LeftOperand(adapter.projected).from(tokens.lowerBound), tokens.count, into: y, output.y.columns, columns,
+                .add, scratch)
         }
     }
 }
@@ -229,13 +234,19 @@ package func linearVector(
     }
 }
 
-/// dw += dyᵀ · x: the gradient of a small dense matrix, contracted over tokens.
+/// Tokens that one sum of an outer product runs over before it is added to the gradient.
+package let outerProductTokens = 256
+
+/// dw += dyᵀ · x: the gradient of a small dense matrix, contracted over tokens: sample by sample, and within a sample by
+/// `outerProductTokens` from its first token on. So the sums' order depends on the samples alone, and however they are parted
+/// into batches the gradient has the same bits.
 ///
 /// - Parameters:
 ///   - dy: `[tokens, outFeatures]`.
 ///   - x: `[tokens, inFeatures]`.
+///   - samples: rows of each sample, in order.
 ///   - dw: `[outFeatures, inFeatures]`.
-package func addOuterProduct(_ dy: Tensor, _ x: Tensor, into dw: Tensor, on pool: WorkerPool) {
+package func addOuterProduct(_ dy: Tensor, _ x: Tensor, samples: [Range<Int>], into dw: Tensor, on pool: WorkerPool) {
     precondition(dy.rows == x.rows && dw.rows == dy.columns && dw.columns == x.columns)
     // Cut along the longer side: the other one is the adapter's rank. A multiple of the tiles' rows and of a slice.
     let alongColumns = dw.columns >= dw.rows
@@ -243,19 +254,25 @@ package func addOuterProduct(_ dy: Tensor, _ x: Tensor, into dw: Tensor, on pool
     let pieces = (max(dw.rows, dw.columns) + chunk - 1) / chunk
     let cost = OperationCost(
         flop: 2 * Double(dy.rows) * Double(dw.count), bytes: 4 * Double(dy.count + x.count + dw.count))
-    let tokens = 0..<x.rows
+    let sums = samples.flatMap { rows in
+        stride(from: rows.lowerBound, to: rows.upperBound, by: outerProductTokens).map {
+            $0..<min($0 + outerProductTokens, rows.upperBound)
+        }
+    }
     pool.run(pieces, as: .adapterGradient, cost) { piece, scratch in
         let part = piece * chunk..<min((piece + 1) * chunk, max(dw.rows, dw.columns))
-        if alongColumns {
-            pool.multiply(
-                transposed: DenseBlock(dy, rows: tokens, column: 0, columns: dy.columns),
-                by: DenseBlock(x, rows: tokens, column: part.lowerBound, columns: part.count),
-                into: DenseBlock(dw, rows: 0..<dw.rows, column: part.lowerBound, columns: part.count), .add, scratch)
-        } else {
-            pool.multiply(
-                transposed: DenseBlock(dy, rows: tokens, column: part.lowerBound, columns: part.count),
-                by: DenseBlock(x, rows: tokens, column: 0, columns: x.columns),
-                into: DenseBlock(dw, rows: part, column: 0, columns: dw.columns), .add, scratch)
+        for tokens in sums {
+            if alongColumns {
+                pool.multiply(
+                    transposed: DenseBlock(dy, rows: tokens, column: 0, columns: dy.columns),
+                    by: DenseBlock(x, rows: tokens, column: part.lowerBound, columns: part.count),
+                    into: DenseBlock(dw, rows: 0..<dw.rows, column: part.lowerBound, columns: part.count), .add, scratch)
+            } else {
+                pool.multiply(
+                    transposed: DenseBlock(dy, rows: tokens, column: part.lowerBound, columns: part.count),
+                    by: DenseBlock(x, rows: tokens, column: 0, columns: x.columns),
+                    into: DenseBlock(dw, rows: part, column: 0, columns: dw.columns), .add, scratch)
+            }
         }
     }
 }

@@ -24,6 +24,16 @@ package struct QuantFormat: Equatable, Hashable, Sendable {
     package func byteCount(of values: Int) -> Int { values / blockElements * blockBytes }
 }
 
+/// Rows of a matrix parted so that products over the parts, one after the other, give the bits of one over the whole:
+/// `edge_panel_depth` of each is that of the whole. One part where that cannot be.
+package func headSliceRanges(rows: Int, mostRows: Int, canBeParted: Bool) -> [Range<Int>] {
+    let pass = edge_panel_depth(rows)
+    func keepsPasses(_ count: Int) -> Bool { count <= pass || edge_panel_depth(count) == pass }
+    let passes = (1...max(1, mostRows / pass)).last { keepsPasses($0 * pass) && keepsPasses(rows % ($0 * pass)) }
+    guard canBeParted, let slice = passes.map({ $0 * pass }), slice < rows else { return [0..<rows] }
+    return stride(from: 0, to: rows, by: slice).map { $0..<min($0 + slice, rows) }
+}
+
 /// `[outFeatures, inFeatures]`; blocks run along `inFeatures`.
 package struct QuantizedMatrix {
     package let raw: edge_matrix
@@ -34,6 +44,13 @@ package struct QuantizedMatrix {
     package var byteCount: Int {
         let blocks = raw.absmax_codes == nil ? 0 : outFeatures * inFeatures / format.blockElements
         return raw.rows * raw.row_bytes + blocks + (blocks + Self.nestedBlock - 1) / Self.nestedBlock * 4
+    }
+    package var rowBytes: Int { raw.row_bytes }
+    /// Some of the rows. Not for NF4, whose scales are counted from the first block of the matrix.
+    package func rows(_ range: Range<Int>) -> QuantizedMatrix {
+        precondition(format != .nf4 && range.lowerBound >= 0 && range.upperBound <= outFeatures)
+        return QuantizedMatrix(
+            raw.blocks + range.lowerBound * rowBytes, format: format, outFeatures: range.count, inFeatures: inFeatures)
     }
     /// Blocks of NF4 whose absmax values share a nested absmax.
     package static let nestedBlock = Int(EDGE_NESTED_BLOCK)

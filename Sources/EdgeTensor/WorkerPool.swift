@@ -37,8 +37,6 @@ package final class WorkerPool: @unchecked Sendable {
     package static func scratchBytes(threads: Int, scratchFloats: Int) -> ByteCount {
         ByteCount(threads * ByteCount.floats(max(scratchFloats, Int(EDGE_PRODUCT_SCRATCH))).bytes)
     }
-    /// Of one sleeping thread. The kernels' frames are small; 256 KiB is what glibc and a signal frame need with room.
-    package static let stackBytes = 256 * 1024
 
     /// - Parameter scratchFloats: what the largest piece needs beside `EDGE_PRODUCT_SCRATCH`; the larger is taken.
     package init(kernels: KernelSet, threadCount: Int, scratchFloats: Int, arena: Arena) {
@@ -170,20 +168,10 @@ package final class WorkerPool: @unchecked Sendable {
     }
 
     private func start(_ thread: Int) -> pthread_t {
-        var attributes = pthread_attr_t()
-        pthread_attr_init(&attributes)
-        defer { pthread_attr_destroy(&attributes) }
-        pthread_attr_setstacksize(&attributes, Self.stackBytes)
-        var handle = pthread_t()
-        let begin = Unmanaged.passRetained(Start(self, thread))
-        let status = pthread_create(
-            &handle, &attributes,
-            { argument in
-                let start = Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
-                start.pool._withUnsafeGuaranteedRef { $0.serve(start.thread) }
-                return nil
-            }, begin.toOpaque())
-        precondition(status == 0, "pthread_create: \(String(cString: strerror(status)))")
-        return handle
+        startThread(Unmanaged.passRetained(Start(self, thread)).toOpaque()) { argument in
+            let start = Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
+            start.pool._withUnsafeGuaranteedRef { $0.serve(start.thread) }
+            return nil
+        }
     }
 }

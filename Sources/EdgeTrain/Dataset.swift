@@ -38,26 +38,23 @@ extension TokenizedSample {
     package var lossTokenCount: Int { carriesLoss.dropFirst().reduce(0) { $0 + ($1 ? 1 : 0) } }
 }
 
-/// Which samples each step trains on.
+/// Which samples each step trains on. How a step's samples are parted into micro-batches is the plan's business and changes
+/// no gradient.
 package struct DataOrder: Sendable {
     package let sampleCount: Int
-    package let microBatchSize: Int
-    package let gradientAccumulation: Int
+    package let samplesPerStep: Int
     package let totalSteps: Int
     package let seed: UInt64
 
-    package init(sampleCount: Int, microBatchSize: Int, gradientAccumulation: Int, spec: TrainingSpec) {
+    package init(sampleCount: Int, spec: TrainingSpec) {
         precondition(sampleCount > 0)
         self.sampleCount = sampleCount
-        self.microBatchSize = microBatchSize
-        self.gradientAccumulation = gradientAccumulation
+        samplesPerStep = spec.microBatchSize * spec.gradientAccumulation
         seed = spec.seed
-        let perStep = microBatchSize * gradientAccumulation
-        let stepsPerEpoch = (sampleCount + perStep - 1) / perStep
+        let stepsPerEpoch = (sampleCount + samplesPerStep - 1) / samplesPerStep
         totalSteps = spec.maxSteps ?? max(1, Int((spec.epochs * Double(stepsPerEpoch)).rounded(.up)))
     }
 
-    package var samplesPerStep: Int { microBatchSize * gradientAccumulation }
     package var stepsPerEpoch: Int { (sampleCount + samplesPerStep - 1) / samplesPerStep }
 
     package func epoch(_ step: Int) -> Int { step / stepsPerEpoch }
@@ -67,31 +64,115 @@ package struct DataOrder: Sendable {
         RandomSource(seed: seed, .shuffle, UInt64(epoch)).permutation(sampleCount)
     }
 
-    /// Micro-batches of a step, as indices of samples. The last step of an epoch may have fewer.
-    package func microBatches(step: Int, permutation: [Int]) -> [[Int]] {
+    /// Samples of a step, as indices. The last step of an epoch may have fewer.
+    package func samples(step: Int, permutation: [Int]) -> ArraySlice<Int> {
         let first = step % stepsPerEpoch * samplesPerStep
-        let samples = permutation[first..<min(first + samplesPerStep, sampleCount)]
-        return stride(from: samples.startIndex, to: samples.endIndex, by: microBatchSize).map {
-            Array(samples[$0..<min($0 + microBatchSize, samples.endIndex)])
+        return permutation[first..<min(first + samplesPerStep, sampleCount)]
+    }
+}
+
+/// What the largest micro-batch of a run holds.
+package struct MicroBatchSize: Equatable, Sendable {
+    package var tokens: Int
+    package var lossTokens: Int
+    /// Micro-batches of the step that has most.
+    package var perStep: Int
+
+    package init(tokens: Int, lossTokens: Int, perStep: Int) {
+        self.tokens = tokens
+        self.lossTokens = lossTokens
+        self.perStep = perStep
+    }
+}
+
+/// Samples packed without padding, in their order, as many as `tokenBudget` holds; a longer one goes alone.
+package func packed<Samples: Collection>(
+    _ samples: Samples, tokenBudget: Int, tokens: (Samples.Element) -> Int
+) -> [[Samples.Element]] {
+    var batches: [[Samples.Element]] = []
+    var filled = 0
+    for sample in samples {
+        let count = tokens(sample)
+        if batches.isEmpty || filled + count > tokenBudget {
+            batches.append([])
+            filled = 0
+        }
+        batches[batches.count - 1].append(sample)
+        filled += count
+    }
+    return batches
+}
+
+/// Lengths of a job's samples: all that a plan needs to know of them.
+package struct SampleLengths: Sendable {
+    package struct Length: Equatable, Sendable {
+        package let tokens: Int
+        package let lossTokens: Int
+        package init(tokens: Int, lossTokens: Int) {
+            self.tokens = tokens
+            self.lossTokens = lossTokens
         }
     }
 
-    /// Tokens of the largest micro-batch of the run. Exact while there are up to two million sample visits, beyond
-    /// that the bound: the longest samples together.
-    package func largestMicroBatch(_ samples: [TokenizedSample]) -> Int {
-        let epochs = epoch(totalSteps - 1) + 1
-        let lengths = samples.map(\.tokens.count)
-        guard microBatchSize > 1, epochs * sampleCount <= 2_000_000 else {
-            return lengths.sorted(by: >).prefix(microBatchSize).reduce(0, +)
+    package let training: [Length]
+    package let heldOut: [Length]
+    private let order: DataOrder
+
+    package init(_ dataset: Dataset, spec: TrainingSpec) {
+        func lengths(_ samples: [TokenizedSample]) -> [Length] {
+            samples.map { Length(tokens: $0.tokens.count, lossTokens: $0.lossTokenCount) }
         }
-        var largest = 0
+        self.init(training: lengths(dataset.training), heldOut: lengths(dataset.heldOut), spec: spec)
+    }
+
+    package init(training: [Length], heldOut: [Length], spec: TrainingSpec) {
+        self.training = training
+        self.heldOut = heldOut
+        order = DataOrder(sampleCount: training.count, spec: spec)
+    }
+
+    package var longest: Int { (training + heldOut).map(\.tokens).max() ?? 0 }
+    package var totalSteps: Int { order.totalSteps }
+    /// Tokens of all steps together, if every step had the mean sample.
+    package var meanStepTokens: Double {
+        Double(training.reduce(0) { $0 + $1.tokens }) / Double(training.count)
+            * Double(min(order.samplesPerStep, training.count))
+    }
+    package var meanLossShare: Double {
+        Double(training.reduce(0) { $0 + $1.lossTokens }) / Double(max(1, training.reduce(0) { $0 + $1.tokens }))
+    }
+    /// No step has more tokens.
+    package var mostStepTokens: Int {
+        training.map(\.tokens).sorted(by: >).prefix(order.samplesPerStep).reduce(0, +)
+    }
+
+    /// Most sample visits that are gone through one by one.
+    private static let exactVisits = 2_000_000
+
+    /// The largest micro-batch of the run with this token budget, held-out batches included. Exact for runs of up to two
+    /// million sample visits; beyond that the bound.
+    package func largestMicroBatch(tokenBudget: Int) -> MicroBatchSize {
+        var largest = MicroBatchSize(tokens: 0, lossTokens: 0, perStep: 0)
+        func take(_ batch: [Length]) {
+            largest.tokens = max(largest.tokens, batch.reduce(0) { $0 + $1.tokens })
+            largest.lossTokens = max(largest.lossTokens, batch.reduce(0) { $0 + $1.lossTokens })
+        }
+        for batch in packed(heldOut, tokenBudget: tokenBudget, tokens: \.tokens) { take(batch) }
+        let epochs = order.epoch(order.totalSteps - 1) + 1
+        guard epochs * training.count <= Self.exactVisits else {
+            let tokens = max(longest, min(tokenBudget, mostStepTokens))
+            let perBatch = max(1, tokenBudget / 2)
+            return MicroBatchSize(
+                tokens: tokens, lossTokens: tokens, perStep: max(1, (mostStepTokens + perBatch - 1) / perBatch))
+        }
         for epoch in 0..<epochs {
-            let permutation = permutation(epoch: epoch)
-            let steps = epoch * stepsPerEpoch..<min((epoch + 1) * stepsPerEpoch, totalSteps)
-            for step in steps {
-                for batch in microBatches(step: step, permutation: permutation) {
-                    largest = max(largest, batch.reduce(0) { $0 + lengths[$1] })
-                }
+            let permutation = order.permutation(epoch: epoch)
+            for step in epoch * order.stepsPerEpoch..<min((epoch + 1) * order.stepsPerEpoch, order.totalSteps) {
+                let batches = packed(
+                    order.samples(step: step, permutation: permutation), tokenBudget: tokenBudget,
+                    tokens: { training[$0].tokens })
+                for batch in batches { take(batch.map { training[$0] }) }
+                largest.perStep = max(largest.perStep, batches.count)
             }
         }
         return largest

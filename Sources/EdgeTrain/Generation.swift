@@ -38,6 +38,7 @@ package final class Generator {
     private let context: Int
     private let keys: [Tensor], values: [Tensor]
     private let activations: LayerActivations
+    private let workspace: LayerWorkspace
     private let hidden: (Tensor, Tensor)
     private let lastNormed: Tensor
     private let inverseRMS: UnsafeMutablePointer<Float>
@@ -57,7 +58,7 @@ package final class Generator {
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
         return cache + adapter + hidden + hidden
             + LayerActivations.bytes(tokens: chunk, rank: lora?.rank ?? 1, adapted: Set(modules.map(\.module)), spec)
-            + RemadeActivations.bytes(tokens: chunk, spec)
+            + LayerWorkspace.bytes(tokens: chunk, spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, context: context))
             + RotaryEmbedding.bytes(positions: context, headDim: spec.headDim)
@@ -99,7 +100,8 @@ package final class Generator {
         values = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         activations = LayerActivations(
             tokens: Self.promptChunk, rank: adapter?.lora.rank ?? 1, adapted: Set(modules.map(\.module)), spec,
-            remade: RemadeActivations(tokens: Self.promptChunk, spec, arena: arena), arena: arena)
+            arena: arena)
+        workspace = LayerWorkspace(tokens: Self.promptChunk, spec, .forwardOnly, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseRMS = arena.floats(1)
@@ -147,10 +149,10 @@ package final class Generator {
         for index in 0..<spec.layerCount {
             DecoderLayer(
                 index: index, spec: spec, weights: model.layers[index], adapters: adapters, rotary: rotary,
-                dropped: nil, dropoutKey: nil, rounding: .unrounded, pool: pool
+                dropped: nil, masks: nil, rounding: .unrounded, smoothing: .none, pool: pool
             ).forwardCached(
                 input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
-                into: output)
+                workspace, into: output)
             swap(&input, &output)
         }
         let last = Tensor(input.row(new.count - 1), rows: 1, columns: spec.hiddenSize)

@@ -3,23 +3,20 @@
 import EdgeModel
 import EdgeTensor
 
-/// Which activations the forward keeps for the backward.
-package enum RecomputePolicy: String, Equatable, Sendable {
-    /// The result of every product: no product is computed twice.
-    case keepAll
-    /// Only each layer's input; everything else is computed again in the backward.
-    case everyLayer
-}
-
-/// The sizes that decide how much memory a step takes.
+/// What a step may trade for memory, and the sizes that decide how much it takes.
 package struct StepShape: Equatable, Sendable {
     /// Tokens of the largest micro-batch, held-out batches included.
     package var tokens: Int
     /// Tokens of the longest sample.
     package var longestSample: Int
-    package var policy: RecomputePolicy
     /// Loss tokens whose logits exist at once.
     package var lossChunk: Int
+    /// Trained layers, the uppermost, that keep the results of their products; those of the others are computed again in the
+    /// backward.
+    package var keptLayers: Int
+    package var weights: WeightResidence
+    package var checkpoints: CheckpointStorage
+    package var gradients: AdapterSet.GradientExtent
     package var threads: Int
     /// Whether a second copy of the adapter is kept: the best one so far.
     package var keepsBest: Bool
@@ -27,13 +24,17 @@ package struct StepShape: Equatable, Sendable {
     package var compute: ComputeType
 
     package init(
-        tokens: Int, longestSample: Int, policy: RecomputePolicy, lossChunk: Int, threads: Int, keepsBest: Bool,
-        compute: ComputeType
+        tokens: Int, longestSample: Int, lossChunk: Int, keptLayers: Int, weights: WeightResidence = .resident,
+        checkpoints: CheckpointStorage = .memory, gradients: AdapterSet.GradientExtent = .allLayers, threads: Int,
+        keepsBest: Bool, compute: ComputeType
     ) {
         self.tokens = tokens
         self.longestSample = longestSample
-        self.policy = policy
         self.lossChunk = lossChunk
+        self.keptLayers = keptLayers
+        self.weights = weights
+        self.checkpoints = checkpoints
+        self.gradients = gradients
         self.threads = threads
         self.keepsBest = keepsBest
         self.compute = compute
@@ -49,13 +50,18 @@ package struct MemoryModel {
     package let spec: DecoderSpec
     package let lora: LoRASpec
     package let modules: [ModuleID]
-    package let weightBytes: ByteCount
+    package let weights: WeightParts
 
-    package init(spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weightBytes: ByteCount) {
+    package init(spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weights: WeightParts) {
         self.spec = spec
         self.lora = lora
         self.modules = modules
-        self.weightBytes = weightBytes
+        self.weights = weights
+    }
+
+    package init(_ model: BaseModel, lora: LoRASpec) throws {
+        self.init(
+            spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weights: WeightParts(model))
     }
 
     /// Program, libraries, runtime, thread stacks and malloc's own, before the first tensor: measured as the resident
@@ -74,35 +80,52 @@ package struct MemoryModel {
     package func adapters(_ shape: StepShape) -> ByteCount {
         shape.keepsBest ? parameterFloats + parameterFloats : parameterFloats
     }
-    /// The copy that is published; it is made before the arena goes.
-    package var publishedCopy: ByteCount { parameterFloats }
     /// While the artifact is written and read back the arena is gone. What there is then: the copy, the file's bytes,
     /// their decompressed form, and the tensors read from it.
     package var publication: ByteCount { ByteCount(parameterFloats.bytes * 5) }
-    package var gradients: ByteCount { parameterFloats }
+    package func gradients(_ shape: StepShape) -> ByteCount {
+        .floats(AdapterSet.gradientCount(modules, rank: lora.rank, of: spec, shape.gradients))
+    }
     package var optimizer: ByteCount { parameterFloats + parameterFloats }
 
-    /// Inputs of the trained layers, the last layer's output, and one more that the frozen layers below alternate with.
     package func layerCheckpoints(_ shape: StepShape) -> ByteCount {
-        let one = ByteCount.floats(shape.tokens * spec.hiddenSize)
-        return ByteCount(one.bytes * (trainedLayers + 2))
+        LayerCheckpoints.bytes(shape.checkpoints, tokens: shape.tokens, trainedLayers: trainedLayers, spec)
+    }
+    /// Of disk.
+    package func spill(_ shape: StepShape) -> ByteCount {
+        shape.checkpoints == .file
+            ? LayerCheckpoints.fileBytes(tokens: shape.tokens, trainedLayers: trainedLayers, spec) : .zero
     }
 
-    package func activations(_ shape: StepShape) -> ByteCount {
-        let one = LayerActivations.bytes(tokens: shape.tokens, rank: lora.rank, adapted: adaptedModules, spec)
-        return ByteCount(one.bytes * (shape.policy == .keepAll ? trainedLayers : 1))
-            + RemadeActivations.bytes(tokens: shape.tokens, spec)
+    private func oneLayer(_ shape: StepShape) -> ByteCount {
+        LayerActivations.bytes(tokens: shape.tokens, rank: lora.rank, adapted: adaptedModules, spec)
+    }
+    /// Of the layers that keep them.
+    package func keptActivations(_ shape: StepShape) -> ByteCount {
+        ByteCount(oneLayer(shape).bytes * shape.keptLayers)
     }
 
-    package func layerGradients(_ shape: StepShape) -> ByteCount {
-        LayerGradients.bytes(tokens: shape.tokens, rank: lora.rank, spec) + .floats(shape.tokens * spec.hiddenSize)
+    /// The layer at work: what it computes again, and the backward's own.
+    func layerWork(_ shape: StepShape) -> ByteCount {
+        oneLayer(shape) + LayerWorkspace.bytes(tokens: shape.tokens, spec, .training(rank: lora.rank))
             + (lora.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero)
     }
 
-    package func loss(_ shape: StepShape) -> ByteCount {
+    func loss(_ shape: StepShape) -> ByteCount {
         let hidden = ByteCount.floats(shape.lossChunk * spec.hiddenSize)
         let row = ByteCount.floats(shape.lossChunk)
         return .floats(shape.lossChunk * spec.vocabularySize) + hidden + hidden + hidden + row + row
+    }
+
+    /// Between forward and backward the head works, before and after it a layer, in the same memory.
+    package func work(_ shape: StepShape) -> ByteCount { max(layerWork(shape), loss(shape)) }
+
+    /// The gradient of the layer's output, which goes from layer to layer.
+    package func hiddenGradient(_ shape: StepShape) -> ByteCount { .floats(shape.tokens * spec.hiddenSize) }
+
+    package func smoothing(_ shape: StepShape) -> ByteCount {
+        guard shape.compute == .int8 else { return .zero }
+        return ByteCount(LayerSmoothing.bytes(spec).bytes * spec.layerCount) + .floats(spec.hiddenSize)
     }
 
     /// The largest of a step's products: its left operands in the type that is computed in.
@@ -124,27 +147,25 @@ package struct MemoryModel {
     package func scratch(_ shape: StepShape) -> ByteCount {
         WorkerPool.scratchBytes(threads: shape.threads, scratchFloats: scratchFloats(shape))
             + RotaryEmbedding.bytes(positions: shape.longestSample, headDim: spec.headDim)
-            + ByteCount(4 * ByteCount.floats(shape.tokens).bytes)
+            + ByteCount(4 * ByteCount.floats(shape.tokens).bytes) + .floats((weights.embeddingRowBytes + 3) / 4)
     }
 
     /// Everything that one arena holds.
     package func arena(_ shape: StepShape) -> ByteCount {
-        adapters(shape) + gradients + optimizer + layerCheckpoints(shape) + activations(shape) + layerGradients(shape)
-            + loss(shape) + rounding(shape) + scratch(shape)
+        adapters(shape) + gradients(shape) + optimizer + layerCheckpoints(shape) + keptActivations(shape)
+            + work(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
     }
 
     package func pools(_ shape: StepShape) -> [Pool] {
         [
-            Pool(name: "base weights, mapped", size: weightBytes),
+            Pool(name: "base weights, \(shape.weights.rawValue)", size: weights.residentBytes(shape.weights)),
             Pool(name: "adapters", size: adapters(shape)),
-            Pool(name: "gradients", size: gradients),
+            Pool(name: "gradients", size: gradients(shape)),
             Pool(name: "optimizer state", size: optimizer),
-            Pool(name: "adapter to publish", size: publishedCopy),
             Pool(name: "layer checkpoints", size: layerCheckpoints(shape)),
-            Pool(name: "activations", size: activations(shape)),
-            Pool(name: "layer gradients", size: layerGradients(shape)),
-            Pool(name: "loss chunk", size: loss(shape)),
-            Pool(name: "rounded operands", size: rounding(shape)),
+            Pool(name: "kept activations", size: keptActivations(shape)),
+            Pool(name: "layer at work, or head and loss", size: work(shape) + hiddenGradient(shape)),
+            Pool(name: "rounded operands", size: rounding(shape) + smoothing(shape)),
             Pool(name: "kernel panels and tables", size: scratch(shape)),
             Pool(name: "program and libraries", size: Self.processBytes),
         ]
@@ -152,6 +173,8 @@ package struct MemoryModel {
 
     /// The larger of the training's and the publication's; the first, but for the smallest batches.
     package func peak(_ shape: StepShape) -> ByteCount {
-        max(pools(shape).reduce(.zero) { $0 + $1.size }, weightBytes + publication + Self.processBytes)
+        max(
+            pools(shape).reduce(.zero) { $0 + $1.size },
+            weights.residentBytes(shape.weights) + publication + Self.processBytes)
     }
 }

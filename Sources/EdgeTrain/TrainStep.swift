@@ -44,29 +44,49 @@ package final class TrainStep {
     private let pool: WorkerPool
     private let rotary: RotaryEmbedding
     private let rounding: RoundedRows
-
-    /// Inputs of the layers from the lowest adapted one on, and the last layer's output.
-    private let layerInputs: [Tensor]
-    /// What the frozen layers below alternate with.
-    private let spare: Tensor
-    /// One, or one per trained layer: `RecomputePolicy`.
-    private let activations: [LayerActivations]
-    private let layerGradients: LayerGradients
+    private let weights: WeightStream
+    private let checkpoints: LayerCheckpoints
+    /// Of the uppermost layers, by layer.
+    private let kept: [LayerActivations]
+    /// What every other layer uses.
+    private let activations: LayerActivations
+    private let workspace: LayerWorkspace
     private let dH: Tensor
     private let dropped: Tensor?
-    private let logits: Tensor
-    private let headInput: Tensor
-    private let headNormed: Tensor
-    private let dHead: Tensor
-    private let headInverseRMS: UnsafeMutablePointer<Float>
-    private let losses: UnsafeMutablePointer<Float>
+    private let head: HeadMemory
+    /// Empty unless products are computed in int8.
+    private let smoothing: [LayerSmoothing]
+    private let headSmoothing: UnsafeMutablePointer<Float>?
+    private let embeddingRow: UnsafeMutableRawPointer
     private let tokens: UnsafeMutablePointer<Int32>
     private let positions: UnsafeMutablePointer<Int32>
     private let lossRows: UnsafeMutablePointer<Int32>
     private let targets: UnsafeMutablePointer<Int32>
 
-    /// - Parameter arena: has room for all pools of `MemoryModel.arena` that this type and its pool take.
-    package init(model: BaseModel, memory: MemoryModel, shape: StepShape, kernels: KernelSet, arena: Arena) {
+    /// What the head needs for one chunk of loss tokens.
+    private struct HeadMemory {
+        let logits: Tensor, input: Tensor, normed: Tensor, dInput: Tensor
+        let inverseRMS: UnsafeMutablePointer<Float>
+        let losses: UnsafeMutablePointer<Float>
+
+        init(_ shape: StepShape, _ spec: DecoderSpec, arena: Arena) {
+            logits = arena.tensor(shape.lossChunk, spec.vocabularySize)
+            input = arena.tensor(shape.lossChunk, spec.hiddenSize)
+            normed = arena.tensor(shape.lossChunk, spec.hiddenSize)
+            dInput = arena.tensor(shape.lossChunk, spec.hiddenSize)
+            inverseRMS = arena.floats(shape.lossChunk)
+            losses = arena.floats(shape.lossChunk)
+        }
+    }
+
+    /// - Parameters:
+    ///   - arena: has room for all pools of `MemoryModel.arena` that this type and its pool take.
+    ///   - spillDirectory: where layer checkpoints go when they go to a file.
+    /// - Throws: `FileError` when that file cannot have its size.
+    package init(
+        model: BaseModel, memory: MemoryModel, shape: StepShape, kernels: KernelSet, arena: Arena,
+        spillDirectory: String
+    ) throws {
         let spec = model.spec
         self.model = model
         self.shape = shape
@@ -76,27 +96,37 @@ package final class TrainStep {
             positions: shape.longestSample, headDim: spec.headDim, theta: spec.ropeTheta, pairing: spec.rotaryPairing,
             arena: arena)
         rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
+        weights = WeightStream(model, shape.weights)
         let count = AdapterSet.layout(memory.modules, rank: memory.lora.rank, of: spec).count
         adapters = AdapterSet(
             memory.lora, modules: memory.modules, of: spec, parameters: arena.floats(count),
-            gradients: arena.floats(count))
-        layerInputs = (0...memory.trainedLayers).map { _ in arena.tensor(shape.tokens, spec.hiddenSize) }
-        spare = arena.tensor(shape.tokens, spec.hiddenSize)
-        let remade = RemadeActivations(tokens: shape.tokens, spec, arena: arena)
-        activations = (0..<(shape.policy == .keepAll ? memory.trainedLayers : 1)).map { _ in
+            gradients: arena.floats(
+                AdapterSet.gradientCount(memory.modules, rank: memory.lora.rank, of: spec, shape.gradients)),
+            shape.gradients)
+        checkpoints = try LayerCheckpoints(
+            shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestLayer, spec, directory: spillDirectory,
+            arena: arena)
+        func layerActivations() -> LayerActivations {
             LayerActivations(
-                tokens: shape.tokens, rank: memory.lora.rank, adapted: memory.adaptedModules, spec, remade: remade,
-                arena: arena)
+                tokens: shape.tokens, rank: memory.lora.rank, adapted: memory.adaptedModules, spec, arena: arena)
         }
-        layerGradients = LayerGradients(tokens: shape.tokens, rank: memory.lora.rank, spec, arena: arena)
+        kept = (0..<shape.keptLayers).map { _ in layerActivations() }
+        let (layer, head) = arena.either {
+            (
+                layerActivations(),
+                LayerWorkspace(tokens: shape.tokens, spec, .training(rank: memory.lora.rank), arena: arena),
+                memory.lora.dropout > 0 ? arena.tensor(shape.tokens, memory.widestInput) : nil
+            )
+        } or: {
+            HeadMemory(shape, spec, arena: arena)
+        }
+        (activations, workspace, dropped) = layer
+        self.head = head
         dH = arena.tensor(shape.tokens, spec.hiddenSize)
-        dropped = memory.lora.dropout > 0 ? arena.tensor(shape.tokens, memory.widestInput) : nil
-        logits = arena.tensor(shape.lossChunk, spec.vocabularySize)
-        headInput = arena.tensor(shape.lossChunk, spec.hiddenSize)
-        headNormed = arena.tensor(shape.lossChunk, spec.hiddenSize)
-        dHead = arena.tensor(shape.lossChunk, spec.hiddenSize)
-        headInverseRMS = arena.floats(shape.lossChunk)
-        losses = arena.floats(shape.lossChunk)
+        let isSmoothed = shape.compute == .int8
+        smoothing = isSmoothed ? (0..<spec.layerCount).map { _ in LayerSmoothing(spec, arena: arena) } : []
+        headSmoothing = isSmoothed ? arena.floats(spec.hiddenSize) : nil
+        embeddingRow = UnsafeMutableRawPointer(arena.floats((model.embedding.rowBytes + 3) / 4))
         tokens = arena.integers(shape.tokens)
         positions = arena.integers(shape.tokens)
         lossRows = arena.integers(shape.tokens)
@@ -111,49 +141,76 @@ package final class TrainStep {
         set { pool.observer = newValue }
     }
 
-    /// Adds the gradients of `lossScale` · Σ nll to the adapters' gradients; returns Σ nll over the loss tokens, in nats.
-    ///
-    /// - Parameter dropoutKey: seeds the masks; nil: no dropout.
-    package func accumulate(_ microBatch: MicroBatch, lossScale: Float, dropoutKey: UInt64?) -> Double {
+    /// Finds what int8 products divide the channels of their inputs by, from the frozen model's own activations on these
+    /// samples: before the first step, and again before a resumed run's. Other types need none.
+    package func measureSmoothing(_ microBatch: MicroBatch) throws {
+        guard let headSmoothing else { return }
         let batch = load(microBatch)
-        forward(batch, dropoutKey: dropoutKey, rounding)
-        let dH = dH.prefix(batch.tokenCount)
-        dH.clear()
-        let loss = headLoss(microBatch.lossRows.count, tokens: batch.tokenCount, .gradient(scale: lossScale))
-        for index in stride(from: model.spec.layerCount - 1, through: adapters.lowestLayer, by: -1) {
-            let layer = layer(index, dropoutKey: dropoutKey, rounding)
-            let input = input(of: index, tokens: batch.tokenCount)
-            let kept = activations(of: index)
-            switch shape.policy {
-            case .everyLayer: layer.forward(input, batch, kept, into: nil)
-            case .keepAll: layer.remake(input, kept)
-            }
-            layer.backward(
-                dH: dH, input, batch, kept, layerGradients,
-                index == adapters.lowestLayer ? .isFrozen : .needsGradient)
-        }
-        return loss
+        try forward(batch, .measuringSmoothing)
+        // The head's input, of all rows together: the layers are done with the workspace.
+        let normed = workspace.n1.prefix(batch.tokenCount)
+        rmsNorm(
+            checkpoints.input(of: model.spec.layerCount), weight: model.outputNorm, epsilon: model.spec.rmsNormEpsilon,
+            into: normed, inverseRMS: activations.inverseRMS1, on: pool)
+        EdgeTensor.measureSmoothing(normed, into: headSmoothing, on: pool)
     }
 
-    /// Σ nll over the loss tokens, in nats, without gradients or dropout.
-    package func evaluate(_ microBatch: MicroBatch) -> Double {
+    /// Adds the gradients of `lossScale` · Σ nll to the adapters' gradients, and Σ nll over the loss tokens to `loss`, in nats.
+    ///
+    /// - Parameters:
+    ///   - masks: nil: no dropout.
+    ///   - finished: called with each adapted layer once its gradients are complete, from the last to the first.
+    /// - Throws: `FileError` when weights or spilled layer inputs cannot be read or written, and what `finished` throws.
+    package func accumulate(
+        _ microBatch: MicroBatch, lossScale: Float, masks: DropoutMasks?, loss: inout Double,
+        finished: (_ layer: Int) throws -> Void = { _ in }
+    ) throws {
         let batch = load(microBatch)
-        forward(batch, dropoutKey: nil, .unrounded)
-        return headLoss(microBatch.lossRows.count, tokens: batch.tokenCount, .lossOnly)
+        try forward(batch, .training(masks))
+        let dH = dH.prefix(batch.tokenCount)
+        dH.clear()
+        try headLoss(microBatch.lossRows.count, .gradient(scale: lossScale), after: .layer(model.spec.layerCount - 1), &loss)
+        for index in stride(from: model.spec.layerCount - 1, through: adapters.lowestLayer, by: -1) {
+            try weights.use(.layer(index), next: .layer(index == adapters.lowestLayer ? 0 : index - 1))
+            let layer = layer(index, .training(masks))
+            let input = try checkpoints.fetch(index, on: pool)
+            let activations = activations(of: index)
+            if keeps(index) {
+                layer.remake(input, activations, workspace)
+            } else {
+                layer.forward(input, batch, activations, workspace, into: nil)
+            }
+            layer.backward(
+                dH: dH, input, batch, activations, workspace,
+                index == adapters.lowestLayer ? .isFrozen : .needsGradient)
+            if !adapters.layerRanges[index].isEmpty { try finished(index) }
+        }
+    }
+
+    /// Adds Σ nll over the loss tokens to `loss`, in nats, without gradients or dropout.
+    package func evaluate(_ microBatch: MicroBatch, loss: inout Double) throws {
+        try forward(load(microBatch), .evaluation)
+        try headLoss(microBatch.lossRows.count, .lossOnly, after: .layer(0), &loss)
     }
 
     /// Logits of every token, a chunk at a time: for goldens and tools.
-    package func logits(of microBatch: MicroBatch, _ body: (_ firstToken: Int, _ logits: Tensor) -> Void) {
+    package func logits(of microBatch: MicroBatch, _ body: (_ firstToken: Int, _ logits: Tensor) -> Void) throws {
         let batch = load(microBatch)
-        forward(batch, dropoutKey: nil, .unrounded)
+        try forward(batch, .evaluation)
         for row in 0..<batch.tokenCount { lossRows[row] = Int32(row) }
         for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, batch.tokenCount - first)
-            body(first, headLogits(first: first, rows: rows, tokens: batch.tokenCount, .unrounded))
+            body(first, try headLogits(first: first, rows: rows, .unrounded, after: .headSlice(0)))
         }
     }
 
-    package func clearGradients() { adapters.gradients.update(repeating: 0, count: adapters.parameterCount) }
+    package func clearGradients() {
+        let count = adapters.extent == .allLayers ? adapters.parameterCount : adapters.layerRanges.map(\.count).max() ?? 0
+        adapters.gradients.update(repeating: 0, count: count)
+    }
+
+    /// Takes the streamed weights out of the resident set, for the time when they are not needed.
+    package func releaseWeights() throws { try weights.releaseAll() }
 
     /// Copies the micro-batch into the arena, where the kernels read it.
     private func load(_ microBatch: MicroBatch) -> PackedBatch {
@@ -169,47 +226,88 @@ package final class TrainStep {
         return PackedBatch(tokenCount: count, positions: UnsafePointer(positions), spans: microBatch.spans)
     }
 
-    private func layer(_ index: Int, dropoutKey: UInt64?, _ rounding: RoundedRows) -> DecoderLayer {
-        DecoderLayer(
-            index: index, spec: model.spec, weights: model.layers[index], adapters: adapters, rotary: rotary,
-            dropped: dropped, dropoutKey: dropoutKey, rounding: rounding, pool: pool)
+    private enum Pass {
+        case training(DropoutMasks?)
+        /// In f32, without dropout.
+        case evaluation
+        /// In f32, without adapters.
+        case measuringSmoothing
     }
 
-    /// Input of layer `index`, or the output of the last layer when `index` is the layer count.
-    private func input(of index: Int, tokens: Int) -> Tensor {
-        let lowest = adapters.lowestLayer
-        if index >= lowest { return layerInputs[index - lowest].prefix(tokens) }
-        // Frozen layers alternate, so that the lowest adapted layer's input lands in its own place.
-        return ((lowest - index) % 2 == 0 ? layerInputs[0] : spare).prefix(tokens)
+    private func layer(_ index: Int, _ pass: Pass) -> DecoderLayer {
+        var masks: DropoutMasks?
+        var smoothed = DecoderLayer.Smoothing.none
+        var (adapters, rounding) = (Optional(adapters), RoundedRows.unrounded)
+        switch pass {
+        case .training(let ofBatch):
+            (masks, rounding) = (ofBatch, self.rounding)
+            if !smoothing.isEmpty { smoothed = .of(smoothing[index]) }
+        case .evaluation: break
+        case .measuringSmoothing:
+            adapters = nil
+            smoothed = .measured(smoothing[index])
+        }
+        return DecoderLayer(
+            index: index, spec: model.spec, weights: model.layers[index], adapters: adapters, rotary: rotary,
+            dropped: dropped, masks: masks, rounding: rounding, smoothing: smoothed, pool: pool)
     }
+
+    private func keeps(_ index: Int) -> Bool { index >= model.spec.layerCount - shape.keptLayers }
 
     private func activations(of index: Int) -> LayerActivations {
-        shape.policy == .keepAll ? activations[max(0, index - adapters.lowestLayer)] : activations[0]
+        keeps(index) ? kept[index - (model.spec.layerCount - shape.keptLayers)] : activations
     }
 
-    private func forward(_ batch: PackedBatch, dropoutKey: UInt64?, _ rounding: RoundedRows) {
-        let count = batch.tokenCount
-        decodeRows(model.embedding, tokens, into: input(of: 0, tokens: count), on: pool)
-        for index in 0..<model.spec.layerCount {
-            layer(index, dropoutKey: dropoutKey, rounding).forward(
-                input(of: index, tokens: count), batch, activations(of: index),
-                into: input(of: index + 1, tokens: count))
+    private func forward(_ batch: PackedBatch, _ pass: Pass) throws {
+        let last = model.spec.layerCount - 1
+        checkpoints.begin(tokens: batch.tokenCount)
+        try embed(into: checkpoints.input(of: 0))
+        for index in 0...last {
+            try weights.use(.layer(index), next: index < last ? .layer(index + 1) : .headSlice(0))
+            let input = checkpoints.input(of: index)
+            layer(index, pass).forward(
+                input, batch, activations(of: index), workspace, into: try checkpoints.output(of: index))
+            if case .training = pass { checkpoints.keep(index, on: pool) }
         }
     }
 
-    private func headLogits(first: Int, rows: Int, tokens: Int, _ rounding: RoundedRows) -> Tensor {
-        let hidden = input(of: model.spec.layerCount, tokens: tokens)
-        let headInput = headInput.prefix(rows), headNormed = headNormed.prefix(rows), logits = logits.prefix(rows)
+    /// Rows of the embedding are read, not mapped, unless they are the head's and stay in any case.
+    private func embed(into h: Tensor) throws {
+        if shape.weights == .resident && model.isHeadTied {
+            decodeRows(model.embedding, tokens, into: h, on: pool)
+            return
+        }
+        let (region, first) = (model.file.region, model.embeddingRange.lowerBound)
+        try decodeRows(model.embedding, tokens, into: h, row: embeddingRow, kernels: pool.kernels) { offset, count, row in
+            try region.read(at: first + offset, count: count, into: row)
+        }
+    }
+
+    /// - Parameter after: the part of the weights that is needed when the head is done.
+    private func headLogits(first: Int, rows: Int, _ rounding: RoundedRows, after next: WeightParts.Part) throws -> Tensor {
+        let hidden = checkpoints.input(of: model.spec.layerCount)
+        let input = head.input.prefix(rows), normed = head.normed.prefix(rows), logits = head.logits.prefix(rows)
         for row in 0..<rows {
-            headInput.row(row).update(from: hidden.row(Int(lossRows[first + row])), count: hidden.columns)
+            input.row(row).update(from: hidden.row(Int(lossRows[first + row])), count: hidden.columns)
         }
         rmsNorm(
-            headInput, weight: model.outputNorm, epsilon: model.spec.rmsNormEpsilon, into: headNormed,
-            inverseRMS: headInverseRMS, on: pool)
-        linear(
-            rounding([headNormed], smoothing: true, on: pool)[0], [LinearOutput(weight: model.head, adapter: nil, y: logits)],
-            as: .headProduct, on: pool)
+            input, weight: model.outputNorm, epsilon: model.spec.rmsNormEpsilon, into: normed,
+            inverseRMS: head.inverseRMS, on: pool)
+        let x = rounding([normed], smoothing: headSmoothing.map { UnsafePointer($0) }, on: pool)[0]
+        try forEachHeadSlice(then: next) { slice, rows in
+            linear(x, [LinearOutput(weight: slice, adapter: nil, y: logits, column: rows.lowerBound)], as: .headProduct, on: pool)
+        }
         return logits
+    }
+
+    private func forEachHeadSlice(
+        then next: WeightParts.Part, _ body: (_ slice: QuantizedMatrix, _ rows: Range<Int>) -> Void
+    ) throws {
+        let slices = weights.headSlices
+        for (index, rows) in slices.enumerated() {
+            try weights.use(.headSlice(index), next: index + 1 < slices.count ? .headSlice(index + 1) : next)
+            body(slices.count == 1 ? model.head : model.head.rows(rows), rows)
+        }
     }
 
     private enum HeadWork {
@@ -218,33 +316,36 @@ package final class TrainStep {
     }
 
     /// Head and cross-entropy together, a chunk of loss tokens at a time: logits of all tokens never exist.
-    private func headLoss(_ count: Int, tokens: Int, _ work: HeadWork) -> Double {
-        var loss = 0.0
+    private func headLoss(_ count: Int, _ work: HeadWork, after next: WeightParts.Part, _ loss: inout Double) throws {
         for first in stride(from: 0, to: count, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, count - first)
-            let (scale, rounding): (Float, RoundedRows) =
+            let afterChunk = first + rows < count ? .headSlice(0) : next
+            let (scale, rounding, afterLogits): (Float, RoundedRows, WeightParts.Part) =
                 switch work {
-                case .lossOnly: (0, .unrounded)
-                case .gradient(let scale): (scale, self.rounding)
+                case .lossOnly: (0, .unrounded, afterChunk)
+                case .gradient(let scale): (scale, self.rounding, .headSlice(0))
                 }
-            let logits = headLogits(first: first, rows: rows, tokens: tokens, rounding)
-            loss += crossEntropy(
-                logits: logits, targets: targets + first, gradientScale: scale, losses: losses, on: pool)
+            let logits = try headLogits(first: first, rows: rows, rounding, after: afterLogits)
+            crossEntropy(
+                logits: logits, targets: targets + first, gradientScale: scale, losses: head.losses, addingTo: &loss,
+                on: pool)
             guard case .gradient = work else { continue }
-            let dHead = dHead.prefix(rows)
-            let dNormed = headNormed.prefix(rows)  // its values are not needed again
-            linearBackward(
-                [LinearGradient(dy: rounding([logits], on: pool)[0], weight: model.head, adapter: nil)], into: dNormed,
-                as: .headProduct, on: pool)
-            dHead.clear()
+            let dInput = head.dInput.prefix(rows)
+            let dNormed = head.normed.prefix(rows)  // its values are not needed again
+            let dLogits = rounding([logits], on: pool)[0]
+            try forEachHeadSlice(then: afterChunk) { slice, rows in
+                linearBackward(
+                    [LinearGradient(dy: dLogits.columns(rows), weight: slice, adapter: nil)], into: dNormed,
+                    rows.lowerBound == 0 ? .overwrite : .add, as: .headProduct, on: pool)
+            }
+            dInput.clear()
             rmsNormBackward(
-                dNormed, headInput.prefix(rows), weight: model.outputNorm, inverseRMS: headInverseRMS,
-                addingTo: dHead, on: pool)
+                dNormed, head.input.prefix(rows), weight: model.outputNorm, inverseRMS: head.inverseRMS,
+                addingTo: dInput, on: pool)
             // A row carries loss once, so this is a copy and not a sum.
             for row in 0..<rows {
-                dH.row(Int(lossRows[first + row])).update(from: dHead.row(row), count: dHead.columns)
+                dH.row(Int(lossRows[first + row])).update(from: dInput.row(row), count: dInput.columns)
             }
         }
-        return loss
     }
 }

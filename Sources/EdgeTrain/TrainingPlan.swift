@@ -1,29 +1,57 @@
-// How a run will use its memory: the fastest way that fits the budget, or a refusal with the numbers.
+// How a run will use its memory: the fastest way that fits the budget, with what was traded for it, or a refusal with the
+// numbers. Everything that is traded is exact: the adapter has the same bits in every plan.
 import EdgeModel
 import EdgeTensor
 
 package struct TrainingPlan: Equatable, Sendable {
-    package let shape: StepShape
-    package let microBatchSize: Int
-    package let gradientAccumulation: Int
+    /// One thing that was traded for memory.
+    package struct Trade: Equatable, Sendable {
+        package let what: String
+        /// How much larger the peak would be without it.
+        package let saves: ByteCount
+        /// How much longer a step takes than without it, as a share.
+        package let costs: Double
+
+        /// For people: "recompute every layer in the backward (saves 238 MiB, +19 % time)".
+        package var text: String {
+            "\(what) (saves \(saves.mebibytes) MiB, +\(Int((costs * 100).rounded())) % time)"
+        }
+    }
+
+    package var shape: StepShape
+    /// Samples of a step are packed up to so many tokens.
+    package var tokenBudget: Int
+    package let microBatchesPerStep: Int
     package let pools: [MemoryModel.Pool]
     package let peak: ByteCount
     package let budget: ByteCount
-    /// What was traded for memory, in the order in which it was taken.
-    package let choices: [String]
+    package let trades: [Trade]
+    /// Bytes of disk beside the checkpoints.
+    package let spill: ByteCount
+    /// Of a mean step; nil where the board has not been measured.
+    package let secondsPerStep: Double?
+    package let tokensPerStep: Double
+}
+
+/// A change of the job that would make it fit, as a line of a job file.
+package struct FittingChange: Equatable, Sendable {
+    package let line: String
+    package let note: String
+    package init(line: String, note: String) {
+        self.line = line
+        self.note = note
+    }
 }
 
 package enum PlanError: Error, Equatable, CustomStringConvertible {
-    /// Even one sample per micro-batch with full recomputation needs `needed`.
-    /// `longestThatFits` is the largest sequence length, in tokens, that would fit; nil if none does.
-    case doesNotFit(needed: ByteCount, budget: ByteCount, longestSample: Int, longestThatFits: Int?)
+    /// The smallest plan needs `needed`.
+    case doesNotFit(needed: ByteCount, budget: ByteCount, changes: [FittingChange])
 
     package var description: String {
         switch self {
-        case .doesNotFit(let needed, let budget, let longestSample, let longestThatFits):
-            "needs \(needed.mebibytes) MiB, the budget is \(budget.mebibytes) MiB"
-                + (longestThatFits.map { "; sequence_len \($0) would fit (longest sample: \(longestSample) tokens)" }
-                    ?? "; no sequence length fits")
+        case .doesNotFit(let needed, let budget, let changes):
+            "needs \(needed.mebibytes) MiB at least, the budget is \(budget.mebibytes) MiB"
+                + (changes.isEmpty ? "" : "; would fit: " + changes.map(\.line).joined(separator: ", or "))
         }
     }
 }
@@ -33,87 +61,260 @@ extension ByteCount {
     package var mebibytes: Int { (bytes + 1 << 20 - 1) >> 20 }
 }
 
-/// The micro-batch sizes and their largest token counts, from the data set: what the planner may choose from.
-package struct BatchSizes {
-    package let longestSample: Int
-    package let gradientAccumulation: Int
-    package let microBatchSize: Int
-    /// Tokens of the largest micro-batch when it has that many samples, held-out batches included.
-    package let largestMicroBatch: (_ microBatchSize: Int, _ gradientAccumulation: Int) -> Int
+/// What the planner may use.
+package struct PlanLimits: Sendable {
+    package var budget: ByteCount
+    package var threads: Int
+    package var compute: ComputeType
+    package var keepsBest: Bool
+    /// Whether gradients may be applied layer by layer: no clipping by a norm of them all.
+    package var appliesLayerByLayer: Bool
+    /// Nil: not measured.
+    package var calibration: Calibration?
+    /// Whether the model's file stays in the page cache beside the job.
+    package var weightsAreCached: Bool
 
     package init(
-        longestSample: Int, microBatchSize: Int, gradientAccumulation: Int,
-        largestMicroBatch: @escaping (_ microBatchSize: Int, _ gradientAccumulation: Int) -> Int
+        budget: ByteCount, threads: Int, compute: ComputeType, keepsBest: Bool, appliesLayerByLayer: Bool,
+        calibration: Calibration?, weightsAreCached: Bool
     ) {
-        self.longestSample = longestSample
-        self.microBatchSize = microBatchSize
-        self.gradientAccumulation = gradientAccumulation
-        self.largestMicroBatch = largestMicroBatch
+        self.budget = budget
+        self.threads = threads
+        self.compute = compute
+        self.keepsBest = keepsBest
+        self.appliesLayerByLayer = appliesLayerByLayer
+        self.calibration = calibration
+        self.weightsAreCached = weightsAreCached
     }
 }
 
 extension TrainingPlan {
-    /// Walks from fast to small until the peak is within the budget.
-    package static func make(
-        _ memory: MemoryModel, batches: BatchSizes, threads: Int, keepsBest: Bool, compute: ComputeType,
-        budget: ByteCount
-    ) throws -> TrainingPlan {
-        var choices: [String] = []
-        var microBatch = batches.microBatchSize
-        var accumulation = batches.gradientAccumulation
-        var shape = StepShape(
-            tokens: batches.largestMicroBatch(microBatch, accumulation), longestSample: batches.longestSample,
-            policy: .keepAll, lossChunk: 0, threads: threads, keepsBest: keepsBest, compute: compute)
-        shape.lossChunk = min(512, shape.tokens)
-
-        func fits() -> Bool { memory.peak(shape) <= budget }
-        if !fits() {
-            shape.policy = .everyLayer
-            choices.append("recompute every layer in the backward")
-        }
-        for chunk in [256, 128, 64] where !fits() && chunk < shape.lossChunk {
-            shape.lossChunk = chunk
-            if choices.last?.hasPrefix("loss") == true { choices.removeLast() }
-            choices.append("loss in chunks of \(chunk) tokens")
-        }
-        while !fits(), microBatch > 1 {
-            // The step keeps its samples: fewer at a time, more often.
-            let smaller = (microBatch + 1) / 2
-            accumulation = (accumulation * microBatch + smaller - 1) / smaller
-            microBatch = smaller
-            shape.tokens = batches.largestMicroBatch(microBatch, accumulation)
-            shape.lossChunk = min(shape.lossChunk, shape.tokens)
-            if choices.last?.hasPrefix("micro") == true { choices.removeLast() }
-            choices.append("micro-batches of \(microBatch), \(accumulation) of them a step")
-        }
-        for chunk in [32, 16] where !fits() && chunk < shape.lossChunk {
-            shape.lossChunk = chunk
-            choices.append("loss in chunks of \(chunk) tokens")
-        }
-        guard fits() else {
+    /// Of all ways to run the job whose peak is within the budget, the one that is predicted to be fastest; of two that are
+    /// equally fast, the one with fewer trades.
+    package static func make(_ memory: MemoryModel, lengths: SampleLengths, _ limits: PlanLimits) throws -> TrainingPlan {
+        let planner = Planner(memory, lengths, limits)
+        guard let best = planner.fastest(within: limits.budget) else {
             throw PlanError.doesNotFit(
-                needed: memory.peak(shape), budget: budget, longestSample: batches.longestSample,
-                longestThatFits: longestThatFits(memory, smallest: shape, budget: budget))
+                needed: planner.smallestPeak, budget: limits.budget, changes: planner.fittingChanges())
         }
         return TrainingPlan(
-            shape: shape, microBatchSize: microBatch, gradientAccumulation: accumulation, pools: memory.pools(shape),
-            peak: memory.peak(shape), budget: budget, choices: choices)
+            shape: best.shape, tokenBudget: best.tokenBudget, microBatchesPerStep: best.microBatchesPerStep,
+            pools: memory.pools(best.shape), peak: memory.peak(best.shape), budget: limits.budget,
+            trades: planner.trades(best), spill: memory.spill(best.shape),
+            secondsPerStep: limits.calibration.map { _ in planner.secondsPerStep(best) },
+            tokensPerStep: lengths.meanStepTokens)
+    }
+}
+
+/// One way to run a job.
+private struct Candidate {
+    var shape: StepShape
+    var tokenBudget: Int
+    var microBatchesPerStep: Int
+}
+
+private struct Planner {
+    let memory: MemoryModel
+    let lengths: SampleLengths
+    let limits: PlanLimits
+    /// By token budget, largest first.
+    private let batches: [(tokenBudget: Int, size: MicroBatchSize)]
+
+    /// Packed tokens that are worth trying: beyond the first, products gain nothing.
+    private static let tokenBudgets = [2048, 1024, 512, 256]
+    private static let lossChunks = [1024, 512, 256, 128, 96, 64, 48, 32, 16]
+
+    init(_ memory: MemoryModel, _ lengths: SampleLengths, _ limits: PlanLimits) {
+        self.memory = memory
+        self.lengths = lengths
+        self.limits = limits
+        let most = max(lengths.longest, lengths.mostStepTokens)
+        let budgets = Set((Self.tokenBudgets + [lengths.longest]).map { min(max($0, lengths.longest), most) })
+        batches = budgets.sorted(by: >).map { ($0, lengths.largestMicroBatch(tokenBudget: $0)) }
     }
 
-    private static func longestThatFits(_ memory: MemoryModel, smallest: StepShape, budget: ByteCount) -> Int? {
-        func fits(_ length: Int) -> Bool {
-            var shape = smallest
-            shape.tokens = length
-            shape.longestSample = length
-            shape.lossChunk = min(shape.lossChunk, length)
-            return memory.peak(shape) <= budget
+    /// Without kept layers, weights resident, layer inputs in memory.
+    private func candidate(_ batch: (tokenBudget: Int, size: MicroBatchSize), lossChunk: Int) -> Candidate {
+        Candidate(
+            shape: StepShape(
+                tokens: batch.size.tokens, longestSample: lengths.longest,
+                lossChunk: min(lossChunk, max(1, batch.size.lossTokens)), keptLayers: 0,
+                gradients: limits.appliesLayerByLayer && batch.size.perStep == 1 ? .oneLayer : .allLayers,
+                threads: limits.threads, keepsBest: limits.keepsBest, compute: limits.compute),
+            tokenBudget: batch.tokenBudget, microBatchesPerStep: batch.size.perStep)
+    }
+
+    /// Every way but for the number of kept layers, fewest trades first.
+    private func candidates() -> [Candidate] {
+        var all: [Candidate] = []
+        for weights in WeightResidence.allCases {
+            for checkpoints in [CheckpointStorage.memory, .file] {
+                for batch in batches {
+                    var chunks: Set<Int> = []
+                    for lossChunk in Self.lossChunks {
+                        var one = candidate(batch, lossChunk: lossChunk)
+                        guard chunks.insert(one.shape.lossChunk).inserted else { continue }
+                        one.shape.weights = weights
+                        one.shape.checkpoints = checkpoints
+                        all.append(one)
+                    }
+                }
+            }
         }
+        return all
+    }
+
+    func secondsPerStep(_ candidate: Candidate) -> Double {
+        let stepTokens = lengths.meanStepTokens
+        let mean = stepTokens / Double(max(1, min(lengths.training.count, candidate.microBatchesPerStep)))
+        // As many as the mean step's tokens fill, in the mean as full as the largest is.
+        let count = max(1, (stepTokens / Double(max(1, candidate.shape.tokens))).rounded(.up))
+        let tokens = max(mean, stepTokens / count)
+        let cost = StepCost(
+            memory, candidate.shape, tokens: tokens, lossTokens: tokens * lengths.meanLossShare,
+            sampleTokens: meanSampleTokens)
+        return cost.seconds(limits.calibration ?? .nominal, weightsAreCached: limits.weightsAreCached) * stepTokens / tokens
+    }
+
+    /// Mean over tokens, not over samples: long samples have more of them.
+    private var meanSampleTokens: Double {
+        let (sum, squares) = lengths.training.reduce(into: (0.0, 0.0)) {
+            $0.0 += Double($1.tokens)
+            $0.1 += Double($1.tokens * $1.tokens)
+        }
+        return squares / max(1, sum)
+    }
+
+    /// Nil when nothing fits.
+    func fastest(within budget: ByteCount) -> Candidate? {
+        var best: (candidate: Candidate, seconds: Double)?
+        for var candidate in candidates() {
+            guard let kept = keptLayers(candidate.shape, within: budget) else { continue }
+            candidate.shape.keptLayers = kept
+            let seconds = secondsPerStep(candidate)
+            // Half a percent is less than the prediction can tell apart.
+            if seconds < 0.995 * (best?.seconds ?? .infinity) { best = (candidate, seconds) }
+        }
+        return best?.candidate
+    }
+
+    /// As many as fit; nil when even none is too much.
+    private func keptLayers(_ shape: StepShape, within budget: ByteCount) -> Int? {
+        let none = memory.peak(shape)
+        guard none <= budget else { return nil }
+        var one = shape
+        one.keptLayers = 1
+        let each = memory.keptActivations(one).bytes
+        return min(memory.trainedLayers, (budget.bytes - none.bytes) / max(1, each))
+    }
+
+    var smallestPeak: ByteCount { candidates().map { memory.peak($0.shape) }.min()! }
+
+    /// What the candidate has given up against the fastest way in unlimited memory, each with what it would take to have it
+    /// back.
+    func trades(_ chosen: Candidate) -> [TrainingPlan.Trade] {
+        guard let free = fastest(within: ByteCount(.max / 4)) else { return [] }
+        let (peak, seconds) = (memory.peak(chosen.shape), secondsPerStep(chosen))
+        var trades: [TrainingPlan.Trade] = []
+        func trade(_ what: String, _ undo: (inout Candidate) -> Void) {
+            var without = chosen
+            undo(&without)
+            trades.append(
+                TrainingPlan.Trade(
+                    what: what, saves: ByteCount(max(0, memory.peak(without.shape).bytes - peak.bytes)),
+                    costs: max(0, seconds / secondsPerStep(without) - 1)))
+        }
+        let recomputed = memory.trainedLayers - chosen.shape.keptLayers
+        if recomputed > 0 {
+            trade(
+                recomputed == memory.trainedLayers
+                    ? "recompute every layer in the backward" : "recompute \(recomputed) of \(memory.trainedLayers) layers in the backward"
+            ) { $0.shape.keptLayers = memory.trainedLayers }
+        }
+        if chosen.tokenBudget < free.tokenBudget {
+            trade("micro-batches of at most \(chosen.shape.tokens) tokens, \(chosen.microBatchesPerStep) a step") {
+                $0.shape.tokens = free.shape.tokens
+                $0.tokenBudget = free.tokenBudget
+                $0.microBatchesPerStep = free.microBatchesPerStep
+            }
+        }
+        if chosen.shape.lossChunk < free.shape.lossChunk {
+            trade("loss in chunks of \(chosen.shape.lossChunk) tokens") { $0.shape.lossChunk = free.shape.lossChunk }
+        }
+        if chosen.shape.weights != free.shape.weights {
+            trade("base weights streamed: two parts of the model at a time") { $0.shape.weights = .resident }
+        }
+        if chosen.shape.checkpoints != free.shape.checkpoints {
+            trade("layer inputs in a file: \(memory.spill(chosen.shape).mebibytes) MiB of disk") {
+                $0.shape.checkpoints = .memory
+            }
+        }
+        return trades
+    }
+
+    // MARK: refusal
+
+    /// Whether the job would fit if it were changed so.
+    private func fits(_ memory: MemoryModel, longest: Int) -> Bool {
+        let cut = SampleLengths.Length(tokens: longest, lossTokens: min(longest, batches.last!.size.lossTokens))
+        let shorter = longest < lengths.longest
+        let size = shorter ? MicroBatchSize(tokens: longest, lossTokens: cut.lossTokens, perStep: 2) : batches.last!.size
+        for weights in WeightResidence.allCases {
+            for checkpoints in [CheckpointStorage.memory, .file] {
+                var one = candidate((longest, size), lossChunk: Self.lossChunks.last!)
+                one.shape.longestSample = longest
+                one.shape.weights = weights
+                one.shape.checkpoints = checkpoints
+                if memory.peak(one.shape) <= limits.budget { return true }
+            }
+        }
+        return false
+    }
+
+    private func changed(_ change: (inout LoRASpec) -> Void) -> MemoryModel? {
+        var lora = memory.lora
+        change(&lora)
+        guard let modules = try? lora.modules(of: memory.spec) else { return nil }
+        return MemoryModel(spec: memory.spec, lora: lora, modules: modules, weights: memory.weights)
+    }
+
+    /// The nearest changes of one key each, and the budget that would do.
+    func fittingChanges() -> [FittingChange] {
+        var changes: [FittingChange] = []
         // The peak grows with the length, so halving finds the border; lengths are given in steps of eight tokens.
-        var (low, high) = (0, smallest.longestSample / 8)
+        var (low, high) = (0, lengths.longest / 8)
         while low < high {
             let middle = (low + high + 1) / 2
-            if fits(middle * 8) { low = middle } else { high = middle - 1 }
+            if fits(memory, longest: middle * 8) { low = middle } else { high = middle - 1 }
         }
-        return low == 0 ? nil : low * 8
+        if low > 0 {
+            changes.append(
+                FittingChange(line: "sequence_len: \(low * 8)", note: "leaves out longer samples; the longest has \(lengths.longest) tokens"))
+        }
+        var rank = memory.lora.rank / 2
+        while rank >= 1 {
+            let lower = rank
+            if let changed = changed({ $0.rank = lower }), fits(changed, longest: lengths.longest) {
+                changes.append(FittingChange(line: "lora_r: \(rank)", note: "smaller adapters"))
+                break
+            }
+            rank /= 2
+        }
+        if memory.adaptedModules.count > 2,
+            let changed = changed({ $0.targets = .names(["q_proj", "v_proj"]) }), fits(changed, longest: lengths.longest)
+        {
+            changes.append(FittingChange(line: "lora_target_modules: [q_proj, v_proj]", note: "attention only"))
+        }
+        let upper = memory.spec.layerCount / 2..<memory.spec.layerCount
+        if memory.lowestLayer < upper.lowerBound,
+            let changed = changed({ $0.layers = Array(upper) }), fits(changed, longest: lengths.longest)
+        {
+            changes.append(
+                FittingChange(
+                    line: "layers_to_transform: [\(upper.map(String.init).joined(separator: ", "))]",
+                    note: "the upper half of the model"))
+        }
+        changes.append(FittingChange(line: "memory_budget: \(smallestPeak.mebibytes)MiB", note: "what the job needs as it is"))
+        return changes
     }
 }

@@ -87,10 +87,11 @@ package final class TrainingRun {
 
     /// - Parameters:
     ///   - checkpoints: where resumable state is written and found.
+    ///   - spillDirectory: where layer inputs go when the plan has them in a file.
     ///   - direction: asked after every micro-batch.
     package init(
         model: BaseModel, memory: MemoryModel, spec: TrainingSpec, plan: TrainingPlan, dataset: Dataset,
-        kernels: KernelSet, checkpoints: CheckpointStore, emit: @escaping (TrainingEvent) -> Void,
+        kernels: KernelSet, checkpoints: CheckpointStore, spillDirectory: String, emit: @escaping (TrainingEvent) -> Void,
         direction: @escaping () -> RunDirection
     ) throws {
         self.spec = spec
@@ -100,14 +101,14 @@ package final class TrainingRun {
         self.emit = emit
         self.direction = direction
         arena = try Arena(capacity: memory.arena(plan.shape))
-        step = TrainStep(model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: arena)
+        step = try TrainStep(
+            model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: arena,
+            spillDirectory: spillDirectory)
         adapters = step.adapters
         optimizer = AdamW(count: adapters.parameterCount, arena: arena)
         best = plan.shape.keepsBest ? arena.floats(adapters.parameterCount) : nil
         precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
-        order = DataOrder(
-            sampleCount: dataset.training.count, microBatchSize: plan.microBatchSize,
-            gradientAccumulation: plan.gradientAccumulation, spec: spec)
+        order = DataOrder(sampleCount: dataset.training.count, spec: spec)
     }
 
     package func run() throws -> RunOutcome {
@@ -117,7 +118,7 @@ package final class TrainingRun {
         while state.step < order.totalSteps, !state.endedEarly {
             let epoch = order.epoch(state.step)
             if permutation?.epoch != epoch { permutation = (epoch, order.permutation(epoch: epoch)) }
-            guard let done = try trainStep(order.microBatches(step: state.step, permutation: permutation!.order)) else {
+            guard let done = try trainStep(order.samples(step: state.step, permutation: permutation!.order)) else {
                 // The step that was under way is dropped whole, and done again on resume.
                 if checkpointed != state.step || state.step == 0 { try checkpoint() }
                 return .stopped(step: state.step)
@@ -126,7 +127,7 @@ package final class TrainingRun {
             state.lastLoss = done.loss
             let isEvaluation = isEvaluationDue()
             emit(.step(report(done, epoch: Double(state.step) / Double(order.stepsPerEpoch))))
-            if isEvaluation { evaluate() }
+            if isEvaluation { try evaluate() }
             if state.step % spec.saveSteps == 0, state.step < order.totalSteps, !state.endedEarly {
                 try checkpoint()
                 checkpointed = state.step
@@ -138,6 +139,7 @@ package final class TrainingRun {
     }
 
     private func begin() throws {
+        try step.measureSmoothing(smoothingBatch)
         if let (found, notes) = try checkpoints.newest(parameterCount: adapters.parameterCount, keepsBest: best != nil) {
             for note in notes { emit(.log(note)) }
             state = found.state
@@ -149,11 +151,17 @@ package final class TrainingRun {
         } else {
             adapters.initialize(seed: spec.seed)
             if !dataset.heldOut.isEmpty {
-                let evaluation = measure()
+                let evaluation = try measure()
                 state.evaluations.append(evaluation)
                 emit(.evaluation(evaluation, isBest: false))
             }
         }
+    }
+
+    /// The first samples that fit in any plan: the same in all of them, and in a resumed run.
+    private var smoothingBatch: MicroBatch {
+        let first = packed(dataset.training, tokenBudget: plan.shape.longestSample, tokens: \.tokens.count)[0]
+        return MicroBatch(first)
     }
 
     private struct StepResult {
@@ -161,18 +169,20 @@ package final class TrainingRun {
     }
 
     /// Nil when asked to stop before the step was done.
-    private func trainStep(_ microBatches: [[Int]]) throws -> StepResult? {
-        let samples = microBatches.map { $0.map { dataset.training[$0] } }
-        let lossTokens = samples.reduce(0) { $0 + Dataset.lossTokens($1) }
+    private func trainStep(_ indices: ArraySlice<Int>) throws -> StepResult? {
+        let samples = indices.map { dataset.training[$0] }
+        let lossTokens = Dataset.lossTokens(samples)
+        let stepKey = RandomSource(seed: spec.seed, .dropout, UInt64(state.step)).streamKey
         step.clearGradients()
         var loss = 0.0
-        for (index, batch) in samples.enumerated() {
+        var firstSample = 0
+        for batch in packed(samples, tokenBudget: plan.tokenBudget, tokens: \.tokens.count) {
             if direction() == .stop { return nil }
-            let key = RandomSource(seed: spec.seed, .dropout, UInt64(state.step), UInt64(index)).streamKey
             // The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
-            loss += step.accumulate(
+            try step.accumulate(
                 MicroBatch(batch), lossScale: 1 / Float(max(1, lossTokens)),
-                dropoutKey: spec.lora.dropout > 0 ? key : nil)
+                masks: spec.lora.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: firstSample) : nil, loss: &loss)
+            firstSample += batch.count
         }
         let mean = loss / Double(max(1, lossTokens))
         let rate = spec.learningRate(step: state.step, of: order.totalSteps)
@@ -180,14 +190,14 @@ package final class TrainingRun {
         // Before the update: the adapter stays as it was when a number goes wrong.
         guard mean.isFinite, norm.isFinite else {
             throw TrainingError.nonFinite(
-                step: state.step + 1, loss: mean, gradNorm: norm, samples: microBatches.flatMap { $0 })
+                step: state.step + 1, loss: mean, gradNorm: norm, samples: Array(indices))
         }
         optimizer.update(
             parameters: adapters.parameters, gradients: adapters.gradients, norm: norm, step: state.step,
             learningRate: rate, spec, kernels: step.kernels)
         return StepResult(
             loss: mean, learningRate: rate, gradNorm: norm,
-            tokens: samples.reduce(0) { $0 + $1.reduce(0) { $0 + $1.tokens.count } })
+            tokens: samples.reduce(0) { $0 + $1.tokens.count })
     }
 
     private func report(_ done: StepResult, epoch: Double) -> StepReport {
@@ -202,8 +212,8 @@ package final class TrainingRun {
         return state.step % (spec.evalSteps ?? order.stepsPerEpoch) == 0 || state.step == order.totalSteps
     }
 
-    private func evaluate() {
-        let evaluation = measure()
+    private func evaluate() throws {
+        let evaluation = try measure()
         // The base itself (step 0) is no candidate: an adapter of zeros is not a result.
         let isBest = evaluation.loss < state.bestEvaluation?.loss ?? .infinity
         state.evaluations.append(evaluation)
@@ -221,22 +231,11 @@ package final class TrainingRun {
     }
 
     /// Held-out samples packed in the data set's order, as many as the plan's tokens hold.
-    private func measure() -> Evaluation {
+    private func measure() throws -> Evaluation {
         var loss = 0.0
-        var packed: [TokenizedSample] = []
-        var tokens = 0
-        func flush() {
-            guard !packed.isEmpty else { return }
-            loss += step.evaluate(MicroBatch(packed))
-            packed.removeAll(keepingCapacity: true)
-            tokens = 0
+        for batch in packed(dataset.heldOut, tokenBudget: plan.tokenBudget, tokens: \.tokens.count) {
+            try step.evaluate(MicroBatch(batch), loss: &loss)
         }
-        for sample in dataset.heldOut {
-            if tokens + sample.tokens.count > plan.shape.tokens { flush() }
-            packed.append(sample)
-            tokens += sample.tokens.count
-        }
-        flush()
         let count = Dataset.lossTokens(dataset.heldOut)
         return Evaluation(step: state.step, loss: loss / Double(max(1, count)), tokens: count)
     }

@@ -77,6 +77,15 @@ package struct TrainingSpec: Equatable, Sendable {
         self.earlyStoppingPatience = earlyStoppingPatience
     }
 
+    /// For measurements: the defaults of a job, one micro-batch a step.
+    package init(lora: LoRASpec, samplesPerStep: Int, maxSteps: Int) {
+        self.init(
+            lora: lora, sequenceLength: .max, microBatchSize: samplesPerStep, gradientAccumulation: 1, epochs: 1,
+            maxSteps: maxSteps, learningRate: 2e-4, schedule: .constant, warmUp: .steps(0), weightDecay: 0, beta1: 0.9,
+            beta2: 0.999, adamEpsilon: 1e-8, maxGradNorm: 1, seed: 1, precision: nil, evalSteps: nil, saveSteps: .max,
+            earlyStoppingPatience: nil)
+    }
+
     /// `precision`, or what the set prefers.
     /// - Throws: `PrecisionError` when the set has no instructions for it.
     package func computeType(on kernels: KernelSet) throws -> ComputeType {

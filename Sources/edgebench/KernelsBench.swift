@@ -66,6 +66,8 @@ struct KernelsBench: ParsableCommand {
         let x = arena.tensor(tokens, columns), y = arena.tensor(tokens, rows)
         let random = RandomSource(seed: 1, .sampling)
         for tensor in [x, y] { for i in 0..<tensor.count { tensor.base[i] = random.uniform(i) - 0.5 } }
+        let smoothing = arena.floats(columns)
+        measureSmoothing(x, into: smoothing, on: pool)
         let rounding = RoundedRows(
             type, capacity: RoundedRows.bytes(type, rows: tokens, widths: [max(rows, columns)]), arena: arena)
         let flop = 2 * Double(rows) * Double(columns) * Double(tokens)
@@ -73,7 +75,7 @@ struct KernelsBench: ParsableCommand {
         let runs = max(3, min(101, Int(2e9 / flop) | 1))
         let forward = Measurement.median(runs: runs) {
             linear(
-                rounding([x], smoothing: true, on: pool)[0], [LinearOutput(weight: weight, adapter: nil, y: y)], on: pool)
+                rounding([x], smoothing: smoothing, on: pool)[0], [LinearOutput(weight: weight, adapter: nil, y: y)], on: pool)
         }
         let backward = Measurement.median(runs: runs) {
             linearBackward(

@@ -5,11 +5,11 @@ import Glibc
 
 enum Measurement {
     /// Median seconds of `runs` calls after one that is not counted.
-    static func median(runs: Int, _ body: () -> Void) -> Double {
-        body()
-        let seconds = (0..<runs).map { _ in
+    static func median(runs: Int, _ body: () throws -> Void) rethrows -> Double {
+        try body()
+        let seconds = try (0..<runs).map { _ in
             let start = ContinuousClock.now
-            body()
+            try body()
             return (ContinuousClock.now - start) / .seconds(1)
         }
         return seconds.sorted()[runs / 2]

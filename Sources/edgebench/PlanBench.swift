@@ -24,25 +24,25 @@ struct PlanBench: ParsableCommand {
         let start = ContinuousClock.now
         let base = try BaseModel.open(path: model)
         let lora = LoRASpec(rank: rank, alpha: Float(2 * rank), dropout: 0, targets: .allLinear, layers: nil)
-        let memory = MemoryModel(
-            spec: base.spec, lora: lora, modules: try lora.modules(of: base.spec), weightBytes: base.weightBytes)
-        let tokens = tokens
+        let memory = try MemoryModel(base, lora: lora)
+        var spec = TrainingSpec(lora: lora, samplesPerStep: microBatch, maxSteps: 1)
+        spec.sequenceLength = tokens
+        let samples = [SampleLengths.Length](repeating: .init(tokens: tokens, lossTokens: tokens - 1), count: microBatch)
         let plan = try TrainingPlan.make(
-            memory,
-            batches: BatchSizes(
-                longestSample: tokens, microBatchSize: microBatch, gradientAccumulation: 1,
-                largestMicroBatch: { size, _ in size * tokens }),
-            threads: threads, keepsBest: true, compute: .f32, budget: ByteCount(budget << 20))
+            memory, lengths: SampleLengths(training: samples, heldOut: [], spec: spec),
+            PlanLimits(
+                budget: ByteCount(budget << 20), threads: threads, compute: .f32, keepsBest: true,
+                appliesLayerByLayer: false, calibration: nil, weightsAreCached: true))
         let seconds = (ContinuousClock.now - start) / .seconds(1)
         if json {
             try Measurement.printLine(
                 Line(
                     plannedPeakBytes: plan.peak.bytes, budgetBytes: plan.budget.bytes,
                     pools: Dictionary(uniqueKeysWithValues: plan.pools.map { ($0.name, $0.size.bytes) }),
-                    choices: plan.choices, seconds: seconds))
+                    choices: plan.trades.map(\.text), seconds: seconds))
             return
         }
         for pool in plan.pools { print("\(pool.name): \(pool.size.mebibytes) MiB") }
-        print("peak \(plan.peak.mebibytes) MiB of \(plan.budget.mebibytes) MiB; \(plan.choices.joined(separator: ", "))")
+        print("peak \(plan.peak.mebibytes) MiB of \(plan.budget.mebibytes) MiB; \(plan.trades.map(\.text).joined(separator: ", "))")
     }
 }

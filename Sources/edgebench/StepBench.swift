@@ -5,7 +5,8 @@ import EdgeModel
 import EdgeTensor
 import EdgeTrain
 
-extension RecomputePolicy: ExpressibleByArgument {}
+extension WeightResidence: ExpressibleByArgument {}
+extension CheckpointStorage: ExpressibleByArgument {}
 extension ComputeType: ExpressibleByArgument {}
 
 struct StepBench: ParsableCommand {
@@ -19,7 +20,10 @@ struct StepBench: ParsableCommand {
     @Option(help: "Worker threads.") var threads = 2
     @Option(help: "Kernel set; the strongest when absent.") var set: String?
     @Option(help: "f32, bf16, f16 or int8; what the kernel set prefers when absent.") var precision: ComputeType?
-    @Option(help: "keepAll or everyLayer.") var recompute = RecomputePolicy.everyLayer
+    @Option(help: "Layers that keep their activations; the others compute them again. All when absent is \"all\".")
+    var keep = "0"
+    @Option(help: "resident or streamed.") var weights = WeightResidence.resident
+    @Option(help: "Layer inputs: memory, bf16 or file.") var checkpoints = CheckpointStorage.memory
     @Option(help: "Loss tokens whose logits exist at once.") var lossChunk = 128
     @Option(help: "Counted runs.") var runs = 5
     @Flag(help: "One JSON line.") var json = false
@@ -35,7 +39,7 @@ struct StepBench: ParsableCommand {
             let gigabytesPerSecond: Double
         }
 
-        let kernelSet: String, precision: String, shape: [Int], rank: Int, recompute: String, threads: Int
+        let kernelSet: String, precision: String, shape: [Int], rank: Int, keptLayers: Int, weights: String, checkpoints: String, threads: Int
         let seconds: Double, tokensPerSecond: Double
         /// Against the peak in f32, whatever the precision.
         let gflops: Double, peakGflops: Double, shareOfPeak: Double
@@ -50,7 +54,7 @@ struct StepBench: ParsableCommand {
                     + Measurement.padded(percent(one.shareOfPeak), 10) + "\(Int(one.gigabytesPerSecond)) GB/s"
             }
             return """
-                \(kernelSet) \(precision), \(shape[0]) x \(shape[1]) tokens, rank \(rank), \(recompute), \(threads) threads
+                \(kernelSet) \(precision), \(shape[0]) x \(shape[1]) tokens, rank \(rank), \(keptLayers) layers kept, weights \(weights), layer inputs in \(checkpoints), \(threads) threads
                   \(Int(tokensPerSecond)) tokens/s   \(Int(gflops)) GFLOP/s   \(percent(shareOfPeak)) of the f32 peak of \(Int(peakGflops))
                   resident peak \(peakRssBytes >> 20) MiB, planned \(plannedPeakBytes >> 20) MiB
                   operation           time        of step   speed          of peak   if all from memory
@@ -64,14 +68,17 @@ struct StepBench: ParsableCommand {
         let compute = precision ?? kernels.preferredComputeType
         let base = try BaseModel.open(path: model)
         let lora = LoRASpec(rank: rank, alpha: Float(2 * rank), dropout: 0, targets: .allLinear, layers: nil)
-        let memory = MemoryModel(
-            spec: base.spec, lora: lora, modules: try lora.modules(of: base.spec), weightBytes: base.weightBytes)
+        let memory = try MemoryModel(base, lora: lora)
+        guard let kept = keep == "all" ? memory.trainedLayers : Int(keep), (0...memory.trainedLayers).contains(kept) else {
+            throw ValidationError("--keep: 0 to \(memory.trainedLayers), or all")
+        }
         let shape = StepShape(
-            tokens: samples * tokens, longestSample: tokens, policy: recompute,
-            lossChunk: min(lossChunk, samples * tokens), threads: threads, keepsBest: false,
+            tokens: samples * tokens, longestSample: tokens, lossChunk: min(lossChunk, samples * tokens),
+            keptLayers: kept, weights: weights, checkpoints: checkpoints, threads: threads, keepsBest: false,
             compute: compute)
         let arena = try Arena(capacity: memory.arena(shape))
-        let step = TrainStep(model: base, memory: memory, shape: shape, kernels: kernels, arena: arena)
+        let step = try TrainStep(
+            model: base, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: "/tmp")
         step.adapters.initialize(seed: 1)
         let random = RandomSource(seed: 2, .sampling)
         let batch = MicroBatch(
@@ -80,20 +87,18 @@ struct StepBench: ParsableCommand {
                     tokens: (0..<tokens).map { TokenID(random.integer(sample * tokens + $0, below: base.spec.vocabularySize)) },
                     carriesLoss: (0..<tokens).map { $0 > 0 })
             })
-        let seconds = Measurement.median(runs: runs) {
-            step.clearGradients()
-            _ = step.accumulate(batch, lossScale: 1 / Float(batch.lossRows.count), dropoutKey: nil)
-        }
+        try step.measureSmoothing(batch)
+        let seconds = try Measurement.median(runs: runs) { try Self.run(step, batch) }
         let resident = Measurement.peakResidentBytes
         let peakArena = try Arena(capacity: ByteCount(64 << 20))
         let peakPool = WorkerPool(kernels: kernels, threadCount: threads, scratchFloats: 0, arena: peakArena)
         let peak = Measurement.peak(kernels, .f32, pool: peakPool)
         let productPeak = Measurement.peak(kernels, compute, pool: peakPool)
-        let flop = Self.flop(base.spec, rank: rank, samples: samples, tokens: tokens, recompute: recompute)
-        let breakdown = measureOperations(step, batch)
+        let flop = Self.flop(base.spec, rank: rank, samples: samples, tokens: tokens, keptLayers: kept)
+        let breakdown = try measureOperations(step, batch)
         let line = Line(
             kernelSet: kernels.name, precision: compute.rawValue, shape: [samples, tokens], rank: rank,
-            recompute: recompute.rawValue, threads: threads, seconds: seconds,
+            keptLayers: kept, weights: weights.rawValue, checkpoints: checkpoints.rawValue, threads: threads, seconds: seconds,
             tokensPerSecond: Double(samples * tokens) / seconds, gflops: flop / seconds / 1e9, peakGflops: peak / 1e9,
             shareOfPeak: flop / seconds / peak, peakRssBytes: resident, plannedPeakBytes: memory.peak(shape).bytes,
             operations: breakdown.map { operation, total in
@@ -107,7 +112,7 @@ struct StepBench: ParsableCommand {
     }
 
     /// Seconds and cost of each kind of operation in one step, with the observer's own two clock readings per operation.
-    private func measureOperations(_ step: TrainStep, _ batch: MicroBatch) -> [EdgeTensor.Operation: Total] {
+    private func measureOperations(_ step: TrainStep, _ batch: MicroBatch) throws -> [EdgeTensor.Operation: Total] {
         var totals: [EdgeTensor.Operation: Total] = [:]
         step.observer = { operation, cost, run in
             let start = ContinuousClock.now
@@ -115,9 +120,14 @@ struct StepBench: ParsableCommand {
             totals[operation, default: Total()].add(cost, (ContinuousClock.now - start) / .seconds(1))
         }
         defer { step.observer = nil }
-        step.clearGradients()
-        _ = step.accumulate(batch, lossScale: 1 / Float(batch.lossRows.count), dropoutKey: nil)
+        try Self.run(step, batch)
         return totals
+    }
+
+    private static func run(_ step: TrainStep, _ batch: MicroBatch) throws {
+        var loss = 0.0
+        step.clearGradients()
+        try step.accumulate(batch, lossScale: 1 / Float(batch.lossRows.count), masks: nil, loss: &loss)
     }
 
     private struct Total {
@@ -137,7 +147,7 @@ struct StepBench: ParsableCommand {
 
     /// 2 FLOP per weight and token for each of forward, dx and, with recomputation, forward again (all but the last
     /// product of a layer); the head twice; the adapters' products; attention over half of the square.
-    static func flop(_ spec: DecoderSpec, rank: Int, samples: Int, tokens: Int, recompute: RecomputePolicy) -> Double {
+    static func flop(_ spec: DecoderSpec, rank: Int, samples: Int, tokens: Int, keptLayers: Int) -> Double {
         let total = Double(samples * tokens)
         var linears = 0.0, down = 0.0, adapters = 0.0
         for module in LinearModule.allCases {
@@ -147,7 +157,7 @@ struct StepBench: ParsableCommand {
             adapters += Double(rank) * (inFeatures + outFeatures)
         }
         let layers = Double(spec.layerCount)
-        let again = recompute == .everyLayer ? 1.0 : 0.0
+        let again = 1 - Double(keptLayers) / layers
         let products = layers * 2 * total * (linears * (2 + again) - down * again)
         let lowRank = layers * 2 * total * adapters * (3 + again)
         let head = 2 * 2 * total * Double(spec.vocabularySize * spec.hiddenSize)

@@ -11,12 +11,11 @@ extension Problem {
         case let problem as Problem: self = problem
         case let error as PlanError:
             switch error {
-            case .doesNotFit(let needed, let budget, let longestSample, let longestThatFits):
+            case .doesNotFit(let needed, let budget, let changes):
                 self.init(
-                    .insufficientMemory, error.description,
-                    hint: longestThatFits.map {
-                        "sequence_len: \($0)   # samples up to \(longestSample) tokens would be left out"
-                    } ?? "memory_budget: \(needed.mebibytes)MiB   # or a smaller model, or a smaller lora_r",
+                    .insufficientMemory,
+                    "needs \(needed.mebibytes) MiB at least, the budget is \(budget.mebibytes) MiB; any one of these would fit",
+                    hint: changes.map { "\($0.line)   # \($0.note)" }.joined(separator: "\n"),
                     requiredBytes: UInt64(needed.bytes), budgetBytes: UInt64(budget.bytes))
             }
         case let error as ModelError: self.init(.unsupportedModel, error.description)

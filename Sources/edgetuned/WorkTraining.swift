@@ -16,14 +16,13 @@ struct WorkTraining {
     private let dataset: Dataset
     private let memory: MemoryModel
     private let plan: TrainingPlan
-    private let dataOrder: DataOrder
+    private let totalSteps: Int
 
     init(_ order: WorkOrder.TrainOrder) throws {
         self.order = order
         kernels = try ProcessFacts.kernelSet()
         spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
         model = try BaseModel.open(path: order.modelPath)
-        let modules = try spec.lora.modules(of: model.spec)
         samples = try LoadedSamples(
             order.datasetPaths, model: model, sequenceLength: min(spec.sequenceLength, model.spec.contextLength),
             lossScope: order.request.trainOnInputs ? .everything : .completions)
@@ -35,38 +34,28 @@ struct WorkTraining {
         let dataset = Dataset(samples.tokenized, heldOut: order.request.valSetSize, seed: spec.seed)
         guard Dataset.lossTokens(dataset.training) > 0 else { throw TrainingError.noLossTokens }
         self.dataset = dataset
-        memory = MemoryModel(spec: model.spec, lora: spec.lora, modules: modules, weightBytes: model.weightBytes)
-        let longestHeldOut = dataset.heldOut.map(\.tokens.count).max() ?? 0
-        let longest = max(dataset.training.map(\.tokens.count).max() ?? 0, longestHeldOut)
-        let spec = spec
+        memory = try MemoryModel(model, lora: spec.lora)
+        let lengths = SampleLengths(dataset, spec: spec)
         plan = try TrainingPlan.make(
-            memory,
-            batches: BatchSizes(
-                longestSample: longest, microBatchSize: spec.microBatchSize,
-                gradientAccumulation: spec.gradientAccumulation,
-                largestMicroBatch: { microBatchSize, accumulation in
-                    let order = DataOrder(
-                        sampleCount: dataset.training.count, microBatchSize: microBatchSize,
-                        gradientAccumulation: accumulation, spec: spec)
-                    return max(order.largestMicroBatch(dataset.training), longestHeldOut)
-                }),
-            threads: order.request.threads ?? ProcessFacts.coreCount, keepsBest: !dataset.heldOut.isEmpty,
-            compute: try spec.computeType(on: kernels), budget: ByteCount(Int(clamping: order.budgetBytes)))
-        dataOrder = DataOrder(
-            sampleCount: dataset.training.count, microBatchSize: plan.microBatchSize,
-            gradientAccumulation: plan.gradientAccumulation, spec: spec)
+            memory, lengths: lengths,
+            PlanLimits(
+                budget: ByteCount(Int(clamping: order.budgetBytes)),
+                threads: order.request.threads ?? ProcessFacts.coreCount, compute: try spec.computeType(on: kernels),
+                keepsBest: !dataset.heldOut.isEmpty, appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
+                weightsAreCached: true))
+        totalSteps = lengths.totalSteps
     }
 
     var planReport: PlanReport {
         PlanReport(
             pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
-            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.choices,
+            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text),
             precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.modules.reduce(0) {
                 $0 + spec.lora.rank * ($1.module.inFeatures(model.spec) + $1.module.outFeatures(model.spec))
             },
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
-            totalSteps: dataOrder.totalSteps)
+            totalSteps: totalSteps)
     }
 
     func train(_ channel: WorkChannel) throws {
@@ -93,6 +82,7 @@ struct WorkTraining {
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
             checkpoints: CheckpointStore(
                 directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
+            spillDirectory: order.directory,
             emit: { event in
                 switch event {
                 case .step(let step): channel.send(.step(progress.report(step)))

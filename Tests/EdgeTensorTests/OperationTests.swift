@@ -57,11 +57,16 @@ struct OperationTests {
         random.fill(logits, scale: 5)
         gradient.copy(from: logits)
         let targets: [Int32] = [3, 0, 49, 17]
-        let loss = crossEntropy(logits: gradient, targets: targets, gradientScale: 1, losses: losses, on: pool)
-        let again = crossEntropy(logits: logits, targets: targets, gradientScale: 0, losses: losses, on: pool)
+        func value(_ logits: Tensor, _ gradientScale: Float) -> Double {
+            var loss = 0.0
+            crossEntropy(
+                logits: logits, targets: targets, gradientScale: gradientScale, losses: losses, addingTo: &loss, on: pool)
+            return loss
+        }
+        let loss = value(gradient, 1), again = value(logits, 0)
         #expect(abs(loss - again) < 1e-5)
         let error = finiteDifferenceError(logits, gradient: gradient) {
-            crossEntropy(logits: logits, targets: targets, gradientScale: 0, losses: losses, on: pool)
+            value(logits, 0)
         }
         #expect(error < 1e-2, "\(error)")
     }
@@ -248,14 +253,16 @@ struct OperationTests {
         let pool = Self.pool(arena)
         let x = arena.tensor(100, 1000), y = arena.tensor(100, 1000), again = arena.tensor(100, 1000)
         for i in 0..<x.count { x.base[i] = 1 }
-        dropout(x, probability: 0.25, key: 5, into: y, on: pool)
-        dropout(x, probability: 0.25, key: 5, into: again, on: pool)
+        dropout(x, probability: 0.25, samples: [(0..<40, 5), (40..<100, 9)], into: y, on: pool)
+        dropout(x, probability: 0.25, samples: [(0..<40, 5), (40..<100, 9)], into: again, on: pool)
         let zeros = (0..<y.count).count { y.base[$0] == 0 }
         // Three standard deviations of a binomial with n = 100,000.
         #expect(abs(Double(zeros) / 100_000 - 0.25) < 3 * (0.25 * 0.75 / 100_000).squareRoot())
         for i in 0..<y.count { #expect(y.base[i] == again.base[i] && (y.base[i] == 0 || abs(y.base[i] - 4.0 / 3) < 1e-6)) }
-        dropout(x, probability: 0.25, key: 6, into: again, on: pool)
+        dropout(x, probability: 0.25, samples: [(0..<60, 9), (60..<100, 6)], into: again, on: pool)
         #expect((0..<y.count).contains { y.base[$0] != again.base[$0] })
+        // A sample's mask is its own, wherever it lies.
+        for i in 0..<60_000 { #expect(again.base[i] == y.base[40_000 + i]) }
     }
 }
 

@@ -8,18 +8,25 @@ import Testing
 
 struct PlanTests {
     static func memory(_ lora: LoRASpec = GoldenTests.tinyLoRA) throws -> MemoryModel {
-        let model = try BaseModel.open(path: TestModel.path)
-        return MemoryModel(
-            spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weightBytes: model.weightBytes)
+        try MemoryModel(BaseModel.open(path: TestModel.path), lora: lora)
     }
 
-    static func plan(_ memory: MemoryModel, budgetMiB: Int, longest: Int = 512, microBatch: Int = 4) throws -> TrainingPlan {
-        try TrainingPlan.make(
-            memory,
-            batches: BatchSizes(
-                longestSample: longest, microBatchSize: microBatch, gradientAccumulation: 1,
-                largestMicroBatch: { size, _ in size * longest }),
-            threads: 2, keepsBest: true, compute: .f32, budget: ByteCount(budgetMiB << 20))
+    static func plan(
+        _ memory: MemoryModel, budgetMiB: Int, longest: Int = 512, samples: Int = 4, appliesLayerByLayer: Bool = false
+    ) throws -> TrainingPlan {
+        try plan(memory, budgetBytes: budgetMiB << 20, longest: longest, samples: samples, appliesLayerByLayer: appliesLayerByLayer)
+    }
+
+    static func plan(
+        _ memory: MemoryModel, budgetBytes: Int, longest: Int = 512, samples: Int = 4, appliesLayerByLayer: Bool = false
+    ) throws -> TrainingPlan {
+        let spec = TrainingSpec(lora: memory.lora, samplesPerStep: samples, maxSteps: 1)
+        let lengths = [SampleLengths.Length](repeating: .init(tokens: longest, lossTokens: longest - 1), count: samples)
+        return try TrainingPlan.make(
+            memory, lengths: SampleLengths(training: lengths, heldOut: [], spec: spec),
+            PlanLimits(
+                budget: ByteCount(budgetBytes), threads: 2, compute: .f32, keepsBest: true,
+                appliesLayerByLayer: appliesLayerByLayer, calibration: .nominal, weightsAreCached: true))
     }
 
     @Test("from rich to poor the plan gets slower, never larger than its budget, and then is refused")
@@ -32,64 +39,121 @@ struct PlanTests {
                 let plan = try Self.plan(memory, budgetMiB: budget)
                 #expect(plan.peak <= plan.budget)
                 #expect(plan.pools.reduce(ByteCount.zero) { $0 + $1.size } == plan.peak)
-                #expect(plan.microBatchSize * plan.gradientAccumulation >= 4)
                 #expect(refused == nil, "\(budget) MiB fits, a larger budget was refused")
-                if let last { #expect(plan.peak <= last.peak && plan.choices.count >= last.choices.count) }
+                // Plans within half a percent count as equally fast.
+                if let last { #expect(plan.secondsPerStep! > 0.99 * last.secondsPerStep!, "\(budget) MiB") }
                 last = plan
             } catch let error as PlanError {
                 refused = refused ?? error
             }
         }
-        #expect(last?.shape.policy == .everyLayer && last?.microBatchSize == 1)
-        #expect(refused != nil)
+        guard case .doesNotFit(let needed, _, _) = try #require(refused) else { return }
+        let smallest = try Self.plan(memory, budgetBytes: needed.bytes)
+        #expect(smallest.shape.keptLayers == 0 && smallest.shape.weights == .streamed && smallest.shape.checkpoints == .file)
+        #expect(smallest.shape.tokens == 512 && smallest.peak == needed)
+        #expect(throws: PlanError.self) { try Self.plan(memory, budgetBytes: needed.bytes - 1) }
+        #expect(try Self.plan(memory, budgetMiB: 100_000).trades.isEmpty)
     }
 
-    @Test("a refusal's longest sequence does fit, and eight tokens more do not")
-    func refusalIsExact() throws {
+    @Test("every trade is named, with what it saves")
+    func tradesAreNamed() throws {
         let memory = try Self.memory()
-        for budget in [200, 230, 260] {
+        let plan = try Self.plan(memory, budgetMiB: 150)
+        #expect(!plan.trades.isEmpty)
+        for trade in plan.trades { #expect(trade.saves > .zero && trade.costs >= 0, "\(trade.text)") }
+        #expect(plan.trades.contains { $0.what.hasPrefix("recompute") })
+    }
+
+    @Test("layers are kept as memory allows, not all or none")
+    func selectiveRecomputation() throws {
+        let memory = try Self.memory()
+        let kept = try Set(stride(from: 250, through: 650, by: 25).map { try Self.plan(memory, budgetMiB: $0, samples: 1).shape.keptLayers })
+        #expect(kept.count > 5, "\(kept)")
+    }
+
+    @Test("without clipping, gradients of one micro-batch are applied layer by layer")
+    func gradientsOfOneLayer() throws {
+        let memory = try Self.memory()
+        let clipped = try Self.plan(memory, budgetMiB: 4000, samples: 1)
+        let plan = try Self.plan(memory, budgetMiB: 4000, samples: 1, appliesLayerByLayer: true)
+        #expect(clipped.shape.gradients == .allLayers && plan.shape.gradients == .oneLayer)
+        #expect(memory.gradients(plan.shape).bytes * 29 < memory.gradients(clipped.shape).bytes)
+        // Two micro-batches have a sum to keep.
+        let two = try Self.plan(memory, budgetMiB: 150, samples: 4, appliesLayerByLayer: true)
+        #expect(two.microBatchesPerStep > 1 && two.shape.gradients == .allLayers)
+    }
+
+    @Test("a refusal's changes fit as they are written, and the longest sequence is exact")
+    func refusalIsExact() throws {
+        let lora = LoRASpec(rank: 64, alpha: 64, dropout: 0, targets: .allLinear, layers: nil)
+        let memory = try Self.memory(lora)
+        for budget in [480, 700] {
             do {
-                _ = try Self.plan(memory, budgetMiB: budget, longest: 8192, microBatch: 1)
+                _ = try Self.plan(memory, budgetMiB: budget, longest: 8192, samples: 1)
                 Issue.record("8192 tokens fit \(budget) MiB")
-            } catch PlanError.doesNotFit(let needed, let allowed, _, let longest) {
+            } catch PlanError.doesNotFit(let needed, let allowed, let changes) {
                 #expect(needed > allowed)
-                let fits = try #require(longest)
-                _ = try Self.plan(memory, budgetMiB: budget, longest: fits, microBatch: 1)
-                #expect(throws: PlanError.self) {
-                    try Self.plan(memory, budgetMiB: budget, longest: fits + 8, microBatch: 1)
+                func value(_ key: String) -> Int? {
+                    changes.first { $0.line.hasPrefix(key + ": ") }.flatMap { Int($0.line.drop { !$0.isNumber }.prefix { $0.isNumber }) }
+                }
+                let longest = try #require(value("sequence_len"))
+                _ = try Self.plan(memory, budgetMiB: budget, longest: longest, samples: 1)
+                #expect(throws: PlanError.self) { try Self.plan(memory, budgetMiB: budget, longest: longest + 8, samples: 1) }
+                _ = try Self.plan(memory, budgetMiB: try #require(value("memory_budget")), longest: 8192, samples: 1)
+                if let rank = value("lora_r") {
+                    var lower = lora
+                    lower.rank = rank
+                    _ = try Self.plan(try Self.memory(lower), budgetMiB: budget, longest: 8192, samples: 1)
                 }
             }
         }
+    }
+
+    @Test("a refusal takes milliseconds")
+    func refusalIsFast() throws {
+        let memory = try Self.memory()
+        let elapsed = ContinuousClock().measure { #expect(throws: PlanError.self) { try Self.plan(memory, budgetMiB: 10, longest: 4096) } }
+        #expect(elapsed < .milliseconds(100), "\(elapsed)")
     }
 
     @Test("an epoch visits every sample once, in another order than the next")
     func epochsAreComplete() throws {
         var run = TinyRun()
         run.spec.epochs = 3
-        let order = DataOrder(sampleCount: 14, microBatchSize: 2, gradientAccumulation: 2, spec: run.spec)
+        let order = DataOrder(sampleCount: 14, spec: run.spec)
         #expect(order.totalSteps == 12 && order.stepsPerEpoch == 4)
         var orders: [[Int]] = []
         for epoch in 0..<3 {
             let permutation = order.permutation(epoch: epoch)
-            let visited = (0..<4).flatMap { order.microBatches(step: epoch * 4 + $0, permutation: permutation).flatMap { $0 } }
+            let visited = (0..<4).flatMap { order.samples(step: epoch * 4 + $0, permutation: permutation) }
             #expect(visited.sorted() == Array(0..<14))
             orders.append(visited)
         }
         #expect(Set(orders).count == 3)
     }
 
-    @Test("the largest micro-batch of the run is exact")
+    @Test("the largest micro-batch of the run is exact, and packing keeps the order and the budget")
     func largestMicroBatch() {
-        let samples = TinyRun.samples(23)
+        let dataset = Dataset(training: TinyRun.samples(23), heldOut: TinyRun.samples(3))
         let spec = TinyRun().spec
-        let order = DataOrder(sampleCount: 23, microBatchSize: 3, gradientAccumulation: 2, spec: spec)
-        var largest = 0
-        for step in 0..<order.totalSteps {
-            for batch in order.microBatches(step: step, permutation: order.permutation(epoch: order.epoch(step))) {
-                largest = max(largest, batch.reduce(0) { $0 + samples[$1].tokens.count })
+        let order = DataOrder(sampleCount: 23, spec: spec)
+        for budget in [20, 30, 45, 1000] {
+            var largest = MicroBatchSize(tokens: 0, lossTokens: 0, perStep: 0)
+            func take(_ batch: [TokenizedSample]) {
+                largest.tokens = max(largest.tokens, batch.reduce(0) { $0 + $1.tokens.count })
+                largest.lossTokens = max(largest.lossTokens, Dataset.lossTokens(batch))
+                #expect(batch.count == 1 || batch.reduce(0) { $0 + $1.tokens.count } <= budget)
             }
+            for batch in packed(dataset.heldOut, tokenBudget: budget, tokens: \.tokens.count) { take(batch) }
+            for step in 0..<order.totalSteps {
+                let indices = order.samples(step: step, permutation: order.permutation(epoch: order.epoch(step)))
+                let batches = packed(indices, tokenBudget: budget, tokens: { dataset.training[$0].tokens.count })
+                #expect(batches.flatMap { $0 } == Array(indices))
+                for batch in batches { take(batch.map { dataset.training[$0] }) }
+                largest.perStep = max(largest.perStep, batches.count)
+            }
+            #expect(SampleLengths(dataset, spec: spec).largestMicroBatch(tokenBudget: budget) == largest)
         }
-        #expect(order.largestMicroBatch(samples) == largest)
     }
 
     @Test("schedules warm up from zero and end as transformers' do")

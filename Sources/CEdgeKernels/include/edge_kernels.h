@@ -226,6 +226,10 @@ size_t edge_left_stride(enum edge_compute compute, size_t columns);
 /// The operand that begins at row `row` and contracted element `k`, which is at a block.
 struct edge_left edge_left_at(const struct edge_left *left, size_t row, size_t k);
 
+/// Contracted elements per pass of a product over `contracted` of them: the fewest passes of equal length, in whole blocks where
+/// there are several. A matrix that is multiplied in parts of whole passes, one after the other, gives the same sums.
+size_t edge_panel_depth(size_t contracted);
+
 /// y[:, first ..< first + count] (+)= x · Wᵀ: x [tokens][w.columns], y [tokens][w.rows], count <= EDGE_SLICE_COLUMNS.
 /// Each weight of those rows of W is decoded once. `scratch` holds EDGE_PRODUCT_SCRATCH floats, 64-byte aligned.
 void edge_product_forward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *x,

@@ -1,0 +1,116 @@
+// What a step costs in time: operations by arithmetic, and how fast this board does each kind, from a calibration.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+
+/// Seconds that this board needs for one unit of each kind of work, with a number of threads. A product with a frozen weight
+/// costs a part per weight, for decoding and packing it, and a part per weight and token.
+package struct Calibration: Codable, Equatable, Sendable {
+    package var kernelSet: String
+    package var compute: String
+    package var threads: Int
+    package var perWeight: Double
+    package var perWeightAndToken: Double
+    /// Of dense f32 products: adapters and attention.
+    package var perAdapterMultiplyAdd: Double
+    package var perAttentionMultiplyAdd: Double
+    /// Of element-wise work, for each f32 value that is read or written.
+    package var perElement: Double
+    /// Of mapping bytes that are in the page cache.
+    package var perMappedByte: Double
+    /// Of reading bytes that are not; nil when it could not be measured.
+    package var perDiskByte: Double?
+
+    package init(
+        kernelSet: String, compute: String, threads: Int, perWeight: Double, perWeightAndToken: Double,
+        perAdapterMultiplyAdd: Double, perAttentionMultiplyAdd: Double, perElement: Double, perMappedByte: Double,
+        perDiskByte: Double?
+    ) {
+        self.kernelSet = kernelSet
+        self.compute = compute
+        self.threads = threads
+        self.perWeight = perWeight
+        self.perWeightAndToken = perWeightAndToken
+        self.perAdapterMultiplyAdd = perAdapterMultiplyAdd
+        self.perAttentionMultiplyAdd = perAttentionMultiplyAdd
+        self.perElement = perElement
+        self.perMappedByte = perMappedByte
+        self.perDiskByte = perDiskByte
+    }
+
+    /// Ratios of a common board, for choosing among plans where nothing was measured. Its seconds mean nothing.
+    package static let nominal = Calibration(
+        kernelSet: "", compute: "", threads: 1, perWeight: 40e-12, perWeightAndToken: 4e-12, perAdapterMultiplyAdd: 10e-12,
+        perAttentionMultiplyAdd: 12e-12, perElement: 0.5e-9, perMappedByte: 0.05e-9, perDiskByte: 10e-9)
+}
+
+/// Work of one micro-batch.
+package struct StepCost: Equatable, Sendable {
+    /// Weights decoded, head included, over all passes.
+    package var weights = 0.0
+    package var weightTokens = 0.0
+    package var adapterMultiplyAdds = 0.0
+    package var attentionMultiplyAdds = 0.0
+    package var elements = 0.0
+    /// Brought in for streamed weights.
+    package var streamedBytes = 0.0
+    /// Written and read for layer inputs in a file.
+    package var spilledBytes = 0.0
+
+    /// - Parameters:
+    ///   - tokens: of the micro-batch.
+    ///   - lossTokens: those that carry loss.
+    ///   - sampleTokens: of a typical sample: what attention is quadratic in.
+    package init(_ memory: MemoryModel, _ shape: StepShape, tokens: Double, lossTokens: Double, sampleTokens: Double) {
+        let spec = memory.spec
+        let (layers, trained) = (Double(spec.layerCount), Double(memory.trainedLayers))
+        let again = trained - Double(shape.keptLayers)
+        var ofLayer = 0.0, ofDown = 0.0
+        for module in LinearModule.allCases {
+            let weights = Double(module.inFeatures(spec)) * Double(module.outFeatures(spec))
+            ofLayer += weights
+            if module == .down { ofDown = weights }
+        }
+        // Forward, what is computed again (all but the last product), and the gradient of the input.
+        let passes = layers * ofLayer + again * (ofLayer - ofDown) + trained * ofLayer
+        let head = Double(spec.vocabularySize * spec.hiddenSize)
+        let chunks = max(1, (lossTokens / Double(max(1, shape.lossChunk))).rounded(.up))
+        weights = passes + 2 * chunks * head
+        weightTokens = passes * tokens + 2 * head * lossTokens
+        for id in memory.modules {
+            let size = Double(memory.lora.rank * (id.module.inFeatures(spec) + id.module.outFeatures(spec)))
+            // Forward, two gradients of its matrices, the gradient of its input; and again where it is computed again.
+            adapterMultiplyAdds += size * tokens * (3 + (trained > 0 ? again / trained : 0))
+        }
+        // Two products over half of the square in the forward, five in the backward.
+        attentionMultiplyAdds =
+            (2 * layers + 2 * again + 5 * trained) * tokens * sampleTokens / 2 * Double(spec.queryWidth)
+        let perLayer = Double(12 * spec.hiddenSize + 6 * spec.intermediateSize + 6 * spec.queryWidth)
+        elements = tokens * perLayer * (layers + again + 2 * trained) + 6 * lossTokens * Double(spec.vocabularySize)
+        if shape.weights == .streamed {
+            let layerBytes = memory.weights.layerBytes
+            streamedBytes =
+                Double(layerBytes.reduce(0, +)) + Double(layerBytes.suffix(memory.trainedLayers).reduce(0, +))
+                + 2 * chunks * Double(memory.weights.headBytes)
+        }
+        if shape.checkpoints == .file { spilledBytes = 2 * trained * tokens * 4 * Double(spec.hiddenSize) }
+    }
+
+    /// - Parameter weightsAreCached: whether the model's file stays in the page cache beside everything else.
+    package func seconds(_ board: Calibration, weightsAreCached: Bool) -> Double {
+        var seconds = weights * board.perWeight
+        seconds += weightTokens * board.perWeightAndToken
+        seconds += adapterMultiplyAdds * board.perAdapterMultiplyAdd
+        seconds += attentionMultiplyAdds * board.perAttentionMultiplyAdd
+        seconds += elements * board.perElement
+        // Mapping takes a core's time; the disk works beside the computation, and only what it is longer is waited for.
+        seconds += streamedBytes * board.perMappedByte
+        let perDiskByte = board.perDiskByte ?? Calibration.nominal.perDiskByte!
+        let disk = (weightsAreCached ? 0 : streamedBytes) * perDiskByte + spilledBytes * perDiskByte
+        return max(seconds, disk)
+    }
+}
+
+extension WeightParts {
+    package var layerBytes: [Int] { layers.map { $0.reduce(0) { $0 + $1.count } } }
+}
