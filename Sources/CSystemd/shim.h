@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <stdint.h>
 #include <sys/prctl.h>
 #include <systemd/sd-daemon.h>
@@ -8,6 +9,9 @@ struct edge_ucred {
     uint32_t uid;
     uint32_t gid;
 };
+
+// Swift's importer leaves <malloc.h> out.
+static inline void edge_give_back_free_heap(void) { (void)malloc_trim(0); }
 
 // prctl is variadic, which Swift cannot import.
 static inline int edge_set_parent_death_signal(int signal) { return prctl(PR_SET_PDEATHSIG, signal); }

@@ -118,6 +118,14 @@ package final class ByteRegion: Sendable {
         _ = madvise(UnsafeMutableRawPointer(mutating: bytes.baseAddress! + first), end - first, MADV_DONTNEED)
     }
 
+    /// Takes the file out of the page cache, as far as nobody else maps it.
+    package func dropCached() throws(FileError) {
+        guard case .mapped(let descriptor, let path) = storage else { return }
+        release(0..<bytes.count)
+        let status = posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED)
+        guard status == 0 else { throw FileError(operation: "posix_fadvise", path: path, errno: status) }
+    }
+
     /// Copies bytes without making a page resident.
     package func read(at offset: Int, count: Int, into target: UnsafeMutableRawPointer) throws(FileError) {
         precondition(offset >= 0 && count >= 0 && offset + count <= bytes.count)

@@ -98,6 +98,24 @@ package enum LZ4Frame {
 
     /// The content of one frame that fills `frame` exactly. Memory follows what is decoded, not what is declared.
     package static func decompress(_ frame: UnsafeRawBufferPointer, limitBytes: Int) throws(LZ4FrameError) -> [UInt8] {
+        var content: [UInt8] = []
+        try decompress(frame, limitBytes: limitBytes) { piece, _, declared in
+            if content.isEmpty, let declared {
+                let (densest, overflow) = frame.count.multipliedReportingOverflow(by: highestRatio)
+                content.reserveCapacity(overflow ? Int(declared) : min(Int(declared), densest))
+            }
+            content.append(contentsOf: piece)
+        }
+        return content
+    }
+
+    /// The same, piece by piece and without holding it.
+    ///
+    /// - Parameter sink: gets a piece of the content, how much of the frame has been read, and the size that the frame declares.
+    package static func decompress(
+        _ frame: UnsafeRawBufferPointer, limitBytes: Int,
+        to sink: (_ piece: UnsafeRawBufferPointer, _ consumed: Int, _ declared: UInt64?) -> Void
+    ) throws(LZ4FrameError) {
         var context: OpaquePointer?
         try check(LZ4F_createDecompressionContext(&context, UInt32(LZ4F_VERSION)))
         defer { LZ4F_freeDecompressionContext(context) }
@@ -116,11 +134,7 @@ package enum LZ4Frame {
             throw .tooLarge(declaredBytes: declared, limitBytes: limitBytes)
         }
 
-        var content: [UInt8] = []
-        if let declared {
-            let (densest, overflow) = frame.count.multipliedReportingOverflow(by: highestRatio)
-            content.reserveCapacity(overflow ? Int(declared) : min(Int(declared), densest))
-        }
+        var decoded = 0
         let piece = UnsafeMutableRawBufferPointer.allocate(byteCount: pieceBytes, alignment: 16)
         defer { piece.deallocate() }
         while true {
@@ -128,16 +142,14 @@ package enum LZ4Frame {
             var consumed = frame.count - position
             let hint = LZ4F_decompress(context, piece.baseAddress, &produced, start + position, &consumed, nil)
             try check(hint)
-            guard content.count + produced <= limitBytes else {
-                throw .tooLarge(declaredBytes: declared, limitBytes: limitBytes)
-            }
-            content.append(contentsOf: piece[..<produced])
+            decoded += produced
+            guard decoded <= limitBytes else { throw .tooLarge(declaredBytes: declared, limitBytes: limitBytes) }
             position += consumed
+            sink(UnsafeRawBufferPointer(rebasing: piece[..<produced]), position, declared)
             if hint == 0 { break }
             guard consumed > 0 || produced > 0 else { throw .truncated(bytes: frame.count) }
         }
         guard position == frame.count else { throw .trailingBytes(count: frame.count - position) }
-        return content
     }
 
     /// Whether the frame is a proper start of a frame's header and no more.

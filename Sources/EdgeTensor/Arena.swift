@@ -3,7 +3,7 @@
 import Glibc
 
 /// Sizes in bytes. A type, so that elements and bytes cannot be mixed up.
-package struct ByteCount: Hashable, Comparable, Sendable {
+package struct ByteCount: Hashable, Comparable, Codable, Sendable {
     package var bytes: Int
     package init(_ bytes: Int) { self.bytes = bytes }
     package static let zero = ByteCount(0)
@@ -66,6 +66,15 @@ package final class Arena {
         let b = second()
         used = max(used, end)
         return (a, b)
+    }
+
+    /// Gives back the pages behind `pointer`, whose values are lost.
+    package func discard(after pointer: UnsafeMutableRawPointer) {
+        let page = Int(getpagesize())
+        let first = (pointer - base + page - 1) / page * page
+        guard first < capacity.bytes else { return }
+        // Advice about our own mapping cannot fail.
+        _ = madvise(base + first, capacity.bytes - first, MADV_DONTNEED)
     }
 
     private func allocate(_ size: ByteCount) -> UnsafeMutableRawPointer {

@@ -41,6 +41,22 @@ package struct StepShape: Equatable, Sendable {
     }
 }
 
+/// What the process holds beside the run's own memory, as it measured itself when everything but that was there.
+package struct ProcessMemory: Codable, Equatable, Sendable {
+    /// Program, libraries, runtime, heap, tokenised samples, thread stacks.
+    package let resident: ByteCount
+    /// The most that there was until then: reading a large data set takes more than a small model's training.
+    package let preparation: ByteCount
+
+    package init(resident: ByteCount, preparation: ByteCount) {
+        self.resident = resident
+        self.preparation = preparation
+    }
+
+    /// A worker's on x86-64 with some hundred samples, for plans that no worker makes.
+    package static let typical = ProcessMemory(resident: ByteCount(32 << 20), preparation: .zero)
+}
+
 package struct MemoryModel {
     package struct Pool: Equatable, Sendable {
         package let name: String
@@ -51,22 +67,23 @@ package struct MemoryModel {
     package let lora: LoRASpec
     package let modules: [ModuleID]
     package let weights: WeightParts
+    package let process: ProcessMemory
 
-    package init(spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weights: WeightParts) {
+    package init(
+        spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical
+    ) {
         self.spec = spec
         self.lora = lora
         self.modules = modules
         self.weights = weights
+        self.process = process
     }
 
-    package init(_ model: BaseModel, lora: LoRASpec) throws {
+    package init(_ model: BaseModel, lora: LoRASpec, process: ProcessMemory = .typical) throws {
         self.init(
-            spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weights: WeightParts(model))
+            spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weights: WeightParts(model),
+            process: process)
     }
-
-    /// Program, libraries, runtime, thread stacks and malloc's own, before the first tensor: measured as the resident
-    /// set of a worker that has opened a model and has an arena of zero bytes (x86-64, `edgebench plan`).
-    package static let processBytes = ByteCount(48 << 20)
 
     var parameterFloats: ByteCount {
         .floats(AdapterSet.layout(modules, rank: lora.rank, of: spec).count)
@@ -80,9 +97,9 @@ package struct MemoryModel {
     package func adapters(_ shape: StepShape) -> ByteCount {
         shape.keepsBest ? parameterFloats + parameterFloats : parameterFloats
     }
-    /// While the artifact is written and read back the arena is gone. What there is then: the copy, the file's bytes,
-    /// their decompressed form, and the tensors read from it.
-    package var publication: ByteCount { ByteCount(parameterFloats.bytes * 5) }
+    /// While the artifact is made the rest of the arena and the weights are gone: there is the adapter, and its copy in an
+    /// adapter file's order, which is written and read back in pieces.
+    package var publication: ByteCount { parameterFloats + parameterFloats }
     package func gradients(_ shape: StepShape) -> ByteCount {
         .floats(AdapterSet.gradientCount(modules, rank: lora.rank, of: spec, shape.gradients))
     }
@@ -167,14 +184,13 @@ package struct MemoryModel {
             Pool(name: "layer at work, or head and loss", size: work(shape) + hiddenGradient(shape)),
             Pool(name: "rounded operands", size: rounding(shape) + smoothing(shape)),
             Pool(name: "kernel panels and tables", size: scratch(shape)),
-            Pool(name: "program and libraries", size: Self.processBytes),
+            Pool(name: "program, libraries and samples", size: process.resident),
         ]
     }
 
-    /// The larger of the training's and the publication's; the first, but for the smallest batches.
+    /// The largest of the training's, the publication's and the preparation's; the first, but for the smallest jobs.
     package func peak(_ shape: StepShape) -> ByteCount {
         max(
-            pools(shape).reduce(.zero) { $0 + $1.size },
-            weights.residentBytes(shape.weights) + publication + Self.processBytes)
+            pools(shape).reduce(.zero) { $0 + $1.size }, publication + process.resident, process.preparation)
     }
 }

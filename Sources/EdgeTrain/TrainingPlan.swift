@@ -275,7 +275,8 @@ private struct Planner {
         var lora = memory.lora
         change(&lora)
         guard let modules = try? lora.modules(of: memory.spec) else { return nil }
-        return MemoryModel(spec: memory.spec, lora: lora, modules: modules, weights: memory.weights)
+        return MemoryModel(
+            spec: memory.spec, lora: lora, modules: modules, weights: memory.weights, process: memory.process)
     }
 
     /// The nearest changes of one key each, and the budget that would do.

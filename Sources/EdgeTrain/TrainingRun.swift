@@ -247,6 +247,14 @@ package final class TrainingRun {
         emit(.checkpoint(step: state.step))
     }
 
+    /// The adapter as files have it. Ends the run: all its other memory is given back first.
+    package func takeTensors(_ architecture: Architecture, _ model: BaseModel) throws -> [LoRATensors] {
+        try step.releaseWeights()
+        model.file.region.release(0..<model.file.fileBytes)
+        arena.discard(after: adapters.parameters + adapters.parameterCount)
+        return adapters.tensors(architecture, model.spec)
+    }
+
     /// Leaves the adapter to publish in `adapters`.
     private func finish() -> FinishedRun {
         if let best, state.bestEvaluation != nil {

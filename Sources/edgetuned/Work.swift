@@ -4,6 +4,7 @@ import ArgumentParser
 import CSystemd
 import EdgeJobs
 import EdgeTensor
+import EdgeTrain
 import EdgeWire
 import Foundation
 import Synchronization
@@ -94,6 +95,34 @@ enum ProcessFacts {
                 .flatMap { UInt64($0) } ?? 0
         }
         return (kilobytes("VmRSS:") * 1024, kilobytes("VmHWM:") * 1024)
+    }
+
+    /// Gives back what only the start needed: free heap, and pages of program text, which come back from the page cache when
+    /// they are run again. The loaders of Swift, Foundation and the daemon's half of this binary are most of it.
+    private static func releaseStartup() {
+        edge_give_back_free_heap()
+        guard let maps = try? String(contentsOfFile: "/proc/self/maps", encoding: .utf8) else { return }
+        for line in maps.split(separator: "\n") {
+            // Range, permissions, offset, device, inode, path.
+            let fields = line.split(separator: " ")
+            // Text alone is sure to be as the file has it: data was relocated, and a dropped page would lose that.
+            guard fields.count >= 6, fields[1] == "r-xp", fields[5].hasPrefix("/") else { continue }
+            let ends = fields[0].split(separator: "-").compactMap { UInt(String($0), radix: 16) }
+            guard ends.count == 2, let start = UnsafeMutableRawPointer(bitPattern: ends[0]) else { continue }
+            _ = madvise(start, Int(ends[1] - ends[0]), MADV_DONTNEED)
+        }
+    }
+
+    /// Text that runs again in training and in reporting, the stacks of its threads, and the heap of its events: what comes on
+    /// top of the resident set after `releaseStartup`. Measured 2.5 to 4.5 MiB on x86-64.
+    private static let growthBytes = 5 << 20
+
+    /// To be asked when everything but the run's own memory is there.
+    static func processMemory() -> ProcessMemory {
+        releaseStartup()
+        let resident = residentBytes()
+        return ProcessMemory(
+            resident: ByteCount(Int(resident.now) + growthBytes), preparation: ByteCount(Int(resident.peak)))
     }
 
     static var coreCount: Int { max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))) }

@@ -25,7 +25,7 @@ func generate(_ order: WorkOrder.GenerateOrder, _ channel: WorkChannel) throws {
     let threads = ProcessFacts.coreCount
     let arena = Generator.bytes(
         model.spec, lora: adapter?.lora, modules: adapter?.modules ?? [], context: context, threads: threads)
-    let needed = arena + model.weightBytes + MemoryModel.processBytes
+    let needed = arena + model.weightBytes + ProcessMemory.typical.resident
     guard needed.bytes <= order.budgetBytes else {
         throw Problem(
             .insufficientMemory,

@@ -34,7 +34,8 @@ struct WorkTraining {
         let dataset = Dataset(samples.tokenized, heldOut: order.request.valSetSize, seed: spec.seed)
         guard Dataset.lossTokens(dataset.training) > 0 else { throw TrainingError.noLossTokens }
         self.dataset = dataset
-        memory = try MemoryModel(model, lora: spec.lora)
+        model.file.releaseHeader()
+        memory = try MemoryModel(model, lora: spec.lora, process: ProcessFacts.processMemory())
         let lengths = SampleLengths(dataset, spec: spec)
         plan = try TrainingPlan.make(
             memory, lengths: lengths,
@@ -98,7 +99,7 @@ struct WorkTraining {
             channel.send(.stopped(step: step))
             return nil
         case .finished(let finished):
-            return (finished, run.adapters.tensors(model.architecture, model.spec))
+            return (finished, try run.takeTensors(model.architecture, model))
         }
     }
 

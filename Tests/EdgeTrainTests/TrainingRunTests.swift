@@ -178,7 +178,7 @@ struct TrainingRunTests {
         run.budget = ByteCount(1)
         var needed = ByteCount.zero
         do { _ = try run.run(in: poor.path) } catch PlanError.doesNotFit(let found, _, _) { needed = found }
-        #expect(needed > MemoryModel.processBytes)
+        #expect(needed > ProcessMemory.typical.resident)
         run.budget = needed
         #expect(try run.run(in: poor.path).adapter == expected.adapter)
     }

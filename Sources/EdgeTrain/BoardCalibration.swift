@@ -1,0 +1,118 @@
+// Measures a board for `Calibration`: one operation of each kind on made-up numbers, a second or two in all.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+import Glibc
+
+extension Calibration {
+    /// Features of the products that are measured: a small model's, beyond every cache's size with their tokens.
+    private static let features = 2048
+    private static let tokens = 512
+    private static let fewTokens = 64
+    private static let diskBytes = 32 << 20
+
+    /// - Parameters:
+    ///   - seconds: a clock.
+    ///   - directory: where a file is written and read back; nil: the disk is not measured.
+    package static func measure(
+        _ kernels: KernelSet, _ compute: ComputeType, threads: Int, seconds: () -> Double, directory: String?
+    ) throws -> Calibration {
+        let arena = try Arena(capacity: ByteCount(96 << 20))
+        let heads = CausalAttention(headCount: 8, keyValueHeadCount: 8, headDim: 64)
+        let pool = WorkerPool(
+            kernels: kernels, threadCount: threads,
+            scratchFloats: max(CausalAttention.scratchFloats(longest: tokens), features), arena: arena)
+        /// Of the fastest of some turns: the others were disturbed.
+        func time(_ body: () throws -> Void) rethrows -> Double {
+            try body()
+            var best = Double.infinity
+            for _ in 0..<5 {
+                let start = seconds()
+                try body()
+                best = min(best, seconds() - start)
+            }
+            return best
+        }
+        let random = RandomSource(seed: 1, .sampling)
+        func values(_ rows: Int, _ columns: Int) -> Tensor {
+            let tensor = arena.tensor(rows, columns)
+            for i in 0..<tensor.count { tensor.base[i] = random.uniform(i) - 0.5 }
+            return tensor
+        }
+
+        let format = QuantFormat.all.first { $0.name == "Q4_0" }!  // of quant_formats.def
+        let blocks = arena.floats((features * format.byteCount(of: features) + 3) / 4)
+        let weight = QuantizedMatrix(blocks, format: format, outFeatures: features, inFeatures: features)
+        let x = values(tokens, features), y = values(tokens, features)
+        let rounding = RoundedRows(
+            compute, capacity: RoundedRows.bytes(compute, rows: tokens, widths: [features]), arena: arena)
+        let smoothing = arena.floats(features)
+        measureSmoothing(x, into: smoothing, on: pool)
+        func products(_ tokens: Int) -> Double {
+            let x = x.prefix(tokens), y = y.prefix(tokens)
+            return time {
+                linear(
+                    rounding([x], smoothing: UnsafePointer(smoothing), on: pool)[0],
+                    [LinearOutput(weight: weight, adapter: nil, y: y)], on: pool)
+                linearBackward(
+                    [LinearGradient(dy: rounding([y], on: pool)[0], weight: weight, adapter: nil)], into: x, on: pool)
+            } / 2
+        }
+        let weights = Double(features * features)
+        let (many, few) = (products(tokens), products(fewTokens))
+        let perWeightAndToken = (many - few) / weights / Double(tokens - fewTokens)
+
+        let rank = 16
+        let a = values(rank, features), z = values(tokens, rank), da = arena.tensor(rank, features)
+        let adapter = time {
+            projectDown(x, [(a, z)], scale: 1, on: pool)
+            addOuterProduct(z, x, samples: [0..<tokens], into: da, on: pool)
+        }
+
+        let width = heads.headCount * heads.headDim
+        let q = values(tokens, width), o = arena.tensor(tokens, width), dq = arena.tensor(tokens, width)
+        let shares = (arena.tensor(tokens, width), arena.tensor(tokens, width))
+        let dkv = (arena.tensor(tokens, width), arena.tensor(tokens, width)), lse = arena.tensor(tokens, heads.headCount)
+        let spans = [AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: tokens)]
+        let attention = time {
+            heads.forward(q: q, k: q, v: q, spans: spans, into: o, logSumExp: lse, on: pool)
+            heads.backward(
+                dO: o, q: q, k: q, v: q, o: o, logSumExp: lse, spans: spans, dQ: dq, headDK: shares.0, headDV: shares.1,
+                dK: dkv.0, dV: dkv.1, on: pool)
+        }
+
+        let elements = time {
+            swiglu(gate: x, up: y, into: x, on: pool)
+            addScaled(x, scale: 0.5, to: y, on: pool)
+        }
+        let disk = try directory.map { try measureDisk($0, seconds: seconds) }
+        return Calibration(
+            kernelSet: kernels.name, compute: compute.rawValue, threads: threads,
+            perWeight: max(0, few / weights - Double(fewTokens) * perWeightAndToken), perWeightAndToken: perWeightAndToken,
+            perAdapterMultiplyAdd: adapter / Double(2 * rank * features * tokens),
+            perAttentionMultiplyAdd: attention / Double(7 * tokens * tokens / 2 * width),
+            perElement: elements / Double(6 * tokens * features), perMappedByte: disk?.mapped ?? nominal.perMappedByte,
+            perDiskByte: disk?.read)
+    }
+
+    /// Seconds per byte: of mapping what is cached, and of reading what is not.
+    private static func measureDisk(_ directory: String, seconds: () -> Double) throws -> (mapped: Double, read: Double) {
+        let path = directory + "/calibration.tmp"
+        defer { unlink(path) }
+        try AtomicFile.write(to: path) { file in
+            let piece = [UInt8](repeating: 0x5A, count: 1 << 20)
+            for _ in 0..<diskBytes / piece.count { try file.write(piece) }
+        }
+        let region = try ByteRegion.map(path: path)
+        try region.dropCached()
+        func time(_ body: () throws -> Void) rethrows -> Double {
+            let start = seconds()
+            try body()
+            return (seconds() - start) / Double(diskBytes)
+        }
+        let read = try time { try region.makeResident(0..<diskBytes) }
+        region.release(0..<diskBytes)
+        let mapped = try time { try region.makeResident(0..<diskBytes) }
+        return (mapped, read)
+    }
+}
