@@ -10,8 +10,8 @@ package struct JobQueueSettings: Sendable {
     package var jobsDirectory: String
     /// A blob's digest to its file.
     package var blobPath: @Sendable (String) -> String
-    /// Bytes that a job may use now.
-    package var budgetBytes: @Sendable (JobRequest) -> UInt64
+    /// Bytes that a job may use now, and which bound that is.
+    package var budget: @Sendable (JobRequest) -> (bytes: UInt64, reason: String)
     package var defaultSaveSteps: @Sendable () -> Int
     package var now: @Sendable () -> Date
     /// How long a worker may take from `stop` to its checkpoint before it is killed.
@@ -23,14 +23,15 @@ package struct JobQueueSettings: Sendable {
 
     package init(
         worker: WorkerLaunch, jobsDirectory: String, blobPath: @escaping @Sendable (String) -> String,
-        budgetBytes: @escaping @Sendable (JobRequest) -> UInt64, defaultSaveSteps: @escaping @Sendable () -> Int,
+        budget: @escaping @Sendable (JobRequest) -> (bytes: UInt64, reason: String),
+        defaultSaveSteps: @escaping @Sendable () -> Int,
         now: @escaping @Sendable () -> Date, stopTimeout: Duration, commitInterval: Duration = .milliseconds(200),
         report: @escaping @Sendable (String) -> Void
     ) {
         self.worker = worker
         self.jobsDirectory = jobsDirectory
         self.blobPath = blobPath
-        self.budgetBytes = budgetBytes
+        self.budget = budget
         self.defaultSaveSteps = defaultSaveSteps
         self.now = now
         self.stopTimeout = stopTimeout
@@ -145,11 +146,12 @@ package actor JobQueue {
         if isStopping { control.stop() }
         // The budget that the job was planned with at submit: another one could part the micro-batches otherwise, and
         // a resumed run would not end with the same bytes.
+        let budget = job.plan.map { ($0.budgetBytes, $0.budgetReason) } ?? settings.budget(job.request)
         let order = WorkOrder.TrainOrder(
             job: job.id, request: job.request, modelPath: settings.blobPath(job.modelBlob),
             modelDigest: job.modelBlob,
             datasetPaths: job.datasetBlobs.map(settings.blobPath), directory: directory(of: job.id),
-            budgetBytes: job.plan?.budgetBytes ?? settings.budgetBytes(job.request),
+            budgetBytes: budget.0, budgetReason: budget.1,
             defaultSaveSteps: settings.defaultSaveSteps())
         let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)
         let run: WorkerRun

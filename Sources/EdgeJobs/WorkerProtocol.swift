@@ -26,13 +26,16 @@ package enum WorkOrder: Codable, Sendable {
         /// The worker alone writes here: `checkpoints/`, and `adapter/`, which is the published artifact.
         package var directory: String
         package var budgetBytes: UInt64
+        /// Which bound the budget is.
+        package var budgetReason: String?
         /// Steps between checkpoints when the request does not say.
         package var defaultSaveSteps: Int
 
         package init(
             job: String, request: JobRequest, modelPath: String, modelDigest: String, datasetPaths: [String], directory: String,
-            budgetBytes: UInt64, defaultSaveSteps: Int
+            budgetBytes: UInt64, budgetReason: String?, defaultSaveSteps: Int
         ) {
+            self.budgetReason = budgetReason
             self.job = job
             self.request = request
             self.modelPath = modelPath

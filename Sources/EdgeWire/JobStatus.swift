@@ -212,6 +212,9 @@ package struct PlanReport: Codable, Equatable, Sendable {
     package var pools: [Pool]
     package var peakBytes: UInt64
     package var budgetBytes: UInt64
+    /// Which bound the budget is, the least of all: "MemAvailable less a tenth". Nil in a plan that was stored before it
+    /// was told.
+    package var budgetReason: String?
     /// What was traded for memory, in words, in the order in which it was taken.
     package var choices: [String]
     /// What products with frozen weights are computed in: the request's, or what `auto` has become. Nil in a plan that was
@@ -227,8 +230,10 @@ package struct PlanReport: Codable, Equatable, Sendable {
 
     package init(
         pools: [Pool], peakBytes: UInt64, budgetBytes: UInt64, choices: [String], precision: Precision?,
-        trainableParameters: Int, samples: Int, heldOutSamples: Int, tooLongSamples: Int, tooLongLines: [Int], totalSteps: Int
+        trainableParameters: Int, samples: Int, heldOutSamples: Int, tooLongSamples: Int, tooLongLines: [Int], totalSteps: Int,
+        budgetReason: String? = nil
     ) {
+        self.budgetReason = budgetReason
         self.pools = pools
         self.peakBytes = peakBytes
         self.budgetBytes = budgetBytes

@@ -68,6 +68,7 @@ enum PlanText {
             (
                 "peak",
                 "\(Amount.bytes(plan.peakBytes)) of \(Amount.bytes(plan.budgetBytes)) allowed"
+                    + (plan.budgetReason.map { " (\($0))" } ?? "")
                     + (plan.peakBytes > plan.budgetBytes ? ": does not fit" : "")
             ),
             ("precision", plan.precision?.rawValue ?? "f32"),

@@ -43,6 +43,7 @@ struct Daemon: Sendable {
     let blobs: BlobStore
     let log: JobLog
     let worker: WorkerLaunch
+    let host: HostFiles
     let access: AccessRules
     let logger: Logger
     let startedAt: Date
@@ -74,8 +75,8 @@ struct Daemon: Sendable {
         return Problem(.internalError, "the worker gave an answer to another order")
     }
 
-    func budgetBytes(asked: String?) -> UInt64 {
-        HostMemory.now().budget(asked: asked, allowed: config.now.memoryBudget)
+    func budget(asked: String?) -> MemoryBound {
+        HostMemory(host).budget(asked: asked, allowed: config.now.memoryBudget)
     }
 
     /// Removes a blob that nothing names any more.

@@ -21,12 +21,12 @@ extension Daemon {
         }
         // Beside a running job only its own small share: a training run is never starved for an answer.
         let isAlone = await queue.runningJob == nil
-        let budget = HostMemory.now().budget(
+        let budget = HostMemory(host).budget(
             asked: nil, allowed: isAlone ? config.now.memoryBudget : config.now.generateMemoryBudget)
         let order = WorkOrder.generate(
             .init(
                 request: request, modelPath: blobs.path(try BlobDigest(model.blob)), adapterDirectory: adapterDirectory,
-                budgetBytes: budget))
+                budgetBytes: budget.bytes))
         try generating.enter()
         let (gate, launch, logger) = (generating, worker, logger)
         return Response(

@@ -13,12 +13,12 @@ extension Daemon {
     }
 
     func status(_ call: Call) async throws -> Response {
-        let memory = HostMemory.now()
+        let memory = HostMemory(host)
         return try Response(
             json: HostStatus(
                 version: Edgetuned.version, startedAt: startedAt, kernelSet: kernelSet,
-                cores: ProcessFacts.coreCount, memoryTotalBytes: memory.totalBytes,
-                memoryAvailableBytes: memory.availableBytes, diskFreeBytes: BlobStore.freeBytes(places.state),
+                cores: ProcessFacts.coreCount, memoryTotalBytes: memory.total.bytes,
+                memoryAvailableBytes: memory.available.bytes, diskFreeBytes: BlobStore.freeBytes(places.state),
                 temperatures: HostSensors.temperatures(), runningJob: await queue.runningJob,
                 queuedJobs: try await store.count(of: .queued), models: try await store.models().count,
                 adapters: try await store.adapters().count))
@@ -97,12 +97,17 @@ extension Daemon {
     }
 
     private func plan(_ request: JobRequest, files: (model: String, datasets: [String])) async throws -> PlanReport {
+        let budget = budget(asked: request.memoryBudget)
         let order = WorkOrder.TrainOrder(
             job: "", request: request, modelPath: blobs.path(try BlobDigest(files.model)),
             modelDigest: files.model,
             datasetPaths: try files.datasets.map { blobs.path(try BlobDigest($0)) }, directory: "",
-            budgetBytes: budgetBytes(asked: request.memoryBudget), defaultSaveSteps: config.now.defaultSaveSteps)
-        let message = try await answer(to: .plan(order))
+            budgetBytes: budget.bytes, budgetReason: budget.name, defaultSaveSteps: config.now.defaultSaveSteps)
+        let message: WorkMessage
+        do { message = try await answer(to: .plan(order)) } catch var problem as Problem {
+            if problem.kind == .insufficientMemory { problem.detail += "; the budget is \(budget.name)" }
+            throw problem
+        }
         guard case .planned(let plan) = message else { throw wrongAnswer(message) }
         return plan
     }

@@ -21,6 +21,9 @@ struct Serve: AsyncParsableCommand {
     var checkConfig = false
     @Option(help: .hidden)
     var workerExecutable: String?
+    /// A captured tree in place of the kernel's files about memory.
+    @Option(help: .hidden)
+    var hostRoot: String?
 
     func run() async throws {
         let environment = ProcessInfo.processInfo.environment
@@ -70,22 +73,27 @@ struct Serve: AsyncParsableCommand {
         let blobs = try BlobStore(directory: places.blobs)
         await blobs.removeAbandoned(olderThan: Date().addingTimeInterval(-7 * 86400))
         let log = JobLog(directory: places.logs)
+        let host = hostRoot.map(HostFiles.init(root:)) ?? .machine
         let launch = WorkerLaunch(
-            executable: workerExecutable ?? Self.ownExecutable, environment: Self.workerEnvironment(environment))
+            executable: workerExecutable ?? Self.ownExecutable,
+            environment: Self.workerEnvironment(environment, host))
         let queue = JobQueue(
             store: store, log: log,
             settings: JobQueueSettings(
                 worker: launch, jobsDirectory: places.jobs,
                 // Stored digests were checked when they came in.
                 blobPath: { (try? BlobDigest($0)).map(blobs.path) ?? "" },
-                budgetBytes: { HostMemory.now().budget(asked: $0.memoryBudget, allowed: config.now.memoryBudget) },
+                budget: {
+                    let budget = HostMemory(host).budget(asked: $0.memoryBudget, allowed: config.now.memoryBudget)
+                    return (budget.bytes, budget.name)
+                },
                 defaultSaveSteps: { config.now.defaultSaveSteps }, now: { Date().inWholeSeconds },
                 stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") }))
         try await queue.recover()
 
         let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
         let daemon = Daemon(
-            config: config, places: places, store: store, queue: queue, blobs: blobs, log: log, worker: launch,
+            config: config, places: places, store: store, queue: queue, blobs: blobs, log: log, worker: launch, host: host,
             access: access, logger: logger, startedAt: Date().inWholeSeconds,
             kernelSet: (try? ProcessFacts.kernelSet().name) ?? "unknown", now: { Date() },
             random: { UInt64.random(in: .min ... .max) })
@@ -145,9 +153,11 @@ struct Serve: AsyncParsableCommand {
     }
 
     /// A worker needs to find libraries and its kernel set, and nothing of what systemd tells the daemon.
-    private static func workerEnvironment(_ own: [String: String]) -> [String: String] {
+    private static func workerEnvironment(_ own: [String: String], _ host: HostFiles) -> [String: String] {
         let kept = ["PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "EDGETUNE_KERNELS"]
-        return own.filter { kept.contains($0.key) }
+        var environment = own.filter { kept.contains($0.key) }
+        environment[HostFiles.environmentKey] = host == .machine ? nil : host.root
+        return environment
     }
 }
 

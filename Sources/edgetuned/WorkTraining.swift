@@ -56,7 +56,7 @@ struct WorkTraining {
             },
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
-            totalSteps: totalSteps)
+            totalSteps: totalSteps, budgetReason: order.budgetReason)
     }
 
     func train(_ channel: WorkChannel) throws {

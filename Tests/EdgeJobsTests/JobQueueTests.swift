@@ -27,7 +27,7 @@ private final class Rig {
             store: store, log: log,
             settings: JobQueueSettings(
                 worker: WorkerLaunch(executable: worker, environment: ["PATH": "/usr/bin:/bin"]),
-                jobsDirectory: path + "/jobs", blobPath: { $0 }, budgetBytes: { _ in 1 << 20 }, defaultSaveSteps: { 5 },
+                jobsDirectory: path + "/jobs", blobPath: { $0 }, budget: { _ in (1 << 20, "a test") }, defaultSaveSteps: { 5 },
                 now: { start }, stopTimeout: stopTimeout, commitInterval: .milliseconds(10), report: { _ in }))
         try await queue.recover()
         running = Task { [queue] in try await queue.run() }
