@@ -1,5 +1,6 @@
-// The queue: one running job at a time, first in, first out. It turns what users and workers do into transitions of
-// the store; the store's transaction decides, so a race between a cancel and a last message has one outcome.
+// The queue: one running job at a time, first in, first out; one that cannot start for want of memory is passed over. It
+// turns what users and workers do into transitions of the store; the store's transaction decides, so a race between a
+// cancel and a last message has one outcome.
 import EdgeWire
 import Foundation
 
@@ -13,6 +14,12 @@ package struct JobQueueSettings: Sendable {
     /// Bytes that a job may use now, and which bound that is.
     package var budget: @Sendable (JobRequest) -> (bytes: UInt64, reason: String)
     package var defaultSaveSteps: @Sendable () -> Int
+    /// Why a job cannot start as the machine is now; nil: it can.
+    package var obstacle: @Sendable (Job) -> String?
+    /// Between two looks at jobs that wait for memory.
+    package var obstacleInterval: Duration
+    /// A cgroup for one run; nil: none is to be had. Gets the job's id and the bytes that it is planned to hold.
+    package var runGroup: @Sendable (_ job: String, _ plannedBytes: UInt64) -> RunGroup?
     package var now: @Sendable () -> Date
     /// How long a worker may take from `stop` to its checkpoint before it is killed.
     package var stopTimeout: Duration
@@ -25,6 +32,8 @@ package struct JobQueueSettings: Sendable {
         worker: WorkerLaunch, jobsDirectory: String, blobPath: @escaping @Sendable (String) -> String,
         budget: @escaping @Sendable (JobRequest) -> (bytes: UInt64, reason: String),
         defaultSaveSteps: @escaping @Sendable () -> Int,
+        obstacle: @escaping @Sendable (Job) -> String? = { _ in nil }, obstacleInterval: Duration = .seconds(3),
+        runGroup: @escaping @Sendable (_ job: String, _ plannedBytes: UInt64) -> RunGroup? = { _, _ in nil },
         now: @escaping @Sendable () -> Date, stopTimeout: Duration, commitInterval: Duration = .milliseconds(200),
         report: @escaping @Sendable (String) -> Void
     ) {
@@ -33,6 +42,9 @@ package struct JobQueueSettings: Sendable {
         self.blobPath = blobPath
         self.budget = budget
         self.defaultSaveSteps = defaultSaveSteps
+        self.obstacle = obstacle
+        self.obstacleInterval = obstacleInterval
+        self.runGroup = runGroup
         self.now = now
         self.stopTimeout = stopTimeout
         self.commitInterval = commitInterval
@@ -48,6 +60,14 @@ package actor JobQueue {
     private let wake: AsyncStream<Void>.Continuation
     private var running: (id: String, control: WorkerControl)?
     private var isStopping = false
+    private var nextLook: Task<Void, any Error>?
+    /// What was last stored of jobs that wait, and when.
+    private var told: [String: (reason: String, at: Date)] = [:]
+
+    /// Queued jobs that are looked at when those before them wait for memory.
+    private static let candidates = 32
+    /// The numbers of a wait change with every look; they are stored no more often than this, in seconds.
+    private static let secondsBetweenReasons: TimeInterval = 60
 
     package init(store: JobStore, log: JobLog, settings: JobQueueSettings) {
         self.store = store
@@ -77,9 +97,43 @@ package actor JobQueue {
     package func run() async throws {
         wake.yield()
         for await _ in wakes {
-            while !isStopping, let job = try await store.nextQueued() { try await runOnce(job) }
+            while !isStopping, let job = try await nextStartable() { try await runOnce(job) }
             if isStopping { return }
         }
+    }
+
+    /// The first queued job that can start now. Those before it keep their place, and the reason why they wait is stored.
+    private func nextStartable() async throws -> Job? {
+        let queued = try await store.queued(limit: Self.candidates)
+        told = told.filter { entry in queued.contains { $0.id == entry.key } }
+        for job in queued {
+            guard let reason = settings.obstacle(job) else { return job }
+            try await tell(job, "\(Self.waiting): \(reason)")
+        }
+        if !queued.isEmpty { lookAgain() }
+        return nil
+    }
+
+    private func lookAgain() {
+        // One at a time: every submit comes here too.
+        nextLook?.cancel()
+        let (wake, interval) = (wake, settings.obstacleInterval)
+        nextLook = Task {
+            try await Task.sleep(for: interval)
+            wake.yield()
+        }
+    }
+
+    private static let waiting = "waits for memory"
+
+    private func tell(_ job: Job, _ reason: String) async throws {
+        let now = settings.now()
+        if let last = told[job.id], job.reason?.hasPrefix(Self.waiting) == true {
+            guard last.reason != reason, now.timeIntervalSince(last.at) >= Self.secondsBetweenReasons else { return }
+        }
+        told[job.id] = (reason, now)
+        // Cancelled or paused meanwhile: nothing waits.
+        do { try await store.apply(.waits, to: job.id, reason: reason, at: now) } catch is Problem {}
     }
 
     /// A job was submitted.
@@ -147,63 +201,80 @@ package actor JobQueue {
         // The budget that the job was planned with at submit: another one could part the micro-batches otherwise, and
         // a resumed run would not end with the same bytes.
         let budget = job.plan.map { ($0.budgetBytes, $0.budgetReason) } ?? settings.budget(job.request)
-        let order = WorkOrder.TrainOrder(
+        var order = WorkOrder.TrainOrder(
             job: job.id, request: job.request, modelPath: settings.blobPath(job.modelBlob),
             modelDigest: job.modelBlob,
             datasetPaths: job.datasetBlobs.map(settings.blobPath), directory: directory(of: job.id),
             budgetBytes: budget.0, budgetReason: budget.1,
             defaultSaveSteps: settings.defaultSaveSteps())
+        let group = settings.runGroup(job.id, job.plan?.peakBytes ?? order.budgetBytes)
+        order.controlGroup = group?.directory
         let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)
-        let run: WorkerRun
-        do {
-            try FileManager.default.createDirectory(
-                atPath: order.directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-            run = try await withThrowingTaskGroup(of: WorkerRun?.self) { group in
-                group.addTask {
-                    try await WorkerProcess.run(self.settings.worker, .train(order), control: control) { message in
-                        try await transcript.take(message)
-                    }
-                }
-                group.addTask {
-                    while !Task.isCancelled {
-                        try await transcript.commit()
-                        try? await Task.sleep(for: self.settings.commitInterval)
-                    }
-                    return nil
-                }
-                var run: WorkerRun?
-                while run == nil, let next = try await group.next() { run = next }
-                group.cancelAll()
-                while try await group.next() != nil {}
-                guard let run else { throw CancellationError() }
-                return run
-            }
-            try await transcript.commit()
-        } catch let error as Problem {
-            try await fail(job.id, error)
-            return
-        } catch {
+        let outcome: Result<WorkerRun, any Error>
+        do { outcome = .success(try await supervise(order, control, transcript)) } catch { outcome = .failure(error) }
+        // The worker was waited for, whichever it was: nothing is in the group any more.
+        let report = await group?.end()
+        switch outcome {
+        case .success(let run): try await conclude(job.id, run, last: await transcript.lastProgress, report)
+        case .failure(let problem as Problem): try await fail(job.id, problem)
+        case .failure(let error):
             settings.report("\(job.id): \(error)")
             try await fail(job.id, Problem(.internalError, "the worker could not be run: \(error)"))
-            return
         }
-        try await conclude(job.id, run, last: await transcript.lastProgress)
+    }
+
+    /// Runs the worker to its end, and stores what it says meanwhile.
+    private func supervise(
+        _ order: WorkOrder.TrainOrder, _ control: WorkerControl, _ transcript: WorkerTranscript
+    ) async throws -> WorkerRun {
+        try FileManager.default.createDirectory(
+            atPath: order.directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        let run = try await withThrowingTaskGroup(of: WorkerRun?.self) { group in
+            group.addTask {
+                try await WorkerProcess.run(self.settings.worker, .train(order), control: control) { message in
+                    try await transcript.take(message)
+                }
+            }
+            group.addTask {
+                while !Task.isCancelled {
+                    try await transcript.commit()
+                    try? await Task.sleep(for: self.settings.commitInterval)
+                }
+                return nil
+            }
+            var run: WorkerRun?
+            while run == nil, let next = try await group.next() { run = next }
+            group.cancelAll()
+            while try await group.next() != nil {}
+            guard let run else { throw CancellationError() }
+            return run
+        }
+        try await transcript.commit()
+        return run
     }
 
     /// What the end of a run means for its job.
-    private func conclude(_ id: String, _ run: WorkerRun, last: JobProgress?) async throws {
+    private func conclude(
+        _ id: String, _ run: WorkerRun, last: JobProgress?, _ group: RunGroupReport?
+    ) async throws {
         let now = settings.now()
         if !run.stderr.isEmpty { write(run.stderr, to: id, at: now) }
+        if let group { write("cgroup of the run: \(group.figures)", to: id, at: now) }
         switch run.end {
         case .answered(.trained): try await store.apply(.trained, to: id, reason: nil, at: now)
         case .answered(.stopped(let step)):
             try await store.apply(
                 .stopped, to: id, reason: isStopping ? "the daemon stopped; resumes at step \(step)" : nil, at: now)
+        case .answered(.yielded(let step, let why)):
+            let reason = "\(Self.waiting): \(why); goes on from step \(step)"
+            write(reason, to: id, at: now)
+            told[id] = (reason, now)
+            try await store.apply(.yielded, to: id, reason: reason, at: now)
         case .answered(.failure(let problem)): try await fail(id, problem)
         case .answered(let other):
             try await fail(id, Problem(.internalError, "the worker gave an answer to another order: \(other)"))
         case .signalled, .exited:
-            guard let problem = run.end.problem(last: last, stderr: run.stderr) else { return }
+            guard let problem = run.end.problem(last: last, stderr: run.stderr, group: group) else { return }
             write(problem.detail, to: id, at: now)
             let fruitless = try await store.job(id)?.fruitlessRuns ?? 0
             if fruitless + 1 >= Job.fruitlessRunLimit, try await store.job(id)?.state == .running {
@@ -265,7 +336,8 @@ private actor WorkerTranscript {
             let text = String(text.prefix(WireLimit.eventLineBytes / 8))
             try log.append(text, to: job, at: settings.now())
             event = .log(text)
-        case .generated, .stopped, .trained, .planned, .inspectedModel, .inspectedDataset, .exported, .failure: return
+        case .generated, .stopped, .yielded, .trained, .planned, .inspectedModel, .inspectedDataset, .exported, .failure:
+            return
         }
         pending.append(event)
         if pending.count >= Self.pendingLimit { try await commit() }

@@ -9,6 +9,10 @@ package enum JobTransition: String, CaseIterable, Sendable {
     case pause, resume, cancel
     /// The worker checkpointed and left because it was asked to.
     case stopped
+    /// The worker checkpointed and left because memory became short.
+    case yielded
+    /// It cannot start as the machine is: it stays queued, with the reason.
+    case waits
     /// The worker is gone without an answer, and another run is allowed.
     case lost
     /// The daemon started and found the job as it was when the last one ended.
@@ -47,21 +51,22 @@ package enum JobStateMachine {
         case (.queued, .pause): .paused
         case (.queued, .cancel): .cancelled
         case (.queued, .failed): .failed
+        case (.queued, .waits): .queued
 
         case (.running, .pause): .pausing
         case (.running, .cancel): .cancelling
-        case (.running, .stopped), (.running, .lost), (.running, .restarted): .queued
+        case (.running, .stopped), (.running, .yielded), (.running, .lost), (.running, .restarted): .queued
 
         case (.pausing, .cancel): .cancelling
-        case (.pausing, .stopped), (.pausing, .lost), (.pausing, .restarted): .paused
+        case (.pausing, .stopped), (.pausing, .yielded), (.pausing, .lost), (.pausing, .restarted): .paused
         case (.running, .obstructed), (.pausing, .obstructed): .paused
 
         case (.paused, .resume): .queued
         case (.paused, .cancel): .cancelled
 
         // A failure while it is being cancelled is what was asked for.
-        case (.cancelling, .stopped), (.cancelling, .lost), (.cancelling, .restarted), (.cancelling, .failed),
-            (.cancelling, .obstructed):
+        case (.cancelling, .stopped), (.cancelling, .yielded), (.cancelling, .lost), (.cancelling, .restarted),
+            (.cancelling, .failed), (.cancelling, .obstructed):
             .cancelled
 
         // The artifact is published: a request that came too late does not unmake it.

@@ -108,10 +108,12 @@ extension JobStore {
         }
     }
 
-    /// The job that has waited longest.
-    package func nextQueued() async throws -> Job? {
+    /// Those that have waited longest, the oldest first.
+    package func queued(limit: Int) async throws -> [Job] {
         try await queue.read { db in
-            try Row.fetchOne(db, sql: "SELECT * FROM jobs WHERE state = 'queued' ORDER BY place LIMIT 1").map(Self.job)
+            try Row.fetchAll(
+                db, sql: "SELECT * FROM jobs WHERE state = 'queued' ORDER BY place LIMIT ?", arguments: [limit]
+            ).map(Self.job)
         }
     }
 
@@ -142,13 +144,14 @@ extension JobStore {
             do throws(TransitionRefusal) { job.state = try JobStateMachine.next(job.state, transition) } catch {
                 throw error.problem
             }
-            job.reason = reason
+            // Who was asked to pause or to end, and only happened to be short of memory, keeps the reason it has.
+            if transition != .yielded || job.state == .queued { job.reason = reason }
             if transition == .start {
                 job.runs += 1
                 job.startedAt = job.startedAt ?? now
             }
             if transition == .lost { job.fruitlessRuns += 1 }
-            if transition == .resume || transition == .stopped { job.fruitlessRuns = 0 }
+            if [.resume, .stopped, .yielded].contains(transition) { job.fruitlessRuns = 0 }
             var events: [JobEvent.Kind] = []
             if job.state == .failed, let problem {
                 job.problem = problem
@@ -158,7 +161,7 @@ extension JobStore {
                 job.adapter = job.name
                 try Self.insertAdapter(of: job, at: now, db)
             }
-            events.append(.state(job.state, reason: reason))
+            events.append(.state(job.state, reason: job.reason))
             if job.state.isFinal {
                 job.finishedAt = now
                 events.append(.end(job.state))
@@ -169,7 +172,7 @@ extension JobStore {
                         problem = ?, adapter = ? WHERE id = ?
                     """,
                 arguments: [
-                    job.state.rawValue, reason, job.startedAt?.timeIntervalSince1970,
+                    job.state.rawValue, job.reason, job.startedAt?.timeIntervalSince1970,
                     job.finishedAt?.timeIntervalSince1970, job.runs, job.fruitlessRuns,
                     try job.problem.map(Column.text), job.adapter, id,
                 ])

@@ -63,8 +63,10 @@ package enum WorkerEnd: Equatable, Sendable {
 
     /// The problem of an end without an answer; nil when it answered.
     ///
-    /// - Parameter last: what it last said of its memory.
-    package func problem(last: JobProgress?, stderr: String) -> Problem? {
+    /// - Parameters:
+    ///   - last: what it last said of its memory.
+    ///   - group: what the kernel counted in the run's cgroup.
+    package func problem(last: JobProgress?, stderr: String, group: RunGroupReport? = nil) -> Problem? {
         let said = stderr.split(separator: "\n").last.map { ": \($0.prefix(300))" } ?? ""
         switch self {
         case .answered: return nil
@@ -74,6 +76,12 @@ package enum WorkerEnd: Equatable, Sendable {
                     "; it held \($0.rssBytes >> 20) MiB at step \($0.step), planned \($0.plannedPeakBytes >> 20) MiB, "
                         + "budget \($0.budgetBytes >> 20) MiB"
                 } ?? ""
+            if let group, group.oomKills > 0 {
+                return Problem(
+                    .workerKilled, "the worker was killed by its cgroup's memory limit (\(group.figures))\(figures)",
+                    hint: "report this: the plan was too small for what ran; a smaller sequence_len needs less",
+                    budgetBytes: last?.budgetBytes ?? group.limitBytes)
+            }
             return Problem(
                 .workerKilled, "the worker was killed by SIGKILL, probably because the machine ran out of memory\(figures)",
                 hint: "a smaller memory_budget makes it plan for less", budgetBytes: last?.budgetBytes)

@@ -30,6 +30,8 @@ package enum WorkOrder: Codable, Sendable {
         package var budgetReason: String?
         /// Steps between checkpoints when the request does not say.
         package var defaultSaveSteps: Int
+        /// Directory of the cgroup that the worker joins first of all; nil where the daemon has none to give.
+        package var controlGroup: String?
 
         package init(
             job: String, request: JobRequest, modelPath: String, modelDigest: String, datasetPaths: [String], directory: String,
@@ -90,6 +92,8 @@ package enum WorkMessage: Codable, Sendable {
 
     /// Stopped by `WorkSignal.stop`, with a checkpoint.
     case stopped(step: Int)
+    /// Left because memory became short, with a checkpoint.
+    case yielded(step: Int, reason: String)
     case trained
     case planned(PlanReport)
     case inspectedModel(ModelReport)
@@ -101,7 +105,7 @@ package enum WorkMessage: Codable, Sendable {
     package var isLast: Bool {
         switch self {
         case .plan, .step, .evaluation, .checkpoint, .log, .generated: false
-        case .stopped, .trained, .planned, .inspectedModel, .inspectedDataset, .exported, .failure: true
+        case .stopped, .yielded, .trained, .planned, .inspectedModel, .inspectedDataset, .exported, .failure: true
         }
     }
 }

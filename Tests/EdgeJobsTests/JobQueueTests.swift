@@ -3,6 +3,7 @@ import EdgeJobs
 import EdgeTestSupport
 import EdgeWire
 import Foundation
+import Synchronization
 import Testing
 
 private let start = Date(timeIntervalSince1970: 1_800_000_000)
@@ -15,7 +16,9 @@ private final class Rig {
     let running: Task<Void, any Error>
 
     init(
-        train: String, stopTimeout: Duration = .seconds(5), before: (JobStore) async throws -> Void = { _ in }
+        train: String, stopTimeout: Duration = .seconds(5), obstacle: @escaping @Sendable (Job) -> String? = { _ in nil },
+        runGroup: @escaping @Sendable (String, UInt64) -> RunGroup? = { _, _ in nil },
+        before: (JobStore) async throws -> Void = { _ in }
     ) async throws {
         path = "/tmp/edge-queue-\(getpid())-\(UInt32.random(in: 0 ... .max))"
         try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
@@ -28,7 +31,7 @@ private final class Rig {
             settings: JobQueueSettings(
                 worker: WorkerLaunch(executable: worker, environment: ["PATH": "/usr/bin:/bin"]),
                 jobsDirectory: path + "/jobs", blobPath: { $0 }, budget: { _ in (1 << 20, "a test") }, defaultSaveSteps: { 5 },
-                now: { start }, stopTimeout: stopTimeout, commitInterval: .milliseconds(10), report: { _ in }))
+                obstacle: obstacle, obstacleInterval: .milliseconds(20), runGroup: runGroup, now: { start }, stopTimeout: stopTimeout, commitInterval: .milliseconds(10), report: { _ in }))
         try await queue.recover()
         running = Task { [queue] in try await queue.run() }
     }
@@ -179,16 +182,95 @@ private final class Rig {
     }
 
     @Test func aRestartResolvesWhatWasInterrupted() async throws {
-        let rig = try await Rig(train: "exec sleep 60") { store in
+        let rig = try await Rig(train: "exec sleep 60", before: { store in
             for (id, transitions) in [
                 ("j-2", [JobTransition.start, .pause]), ("j-3", [.start, .cancel]), ("j-1", [.start]),
             ] {
                 _ = try await store.submit(makeJob(id), key: nil, queueLimit: 9, at: start)
                 for transition in transitions { try await store.apply(transition, to: id, reason: nil, at: start) }
             }
-        }
+        })
         #expect(try await rig.store.job("j-2")?.state == .paused)
         #expect(try await rig.store.job("j-3")?.state == .cancelled)
         #expect(try await rig.wait("j-1") { $0.state == .running }.runs == 2)
     }
+
+    @Test func aJobThatYieldsWaitsWithTheReasonAndGoesOn() async throws {
+        let rig = try await Rig(
+            train: """
+                if [ -e $dir/again ]; then \(FakeWorker.succeed())
+                else touch $dir/again; echo '\(FakeWorker.line(.checkpoint(step: 4)))'
+                echo '\(FakeWorker.line(.yielded(step: 4, reason: "pressure")))'; fi
+                """)
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.state == .succeeded && job.runs == 2)
+        let events = try await rig.store.events(of: "j-1", after: 0, limit: 99).map(\.line).joined()
+        #expect(events.contains("waits for memory: pressure; goes on from step 4"))
+    }
+
+    @Test func aSmallerJobPassesOneThatWaitsForMemory() async throws {
+        let free = Allowance()
+        let rig = try await Rig(
+            train: FakeWorker.succeed(), obstacle: { $0.id == "j-1" && !free.isGiven ? "needs 9 MiB, 5 MiB are there" : nil })
+        try await rig.submit("j-1")
+        try await rig.submit("j-2")
+        #expect(try await rig.wait("j-2") { $0.state.isFinal }.state == .succeeded)
+        let waiting = try await rig.wait("j-1") { $0.reason != nil }
+        #expect(waiting.state == .queued && waiting.runs == 0)
+        #expect(waiting.reason == "waits for memory: needs 9 MiB, 5 MiB are there")
+        free.give()
+        #expect(try await rig.wait("j-1") { $0.state.isFinal }.state == .succeeded)
+        // Told once, not with every look.
+        let events = try await rig.store.events(of: "j-1", after: 0, limit: 99)
+        #expect(events.filter { $0.line.contains("waits for memory") }.count == 1)
+    }
+
+    @Test func aWaitingJobCanBePausedResumedAndCancelled() async throws {
+        let rig = try await Rig(train: FakeWorker.succeed(), obstacle: { _ in "none is there" })
+        try await rig.submit("j-1")
+        _ = try await rig.wait("j-1") { $0.reason != nil }
+        #expect(try await rig.queue.act(.pause, on: "j-1").state == .paused)
+        try await Task.sleep(for: .milliseconds(60))
+        #expect(try await rig.store.job("j-1")?.reason == "paused by request")
+        #expect(try await rig.queue.act(.resume, on: "j-1").state == .queued)
+        _ = try await rig.wait("j-1") { $0.reason?.hasPrefix("waits for memory") == true }
+        #expect(try await rig.queue.act(.cancel, on: "j-1").state == .cancelled)
+    }
+
+    @Test func aYieldWhilePausingKeepsThePausesReason() async throws {
+        let rig = try await Rig(
+            train: """
+                echo '\(FakeWorker.step(1))'
+                read -r signal && echo '\(FakeWorker.line(.yielded(step: 1, reason: "pressure")))'
+                """)
+        try await rig.submit("j-1")
+        _ = try await rig.wait("j-1") { $0.progress != nil }
+        _ = try await rig.queue.act(.pause, on: "j-1")
+        #expect(try await rig.wait("j-1") { $0.state == .paused }.reason == "paused by request")
+    }
+
+    @Test func aKillByTheGroupsLimitIsToldAsThat() async throws {
+        let report = RunGroupReport(limitBytes: 20 << 20, peakBytes: 19 << 20, swapPeakBytes: 0, oomKills: 1)
+        let rig = try await Rig(
+            train: "echo '\(FakeWorker.step(2))'; case $order in *control_group*here*) kill -9 $$;; esac",
+            runGroup: { job, planned in
+                #expect(job == "j-1" && planned == 1 << 20)
+                return RunGroup(directory: "/here", end: { report })
+            })
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.problem?.kind == .workerKilled)
+        let expected = "killed by its cgroup's memory limit (limit 20 MiB, peak 19 MiB, swap peak 0 MiB, 1 killed); "
+            + "it held 7 MiB at step 2, planned 8 MiB, budget 9 MiB"
+        #expect(job.problem?.detail.contains(expected) == true, "\(job)")
+        #expect(String(decoding: try rig.log.read("j-1"), as: UTF8.self).contains("cgroup of the run: limit 20 MiB"))
+    }
+}
+
+/// Given once, from outside of the queue.
+private final class Allowance: Sendable {
+    private let given = Atomic(false)
+    var isGiven: Bool { given.load(ordering: .acquiring) }
+    func give() { given.store(true, ordering: .releasing) }
 }

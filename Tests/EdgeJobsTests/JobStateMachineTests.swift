@@ -4,19 +4,19 @@ import Testing
 
 /// Every allowed change; whatever is not here must be refused.
 private let allowed: [JobState: [JobTransition: JobState]] = [
-    .queued: [.start: .running, .pause: .paused, .cancel: .cancelled, .failed: .failed],
+    .queued: [.start: .running, .pause: .paused, .cancel: .cancelled, .failed: .failed, .waits: .queued],
     .running: [
-        .pause: .pausing, .cancel: .cancelling, .stopped: .queued, .lost: .queued, .restarted: .queued,
-        .trained: .succeeded, .failed: .failed, .obstructed: .paused,
+        .pause: .pausing, .cancel: .cancelling, .stopped: .queued, .yielded: .queued, .lost: .queued,
+        .restarted: .queued, .trained: .succeeded, .failed: .failed, .obstructed: .paused,
     ],
     .pausing: [
-        .cancel: .cancelling, .stopped: .paused, .lost: .paused, .restarted: .paused, .trained: .succeeded,
-        .failed: .failed, .obstructed: .paused,
+        .cancel: .cancelling, .stopped: .paused, .yielded: .paused, .lost: .paused, .restarted: .paused,
+        .trained: .succeeded, .failed: .failed, .obstructed: .paused,
     ],
     .paused: [.resume: .queued, .cancel: .cancelled],
     .cancelling: [
-        .stopped: .cancelled, .lost: .cancelled, .restarted: .cancelled, .failed: .cancelled,
-        .obstructed: .cancelled, .trained: .succeeded,
+        .stopped: .cancelled, .yielded: .cancelled, .lost: .cancelled, .restarted: .cancelled,
+        .failed: .cancelled, .obstructed: .cancelled, .trained: .succeeded,
     ],
 ]
 
