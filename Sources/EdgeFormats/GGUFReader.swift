@@ -51,6 +51,9 @@ package final class GGUFFile: Sendable {
         try GGUFFile(ByteRegion.map(path: path))
     }
 
+    /// The pages go back to the kernel until they are next used.
+    package func releaseResident() { region.release(0..<region.bytes.count) }
+
     /// The header is read through the mapping and rarely needed again; its pages need not stay.
     package func releaseHeader() { region.release(0..<headerBytes) }
 

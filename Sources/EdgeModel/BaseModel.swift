@@ -72,6 +72,9 @@ package struct BaseModel {
         weightBytes = ByteCount(file.tensors.reduce(0) { $0 + $1.byteCount })
     }
 
+    /// Frees the memory that holds the weights; whoever uses one next reads it from the file again.
+    package func releaseResidentWeights() { file.releaseResident() }
+
     /// Values of all tensors together.
     package var parameterCount: Int { file.tensors.reduce(0) { $0 + $1.shape.reduce(1, *) } }
 

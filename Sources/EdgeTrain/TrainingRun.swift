@@ -52,7 +52,12 @@ package enum TrainingError: Error, Equatable, CustomStringConvertible {
 }
 
 /// What the control loop asks between steps.
-package enum RunDirection: Sendable { case goOn, stop }
+package enum RunDirection: Sendable {
+    case goOn
+    /// Go on, with as little memory as can be had back now.
+    case giveBack
+    case stop
+}
 
 package enum RunOutcome: Equatable, Sendable {
     case finished(FinishedRun)
@@ -72,6 +77,7 @@ package struct FinishedRun: Equatable, Sendable {
 
 package final class TrainingRun {
     package let adapters: AdapterSet
+    private let model: BaseModel
     private let step: TrainStep
     private let optimizer: AdamW
     private let best: UnsafeMutablePointer<Float>?
@@ -94,6 +100,7 @@ package final class TrainingRun {
         kernels: KernelSet, checkpoints: CheckpointStore, spillDirectory: String, emit: @escaping (TrainingEvent) -> Void,
         direction: @escaping () -> RunDirection
     ) throws {
+        self.model = model
         self.spec = spec
         self.plan = plan
         self.dataset = dataset
@@ -177,7 +184,11 @@ package final class TrainingRun {
         var loss = 0.0
         var firstSample = 0
         for batch in packed(samples, tokenBudget: plan.tokenBudget, tokens: \.tokens.count) {
-            if direction() == .stop { return nil }
+            switch direction() {
+            case .goOn: break
+            case .giveBack: model.releaseResidentWeights()
+            case .stop: return nil
+            }
             // The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
             try step.accumulate(
                 MicroBatch(batch), lossScale: 1 / Float(max(1, lossTokens)),
@@ -248,11 +259,11 @@ package final class TrainingRun {
     }
 
     /// The adapter as files have it. Ends the run: all its other memory is given back first.
-    package func takeTensors(_ architecture: Architecture, _ model: BaseModel) throws -> [LoRATensors] {
+    package func takeTensors() throws -> [LoRATensors] {
         try step.releaseWeights()
-        model.file.region.release(0..<model.file.fileBytes)
+        model.releaseResidentWeights()
         arena.discard(after: adapters.parameters + adapters.parameterCount)
-        return adapters.tensors(architecture, model.spec)
+        return adapters.tensors(model.architecture, model.spec)
     }
 
     /// Leaves the adapter to publish in `adapters`.

@@ -20,6 +20,7 @@ package struct Problem: Codable, Error, Equatable, Sendable {
         case queueFull = "queue-full"
         case cursorExpired = "cursor-expired"
         case nonFinite = "non-finite"
+        case planExceeded = "plan-exceeded"
         case workerKilled = "worker-killed"
         case workerCrashed = "worker-crashed"
         case internalError = "internal-error"
@@ -43,6 +44,7 @@ package struct Problem: Codable, Error, Equatable, Sendable {
             case .queueFull: "The queue is full"
             case .cursorExpired: "These events are no longer kept"
             case .nonFinite: "The loss or a gradient is not finite"
+            case .planExceeded: "More memory was used than planned"
             case .workerKilled: "The worker was killed"
             case .workerCrashed: "The worker crashed"
             case .internalError: "Internal error"
@@ -60,7 +62,7 @@ package struct Problem: Codable, Error, Equatable, Sendable {
             case .queueFull: 429
             case .cursorExpired: 410
             case .insufficientDisk: 507
-            case .nonFinite, .workerKilled, .workerCrashed, .internalError: 500
+            case .nonFinite, .planExceeded, .workerKilled, .workerCrashed, .internalError: 500
             }
         }
     }

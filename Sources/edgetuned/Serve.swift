@@ -77,6 +77,8 @@ struct Serve: AsyncParsableCommand {
         let launch = WorkerLaunch(
             executable: workerExecutable ?? Self.ownExecutable,
             environment: Self.workerEnvironment(environment, host))
+        // Before READY, and before there is a worker: the kernel lets a group with processes in it have no children.
+        let controlGroup = claimControlGroup(host, logger)
         let queue = JobQueue(
             store: store, log: log,
             settings: JobQueueSettings(
@@ -87,7 +89,21 @@ struct Serve: AsyncParsableCommand {
                     let budget = HostMemory(host).budget(asked: $0.memoryBudget, allowed: config.now.memoryBudget)
                     return (budget.bytes, budget.name)
                 },
-                defaultSaveSteps: { config.now.defaultSaveSteps }, now: { Date().inWholeSeconds },
+                defaultSaveSteps: { config.now.defaultSaveSteps },
+                obstacle: { job in
+                    job.plan.flatMap {
+                        startObstacle(
+                            planned: $0.peakBytes, memory: HostMemory(host),
+                            pressure: MemoryPressure(host.text("/proc/pressure/memory")))
+                    }
+                },
+                runGroup: { job, planned in
+                    do { return try controlGroup?.makeRun(job, planned: planned) } catch {
+                        logger.error("\(job) runs without a cgroup of its own: \(error)")
+                        return nil
+                    }
+                },
+                now: { Date().inWholeSeconds },
                 stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") }))
         try await queue.recover()
 
@@ -145,6 +161,17 @@ struct Serve: AsyncParsableCommand {
         try await group.shutdownGracefully()
         try store.close()
         try outcome.get()
+    }
+
+    private func claimControlGroup(_ host: HostFiles, _ logger: Logger) -> ControlGroup? {
+        do {
+            let group = try ControlGroup.claim(host, pid: getpid())
+            for left in group.removeLeftovers() { logger.warning("the cgroup of an earlier run stays: \(left)") }
+            return group
+        } catch {
+            logger.info("runs get no cgroup of their own and watch themselves: \(error)")
+            return nil
+        }
     }
 
     /// Not argv[0]: that need not be a path.

@@ -17,10 +17,11 @@ struct Work: ParsableCommand {
         let channel = WorkChannel()
         becomeTheOneToKill()
         guard let order = channel.readOrder() else { throw ExitCode(EX_USAGE) }
+        let host = HostFiles(environment: ProcessInfo.processInfo.environment)
         channel.watchForSignals()
         do {
             switch order {
-            case .train(let order): try WorkTraining(order).train(channel)
+            case .train(let order): try WorkTraining(joined(order, channel)).train(channel, host)
             case .plan(let order): channel.send(.planned(try WorkTraining(order).planReport))
             case .inspectModel(let path): channel.send(.inspectedModel(try modelReport(path)))
             case .inspectDataset(let path): channel.send(.inspectedDataset(try datasetReport(path)))
@@ -31,6 +32,15 @@ struct Work: ParsableCommand {
             channel.send(.failure(Problem(workError: error)))
             throw ExitCode.failure
         }
+    }
+
+    /// Moves this process into the run's cgroup, before anything is allocated that should be charged to it.
+    private func joined(_ order: WorkOrder.TrainOrder, _ channel: WorkChannel) -> WorkOrder.TrainOrder {
+        guard let group = order.controlGroup, let problem = ControlGroup.join(group) else { return order }
+        channel.send(.log("the run has no memory limit of the kernel's: \(problem)"))
+        var order = order
+        order.controlGroup = nil
+        return order
     }
 
     /// Lower priority than anything interactive, first in line when memory runs out, gone when `serve` is.

@@ -59,7 +59,7 @@ struct WorkTraining {
             totalSteps: totalSteps, budgetReason: order.budgetReason)
     }
 
-    func train(_ channel: WorkChannel) throws {
+    func train(_ channel: WorkChannel, _ host: HostFiles) throws {
         try DirectoryPublish.removeLeftovers(in: order.directory)
         channel.send(.plan(planReport))
         channel.send(.log("kernel set \(kernels.name), precision \(plan.shape.compute.rawValue), \(plan.shape.threads) threads"))
@@ -68,7 +68,7 @@ struct WorkTraining {
                 .log("left out \(samples.tooLongLines.count) samples longer than \(spec.sequenceLength) tokens, lines "
                     + samples.tooLongLines.prefix(20).map(String.init).joined(separator: ", ")))
         }
-        guard let (finished, tensors) = try run(channel) else { return }
+        guard let (finished, tensors) = try run(channel, host) else { return }
         // The arena is gone here: publishing has its memory.
         try publish(tensors, finished)
         let peak = ProcessFacts.residentBytes().peak
@@ -77,7 +77,9 @@ struct WorkTraining {
     }
 
     /// Nil when the run was stopped, which has been reported.
-    private func run(_ channel: WorkChannel) throws -> (FinishedRun, [LoRATensors])? {
+    private func run(_ channel: WorkChannel, _ host: HostFiles) throws -> (FinishedRun, [LoRATensors])? {
+        let watch = MemoryWatch(host, plannedPeakBytes: UInt64(plan.peak.bytes), group: order.controlGroup)
+        defer { watch.end() }
         let progress = ProgressMeter(plan: plan, budgetBytes: order.budgetBytes)
         let run = try TrainingRun(
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
@@ -93,13 +95,23 @@ struct WorkTraining {
                 case .log(let text): channel.send(.log(text))
                 }
             },
-            direction: { channel.isStopRequested ? .stop : .goOn })
+            direction: {
+                if channel.isStopRequested { return .stop }
+                let (direction, note) = watch.direction()
+                if let note { channel.send(.log(note)) }
+                return direction
+            })
         switch try run.run() {
         case .stopped(let step):
-            channel.send(.stopped(step: step))
+            switch watch.stop {
+            case nil: channel.send(.stopped(step: step))
+            case _ where channel.isStopRequested: channel.send(.stopped(step: step))
+            case .yield(let reason): channel.send(.yielded(step: step, reason: reason))
+            case .failure(let problem): throw problem
+            }
             return nil
         case .finished(let finished):
-            return (finished, try run.takeTensors(model.architecture, model))
+            return (finished, try run.takeTensors())
         }
     }
 

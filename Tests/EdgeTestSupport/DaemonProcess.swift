@@ -136,15 +136,17 @@ package final class DaemonProcess {
         return FileManager.default.currentDirectoryPath + "/.build/release/edgetuned"
     }
 
-    /// - Parameter directory: holds the socket, the state and the log; may be that of an earlier daemon.
+    /// - Parameters:
+    ///   - directory: holds the socket, the state and the log; may be that of an earlier daemon.
+    ///   - executable: becomes the daemon with the arguments that it gets.
     package init(
-        in directory: String, workerExecutable: String? = nil, environment: [String: String] = [:],
+        in directory: String, executable: String = DaemonProcess.binary, workerExecutable: String? = nil, environment: [String: String] = [:],
         arguments: [String] = []
     ) throws {
         self.directory = directory
         self.workerExecutable = workerExecutable
         socket = directory + "/s.sock"
-        process.executableURL = URL(fileURLWithPath: Self.binary)
+        process.executableURL = URL(fileURLWithPath: executable)
         process.arguments =
             ["serve", "--socket", socket, "--state-dir", directory + "/state"]
             + (workerExecutable.map { ["--worker-executable", $0] } ?? []) + arguments

@@ -150,8 +150,8 @@ private let modelJSON =
                 "bad-request 400", "unknown-key 400", "invalid-value 422", "insufficient-memory 422",
                 "insufficient-disk 507", "unsupported-model 422", "bad-dataset 422", "bad-adapter 422",
                 "not-found 404", "wrong-state 409", "conflict 409", "not-permitted 403", "digest-mismatch 422",
-                "too-large 413", "queue-full 429", "cursor-expired 410", "non-finite 500", "worker-killed 500",
-                "worker-crashed 500", "internal-error 500",
+                "too-large 413", "queue-full 429", "cursor-expired 410", "non-finite 500", "plan-exceeded 500",
+                "worker-killed 500", "worker-crashed 500", "internal-error 500",
             ])
     }
 }
