@@ -156,19 +156,28 @@ package final class ByteRegion: Sendable {
 package enum TensorBody: Equatable, Sendable {
     case bytes([UInt8])
     case floats([Float])
+    /// The same bytes over and over, cut at the end: a tensor of any size in the memory of one piece.
+    case repeated([UInt8], byteCount: Int)
 
     package var byteCount: Int {
         switch self {
         case .bytes(let bytes): bytes.count
         case .floats(let floats): floats.count * MemoryLayout<Float>.size
+        case .repeated(_, let byteCount): byteCount
         }
     }
 
-    /// Little-endian, as every supported host is; not copied.
-    package func withUnsafeBytes<R>(_ body: (UnsafeRawBufferPointer) throws -> R) rethrows -> R {
+    /// Hands the values to `sink`, little-endian, as every supported host is; not copied.
+    package func write(to sink: (UnsafeRawBufferPointer) throws -> Void) rethrows {
         switch self {
-        case .bytes(let bytes): try bytes.withUnsafeBytes(body)
-        case .floats(let floats): try floats.withUnsafeBytes(body)
+        case .bytes(let bytes): try bytes.withUnsafeBytes(sink)
+        case .floats(let floats): try floats.withUnsafeBytes(sink)
+        case .repeated(let piece, let byteCount):
+            for done in stride(from: 0, to: byteCount, by: piece.count) {
+                try piece.withUnsafeBytes {
+                    try sink(UnsafeRawBufferPointer(rebasing: $0.prefix(byteCount - done)))
+                }
+            }
         }
     }
 }

@@ -62,7 +62,7 @@ package struct GGUFWriter: Sendable {
         try header.withUnsafeBytes(sink)
         try zeros(Self.padding(after: header.count)).withUnsafeBytes(sink)
         for tensor in tensors {
-            try tensor.body.withUnsafeBytes(sink)
+            try tensor.body.write(to: sink)
             try zeros(Self.padding(after: tensor.body.byteCount)).withUnsafeBytes(sink)
         }
     }

@@ -279,7 +279,7 @@ package struct SafetensorsWriter: Sendable {
     /// Hands the file to `sink` in order, piece by piece; tensor bodies are not copied.
     package func write(to sink: (UnsafeRawBufferPointer) throws -> Void) throws {
         try header().withUnsafeBytes(sink)
-        for tensor in ordered { try tensor.body.withUnsafeBytes(sink) }
+        for tensor in ordered { try tensor.body.write(to: sink) }
     }
 
     package func encoded() throws -> [UInt8] {

@@ -207,6 +207,7 @@ package actor JobQueue {
             datasetPaths: job.datasetBlobs.map(settings.blobPath), directory: directory(of: job.id),
             budgetBytes: budget.0, budgetReason: budget.1,
             defaultSaveSteps: settings.defaultSaveSteps())
+        order.processBytes = job.plan?.processBytes
         let group = settings.runGroup(job.id, job.plan?.peakBytes ?? order.budgetBytes)
         order.controlGroup = group?.directory
         let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)

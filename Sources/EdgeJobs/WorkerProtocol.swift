@@ -30,6 +30,8 @@ package enum WorkOrder: Codable, Sendable {
         package var budgetReason: String?
         /// Steps between checkpoints when the request does not say.
         package var defaultSaveSteps: Int
+        /// What the worker that planned this job measured of itself: the plan is to be the same one.
+        package var processBytes: UInt64?
         /// Directory of the cgroup that the worker joins first of all; nil where the daemon has none to give.
         package var controlGroup: String?
 

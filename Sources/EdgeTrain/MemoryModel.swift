@@ -44,7 +44,7 @@ package struct StepShape: Equatable, Sendable {
 /// What the process holds beside the run's own memory, as it measured itself when everything but that was there.
 package struct ProcessMemory: Codable, Equatable, Sendable {
     /// Program, libraries, runtime, heap, tokenised samples, thread stacks.
-    package let resident: ByteCount
+    package var resident: ByteCount
     /// The most that there was until then: reading a large data set takes more than a small model's training.
     package let preparation: ByteCount
 

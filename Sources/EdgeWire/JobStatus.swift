@@ -227,6 +227,15 @@ package struct PlanReport: Codable, Equatable, Sendable {
     package var tooLongSamples: Int
     package var tooLongLines: [Int]
     package var totalSteps: Int
+    /// What the worker measured of itself before the run's own memory: the same job is planned with the same number again.
+    package var processBytes: UInt64?
+    /// Tokens of the largest micro-batch.
+    package var microBatchTokens: Int?
+    /// Disk for layer inputs that are not kept in memory.
+    package var spillBytes: UInt64?
+    /// Predicted from a measurement of this board; nil where there is none.
+    package var tokensPerSecond: Double?
+    package var totalSeconds: Double?
 
     package init(
         pools: [Pool], peakBytes: UInt64, budgetBytes: UInt64, choices: [String], precision: Precision?,

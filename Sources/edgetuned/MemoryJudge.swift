@@ -69,8 +69,9 @@ package enum MemoryThreshold {
     /// What giving back may take to show. avg10 itself lags for longer than that, so what is asked then is the share
     /// of these seconds that was lost.
     package static let patience = Duration.seconds(5)
-    /// Resident bytes that a plan of `planned` allows: 2 % more, for the kernel counts per thread and adds up late.
-    package static func mostResident(planned: UInt64) -> UInt64 { planned + planned / 50 }
+    /// Resident bytes at which a plan of `planned` is broken: 2 % more, for the kernel counts per thread and adds up late, and
+    /// 8 MiB, for a heap that nobody plans to the byte. Less than the headroom of the run's cgroup, where there is one.
+    package static func mostResident(planned: UInt64) -> UInt64 { planned + planned / 50 + 8 << 20 }
 }
 
 /// Samples in, level out. `pause` and `planBroken` are final.

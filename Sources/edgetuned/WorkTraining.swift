@@ -35,7 +35,9 @@ struct WorkTraining {
         guard Dataset.lossTokens(dataset.training) > 0 else { throw TrainingError.noLossTokens }
         self.dataset = dataset
         model.file.releaseHeader()
-        memory = try MemoryModel(model, lora: spec.lora, process: ProcessFacts.processMemory())
+        var process = try ProcessFacts.processMemory()
+        if let planned = order.processBytes { process.resident = ByteCount(Int(clamping: planned)) }
+        memory = try MemoryModel(model, lora: spec.lora, process: process)
         let lengths = SampleLengths(dataset, spec: spec)
         plan = try TrainingPlan.make(
             memory, lengths: lengths,
@@ -48,7 +50,7 @@ struct WorkTraining {
     }
 
     var planReport: PlanReport {
-        PlanReport(
+        var report = PlanReport(
             pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
             peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text),
             precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.modules.reduce(0) {
@@ -57,6 +59,14 @@ struct WorkTraining {
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
             totalSteps: totalSteps, budgetReason: order.budgetReason)
+        report.processBytes = UInt64(memory.process.resident.bytes)
+        report.microBatchTokens = plan.shape.tokens
+        report.spillBytes = plan.spill == .zero ? nil : UInt64(plan.spill.bytes)
+        if let seconds = plan.secondsPerStep {
+            report.tokensPerSecond = plan.tokensPerStep / seconds
+            report.totalSeconds = seconds * Double(totalSteps)
+        }
+        return report
     }
 
     func train(_ channel: WorkChannel, _ host: HostFiles) throws {

@@ -83,12 +83,12 @@ import Testing
         let (host, daemon) = try Self.start(directory)
         let job = try KillTests.submit("a", to: daemon)
         _ = try daemon.wait(for: job) { ($0.progress?.step ?? 0) >= 3 }
-        let peak = try #require(try daemon.wait(for: job) { $0.plan != nil }.plan?.peakBytes)
         // The watch of a run reads this process's own figures, until a captured tree has some.
         try host.write("VmRSS:\t 900000 kB\nVmSwap:\t 0 kB\n", to: "/proc/self/status")
         let second = try KillTests.submit("b", to: daemon)
         let failed = try daemon.wait(for: second) { $0.state.isFinal }
         #expect(failed.problem?.kind == .planExceeded, "\(failed)")
+        let peak = try #require(failed.plan?.peakBytes)
         #expect(failed.problem?.detail == "the run held more than its plan: 878 MiB are resident, \(peak >> 20) MiB were planned")
     }
 
