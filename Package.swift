@@ -70,7 +70,7 @@ let package = Package(
         .executableTarget(
             name: "edgebench",
             dependencies: [
-                "EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels",
+                "EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels", "EdgeJobs", "EdgeWire",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
 

@@ -17,6 +17,7 @@ package struct WeightParts: Equatable, Sendable {
     package let headSlices: [Range<Int>]
     private let headStart: Int
     private let headRowBytes: Int
+    package let fileBytes: Int
     /// Of one token's embedding.
     package let embeddingRowBytes: Int
 
@@ -25,6 +26,7 @@ package struct WeightParts: Equatable, Sendable {
         headStart = model.headRange.lowerBound
         headRowBytes = model.head.rowBytes
         embeddingRowBytes = model.embedding.rowBytes
+        fileBytes = model.file.fileBytes
         let largestLayer = model.layerRanges.map { $0.reduce(0) { $0 + $1.count } }.max()!
         headSlices = headSliceRanges(
             rows: model.head.outFeatures, mostRows: largestLayer / model.head.rowBytes,

@@ -219,10 +219,11 @@ private struct Planner {
         func trade(_ what: String, _ undo: (inout Candidate) -> Void) {
             var without = chosen
             undo(&without)
+            let saves = ByteCount(max(0, memory.peak(without.shape).bytes - peak.bytes))
+            // What shrank only because something else did was not traded.
+            guard saves > .zero else { return }
             trades.append(
-                TrainingPlan.Trade(
-                    what: what, saves: ByteCount(max(0, memory.peak(without.shape).bytes - peak.bytes)),
-                    costs: max(0, seconds / secondsPerStep(without) - 1)))
+                TrainingPlan.Trade(what: what, saves: saves, costs: max(0, seconds / secondsPerStep(without) - 1)))
         }
         let recomputed = memory.trainedLayers - chosen.shape.keptLayers
         if recomputed > 0 {
