@@ -14,13 +14,13 @@ package struct RunGroup: Sendable {
 }
 
 package struct RunGroupReport: Equatable, Sendable {
-    /// memory.max.
+    /// memory.max, as it was at the end.
     package var limitBytes: UInt64
     /// memory.peak; nil before Linux 5.19.
     package var peakBytes: UInt64?
     /// memory.swap.peak; nil before Linux 6.5.
     package var swapPeakBytes: UInt64?
-    /// Processes that the kernel killed because of the group's limit.
+    /// memory.events, `oom_kill`: kills for the group's limit. A process that dies with its group is counted twice.
     package var oomKills: UInt64
     /// Why the group is still there.
     package var leftBehind: String?
@@ -39,7 +39,7 @@ package struct RunGroupReport: Equatable, Sendable {
         var parts = ["limit \(limitBytes >> 20) MiB"]
         if let peakBytes { parts.append("peak \(peakBytes >> 20) MiB") }
         if let swapPeakBytes { parts.append("swap peak \(swapPeakBytes >> 20) MiB") }
-        parts.append("\(oomKills) killed")
+        parts.append("oom_kill \(oomKills)")
         if let leftBehind { parts.append("not removed: \(leftBehind)") }
         return parts.joined(separator: ", ")
     }

@@ -99,7 +99,7 @@ package struct ControlGroup: Equatable, Sendable {
 
     private func end(_ run: String, _ limit: UInt64) async -> RunGroupReport {
         var report = RunGroupReport(
-            limitBytes: limit, peakBytes: files.number(run + "/memory.peak"),
+            limitBytes: files.number(run + "/memory.max") ?? limit, peakBytes: files.number(run + "/memory.peak"),
             swapPeakBytes: files.number(run + "/memory.swap.peak"),
             oomKills: files.figures(run + "/memory.events")["oom_kill"] ?? 0)
         // A process that was waited for can hold its group for a moment more, while the kernel takes it apart.

@@ -261,7 +261,7 @@ private final class Rig {
         try await rig.submit("j-1")
         let job = try await rig.wait("j-1") { $0.state.isFinal }
         #expect(job.problem?.kind == .workerKilled)
-        let expected = "killed by its cgroup's memory limit (limit 20 MiB, peak 19 MiB, swap peak 0 MiB, 1 killed); "
+        let expected = "killed by its cgroup's memory limit (limit 20 MiB, peak 19 MiB, swap peak 0 MiB, oom_kill 1); "
             + "it held 7 MiB at step 2, planned 8 MiB, budget 9 MiB"
         #expect(job.problem?.detail.contains(expected) == true, "\(job)")
         #expect(String(decoding: try rig.log.read("j-1"), as: UTF8.self).contains("cgroup of the run: limit 20 MiB"))
