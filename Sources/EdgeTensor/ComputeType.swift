@@ -147,17 +147,19 @@ package struct RoundedRows: @unchecked Sendable {
 
 }
 
-/// smoothing[j] = the root of column j's largest magnitude: what int8 products of inputs like x divide the column by
-/// (SmoothQuant, arXiv:2211.10438 §4, with the strength at one half).
+/// smoothing[j] becomes the root of column j's largest magnitude, if that is more than it is: what int8 products of inputs like x
+/// divide the column by (SmoothQuant, arXiv:2211.10438 §4, with the strength at one half).
 ///
 /// - Parameters:
 ///   - x: `[tokens, columns]`.
-///   - smoothing: `[columns]`.
+///   - smoothing: `[columns]`; zeros before the first call.
 package func measureSmoothing(_ x: Tensor, into smoothing: UnsafeMutablePointer<Float>, on pool: WorkerPool) {
     let kernel = pool.kernels.raw.smooth_columns!
     let columns = 128
-    pool.run((x.columns + columns - 1) / columns, as: .rounding, .pass(x.count, streams: 1, flopEach: 1)) { piece, _ in
+    pool.run((x.columns + columns - 1) / columns, as: .rounding, .pass(x.count, streams: 1, flopEach: 1)) { piece, found in
         let first = piece * columns
-        kernel(x.base + first, x.columns, x.rows, min(columns, x.columns - first), smoothing + first)
+        let count = min(columns, x.columns - first)
+        kernel(x.base + first, x.columns, x.rows, count, found)
+        for i in 0..<count { smoothing[first + i] = max(smoothing[first + i], found[i]) }
     }
 }

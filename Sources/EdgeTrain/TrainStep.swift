@@ -142,12 +142,17 @@ package final class TrainStep {
     }
 
     /// Finds what int8 products divide the channels of their inputs by, from the frozen model's own activations on these
-    /// samples: before the first step, and again before a resumed run's. Other types need none.
-    package func measureSmoothing(_ microBatch: MicroBatch) throws {
+    /// samples: before the first step, and again before a resumed run's. Other types need none. Sample by sample, so that the
+    /// plan's micro-batches have no part in it.
+    package func measureSmoothing(_ samples: [TokenizedSample]) throws {
+        for sample in samples { try measureSmoothing(sample) }
+    }
+
+    private func measureSmoothing(_ sample: TokenizedSample) throws {
         guard let headSmoothing else { return }
-        let batch = load(microBatch)
+        let batch = load(MicroBatch([sample]))
         try forward(batch, .measuringSmoothing)
-        // The head's input, of all rows together: the layers are done with the workspace.
+        // The head's input: the layers are done with the workspace.
         let normed = workspace.n1.prefix(batch.tokenCount)
         rmsNorm(
             checkpoints.input(of: model.spec.layerCount), weight: model.outputNorm, epsilon: model.spec.rmsNormEpsilon,

@@ -146,7 +146,7 @@ package final class TrainingRun {
     }
 
     private func begin() throws {
-        try step.measureSmoothing(smoothingBatch)
+        try step.measureSmoothing(smoothingSamples)
         if let (found, notes) = try checkpoints.newest(parameterCount: adapters.parameterCount, keepsBest: best != nil) {
             for note in notes { emit(.log(note)) }
             state = found.state
@@ -165,10 +165,10 @@ package final class TrainingRun {
         }
     }
 
-    /// The first samples that fit in any plan: the same in all of them, and in a resumed run.
-    private var smoothingBatch: MicroBatch {
-        let first = packed(dataset.training, tokenBudget: plan.shape.longestSample, tokens: \.tokens.count)[0]
-        return MicroBatch(first)
+    /// The first samples that the run sees: some hundred tokens show a model's outlying channels.
+    private var smoothingSamples: [TokenizedSample] {
+        let firstStep = order.samples(step: 0, permutation: order.permutation(epoch: 0)).map { dataset.training[$0] }
+        return packed(firstStep, tokenBudget: 512, tokens: \.tokens.count)[0]
     }
 
     private struct StepResult {

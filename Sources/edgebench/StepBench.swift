@@ -81,13 +81,14 @@ struct StepBench: ParsableCommand {
             model: base, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: "/tmp")
         step.adapters.initialize(seed: 1)
         let random = RandomSource(seed: 2, .sampling)
-        let batch = MicroBatch(
+        let made =
             (0..<samples).map { sample in
                 TokenizedSample(
                     tokens: (0..<tokens).map { TokenID(random.integer(sample * tokens + $0, below: base.spec.vocabularySize)) },
                     carriesLoss: (0..<tokens).map { $0 > 0 })
-            })
-        try step.measureSmoothing(batch)
+            }
+        let batch = MicroBatch(made)
+        try step.measureSmoothing(made)
         let seconds = try Measurement.median(runs: runs) { try Self.run(step, batch) }
         let resident = Measurement.peakResidentBytes
         let peakArena = try Arena(capacity: ByteCount(64 << 20))
