@@ -4,6 +4,7 @@
 
 #include "edge_kernels.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -69,6 +70,8 @@ static inline uint16_t edge_bfloat_of_float(float value) {
 #undef EDGE_QUANT_FORMAT
 
 extern const float edge_nf4_levels[16];
+/// Values of the codes, rising.
+extern const float edge_dynamic_map_signed[256], edge_dynamic_map_unsigned[256];
 /// Absmax of one block of an NF4 matrix.
 float edge_nf4_absmax(const struct edge_matrix *w, size_t block);
 void edge_decode_nf4_scaled(const struct edge_matrix *w, size_t first_block, float *values, size_t count);

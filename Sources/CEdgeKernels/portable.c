@@ -2,6 +2,7 @@
 #include "kernels_internal.h"
 
 #include "elementwise.inc"
+#include "optimizer.inc"
 #include "packing.inc"
 
 enum { TILE_ROWS = 4 };
@@ -113,6 +114,7 @@ void edge_install_portable(struct edge_kernel_set *set) {
     }
     install_packing(set);
     install_elementwise(set);
+    install_optimizer(set);
 }
 
 double edge_peak_portable(enum edge_compute compute, size_t rounds, float *sink) {

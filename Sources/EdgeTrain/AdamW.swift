@@ -23,10 +23,13 @@ package struct AdamW {
     ) {
         // As torch.nn.utils.clip_grad_norm_.
         let clip = spec.maxGradNorm.map { min(1, $0 / (norm + 1e-6)) } ?? 1
+        let (beta1, beta2) = (Double(spec.beta1), Double(spec.beta2))
         var settings = edge_adamw(
-            learning_rate: Float(learningRate), beta1: spec.beta1, beta2: spec.beta2, epsilon: spec.adamEpsilon,
-            weight_decay: spec.weightDecay, correction1: Float(1 - pow(Double(spec.beta1), Double(step + 1))),
-            correction2: Float(1 - pow(Double(spec.beta2), Double(step + 1))), gradient_scale: Float(clip))
+            decay: Float(1 - learningRate * Double(spec.weightDecay)),
+            step: Float(learningRate / (1 - pow(beta1, Double(step + 1)))),
+            root_correction2: Float((1 - pow(beta2, Double(step + 1))).squareRoot()),
+            beta1: spec.beta1, rate1: Float(1 - beta1), beta2: spec.beta2, rate2: Float(1 - beta2),
+            epsilon: spec.adamEpsilon, gradient_scale: Float(clip))
         kernels.raw.adamw(parameters, gradients, moment1, moment2, count, &settings)
     }
 }

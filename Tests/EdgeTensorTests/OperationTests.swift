@@ -214,8 +214,8 @@ struct OperationTests {
             keep(z)
             (x, y, z) = copies()
             let settings = edge_adamw(
-                learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, correction1: 0.1,
-                correction2: 0.001, gradient_scale: 0.5)
+                decay: 0.9999, step: 1e-2, root_correction2: 0.0316, beta1: 0.9, rate1: 0.1, beta2: 0.999, rate2: 0.001,
+                epsilon: 1e-8, gradient_scale: 0.5)
             for i in 0..<n { z.base[i] = abs(z.base[i]) }
             withUnsafePointer(to: settings) { raw.adamw(x.base, b.base, y.base, z.base, n, $0) }
             keep(x, y, z)

@@ -850,27 +850,89 @@ static void check_vectors(size_t count) {
     }
 }
 
+static const struct edge_adamw adamw_settings = {
+    .decay = 0.99999f, .step = 3.69e-3f, .root_correction2 = 0.0548f, .beta1 = 0.9f, .rate1 = 0.1f, .beta2 = 0.999f,
+    .rate2 = 0.001f, .epsilon = 1e-8f, .gradient_scale = 0.8f};
+
 static void check_adamw(size_t count) {
-    const struct edge_adamw settings = {1e-3f, 0.9f, 0.999f, 1e-8f, 0.01f, 0.271f, 0.003f, 0.8f};
     fill_inputs(1);
     for (size_t i = 0; i < count; i++) in_d[i] = fabsf(in_d[i]);
     memcpy(out_a, in_a, count * sizeof *out_a);
     memcpy(out_b, in_c, count * sizeof *out_b);
     memcpy(out_c, in_d, count * sizeof *out_c);
-    portable.adamw(out_a, in_b, out_b, out_c, count, &settings);
+    portable.adamw(out_a, in_b, out_b, out_c, count, &adamw_settings);
     for (size_t s = 0; s < set_count; s++) {
         begin(s, "adamw, %zu values", count);
         float *parameter = input(&region_a, in_a, count), *moment1 = input(&region_c, in_c, count);
         float *moment2 = input(&region_d, in_d, count);
-        sets[s].adamw(parameter, input(&region_b, in_b, count), moment1, moment2, count, &settings);
+        sets[s].adamw(parameter, input(&region_b, in_b, count), moment1, moment2, count, &adamw_settings);
         check_same("parameter", parameter, out_a, count);
         check_same("moment1", moment1, out_b, count);
         check_same("moment2", moment2, out_c, count);
     }
 }
 
+enum { OPTIMIZER_STEPS = 3, MOST_OPTIMIZED = 513, MOST_MOMENT_BLOCKS = (MOST_OPTIMIZED - 1) / EDGE_MOMENT_BLOCK + 1 };
+
+// Several steps from moments of zero, so that every stored moment is one that the kernel has made.
+static void check_adamw_bf16(size_t count) {
+    fill_inputs(1);
+    uint16_t expected1[MOST_OPTIMIZED] = {0}, expected2[MOST_OPTIMIZED] = {0};
+    const uint16_t zeros[MOST_OPTIMIZED] = {0};
+    memcpy(out_a, in_a, count * sizeof *out_a);
+    for (int step = 0; step < OPTIMIZER_STEPS; step++)
+        portable.adamw_bf16(out_a, in_b + step, expected1, expected2, count, &adamw_settings);
+    for (size_t s = 0; s < set_count; s++) {
+        begin(s, "adamw_bf16, %zu values", count);
+        float *parameter = input(&region_a, in_a, count);
+        uint16_t *moment1 = copy_to(&region_c, zeros, count * sizeof *zeros);
+        uint16_t *moment2 = copy_to(&region_d, zeros, count * sizeof *zeros);
+        for (int step = 0; step < OPTIMIZER_STEPS; step++)
+            sets[s].adamw_bf16(parameter, input(&region_b, in_b + step, count), moment1, moment2, count, &adamw_settings);
+        check_same("parameter", parameter, out_a, count);
+        check_same_bytes("moment1", moment1, expected1, count * sizeof *moment1);
+        check_same_bytes("moment2", moment2, expected2, count * sizeof *moment2);
+    }
+}
+
+/// The gradient of the last block is zero: its moments are, and stay, blocks of zeros.
+static void check_adamw_8bit(size_t count) {
+    const size_t blocks = (count - 1) / EDGE_MOMENT_BLOCK + 1;
+    fill_inputs(1);
+    if (blocks > 1) memset(in_b + (blocks - 1) * EDGE_MOMENT_BLOCK, 0, (EDGE_MOMENT_BLOCK + OPTIMIZER_STEPS) * sizeof *in_b);
+    uint8_t codes1[MOST_OPTIMIZED] = {0}, codes2[MOST_OPTIMIZED] = {0};
+    float absmax1[MOST_MOMENT_BLOCKS] = {0}, absmax2[MOST_MOMENT_BLOCKS] = {0};
+    const struct edge_moment8 expected1 = {codes1, absmax1}, expected2 = {codes2, absmax2};
+    const uint8_t zeros[MOST_OPTIMIZED] = {0};
+    memcpy(out_a, in_a, count * sizeof *out_a);
+    for (int step = 0; step < OPTIMIZER_STEPS; step++)
+        portable.adamw_8bit(out_a, in_b + step, &expected1, &expected2, count, &adamw_settings);
+    for (size_t s = 0; s < set_count; s++) {
+        begin(s, "adamw_8bit, %zu values", count);
+        float *parameter = input(&region_a, in_a, count);
+        const struct edge_moment8 moment1 = {
+            copy_to(&region_c, zeros, count), copy_to(&region_scales, zeros, blocks * sizeof *absmax1)};
+        const struct edge_moment8 moment2 = {
+            copy_to(&region_d, zeros, count), copy_to(&region_e, zeros, blocks * sizeof *absmax2)};
+        for (int step = 0; step < OPTIMIZER_STEPS; step++)
+            sets[s].adamw_8bit(parameter, input(&region_b, in_b + step, count), &moment1, &moment2, count, &adamw_settings);
+        check_same("parameter", parameter, out_a, count);
+        check_same_bytes("codes of moment1", moment1.codes, codes1, count);
+        check_same_bytes("codes of moment2", moment2.codes, codes2, count);
+        check_same("absmax of moment1", moment1.absmax, absmax1, blocks);
+        check_same("absmax of moment2", moment2.absmax, absmax2, blocks);
+    }
+}
+
+static void check_optimizer(size_t count) {
+    check_adamw(count);
+    check_adamw_bf16(count);
+    check_adamw_8bit(count);
+}
+
 static void check_elementwise(void) {
     static const size_t vocabularies[] = {511, 512, 513, 1025};
+    static const size_t optimized[] = {255, 256, 257, 512, MOST_OPTIMIZED};
     for (size_t t = 0; t < TAILS; t++) {
         const size_t count = tails[t];
         check_norms(count);
@@ -883,8 +945,9 @@ static void check_elementwise(void) {
         check_swiglu(count);
         check_cross_entropy(count);
         check_vectors(count);
-        check_adamw(count);
+        check_optimizer(count);
     }
+    for (size_t i = 0; i < sizeof optimized / sizeof *optimized; i++) check_optimizer(optimized[i]);
     for (size_t i = 0; i < sizeof vocabularies / sizeof *vocabularies; i++) check_cross_entropy(vocabularies[i]);
 }
 

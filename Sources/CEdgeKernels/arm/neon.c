@@ -10,6 +10,7 @@
 #include <sys/auxv.h>
 
 #include "../elementwise.inc"
+#include "../optimizer.inc"
 #include "../packing.inc"
 
 #include "neon_tile.inc"
@@ -177,6 +178,7 @@ void edge_install_neon(struct edge_kernel_set *set) {
     set->decode_nf4_scaled = decode_nf4_scaled;
     install_packing(set);
     install_elementwise(set);
+    install_optimizer(set);
 }
 
 double edge_peak_neon(enum edge_compute compute, size_t rounds, float *sink) {

@@ -51,7 +51,7 @@ struct edge_matrix {
     size_t rows, columns;
     enum edge_format format;
     /// NF4 only: absmax of block b, counted from the first of the matrix, is
-    /// dynamic_map[absmax_codes[b]] · nested_absmax[b / EDGE_NESTED_BLOCK] + nested_offset.
+    /// signed dynamic map[absmax_codes[b]] · nested_absmax[b / EDGE_NESTED_BLOCK] + nested_offset.
     const uint8_t *absmax_codes;
     const float *nested_absmax;
     float nested_offset;
@@ -62,11 +62,26 @@ enum { EDGE_NESTED_BLOCK = 256 };
 
 // ---- Kernel sets ----------------------------------------------------------------------------------------------
 
-/// What one AdamW update needs beside the tensors; see `edge_kernel_set.adamw`.
+/// What AdamW update t (from 1) needs beside the tensors. Each is computed in f64 and rounded once, as torch does:
+/// 1 - beta2 from a beta2 in f32 would be 5e-5 off.
 struct edge_adamw {
-    float learning_rate, beta1, beta2, epsilon, weight_decay;
-    float correction1, correction2;
-    float gradient_scale;
+    float decay;            // 1 - learning rate · weight decay
+    float step;             // learning rate / (1 - beta1^t)
+    float root_correction2; // √(1 - beta2^t)
+    float beta1, rate1;     // rate = 1 - beta
+    float beta2, rate2;
+    float epsilon;
+    float gradient_scale;   // clipping's factor
+};
+
+/// Elements that share an absmax in an 8-bit moment.
+enum { EDGE_MOMENT_BLOCK = 256 };
+
+/// A moment in 8 bits: element i is map[codes[i]] · absmax[i / EDGE_MOMENT_BLOCK], the map being bitsandbytes' dynamic one
+/// (arXiv:2110.02861 §2.1, 2.2).
+struct edge_moment8 {
+    uint8_t *codes;
+    float *absmax;
 };
 
 /// In which type the products with frozen weights are computed. Sums are f32 in all of them.
@@ -200,10 +215,16 @@ struct edge_kernel_set {
     /// Counter-based: the same arguments give the same mask, whatever ran before.
     void (*dropout)(const float *x, float *y, size_t count, uint64_t key, uint64_t first, float probability);
 
-    /// One AdamW update (arXiv:1711.05101), torch's order of operations. `correction1` = 1 - beta1^t, likewise 2;
-    /// `gradient_scale` is clipping's factor.
+    /// One AdamW update (arXiv:1711.05101), torch's order of operations.
     void (*adamw)(float *parameter, const float *gradient, float *moment1, float *moment2, size_t count,
                   const struct edge_adamw *settings);
+    /// The same with moments stored as bfloat16, rounded to nearest even.
+    void (*adamw_bf16)(float *parameter, const float *gradient, uint16_t *moment1, uint16_t *moment2, size_t count,
+                       const struct edge_adamw *settings);
+    /// bitsandbytes' adamw8bit on a CPU: moment1 in the signed map, moment2 in the unsigned one. `count` is of one tensor, since
+    /// blocks run from its start. State of zero bytes is that of moments of zero.
+    void (*adamw_8bit)(float *parameter, const float *gradient, const struct edge_moment8 *moment1,
+                       const struct edge_moment8 *moment2, size_t count, const struct edge_adamw *settings);
 };
 
 /// Sets known to this build, weakest first.

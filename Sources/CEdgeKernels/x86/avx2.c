@@ -11,6 +11,7 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 
 #include "../elementwise.inc"
+#include "../optimizer.inc"
 #include "../packing.inc"
 
 enum { TILE_ROWS = 6 };
@@ -199,6 +200,7 @@ void edge_install_avx2(struct edge_kernel_set *set) {
     set->decode_nf4_scaled = decode_nf4_scaled;
     install_packing(set);
     install_elementwise(set);
+    install_optimizer(set);
 }
 
 double edge_peak_avx2(enum edge_compute compute, size_t rounds, float *sink) {

@@ -11,6 +11,7 @@
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
 
 #include "../elementwise.inc"
+#include "../optimizer.inc"
 #include "../packing.inc"
 #include "avx512_tile.inc"
 
@@ -176,6 +177,7 @@ void edge_install_avx512(struct edge_kernel_set *set) {
     set->decode_nf4_scaled = decode_nf4_scaled;
     install_packing(set);
     install_elementwise(set);
+    install_optimizer(set);
 }
 
 double edge_peak_avx512(enum edge_compute compute, size_t rounds, float *sink) {
