@@ -52,6 +52,8 @@ package struct SHA256: Sendable {
         return String(decoding: digest.flatMap { [digits[Int($0 >> 4)], digits[Int($0 & 15)]] }, as: UTF8.self)
     }
 
+    /// Of a digest.
+    package static let byteCount = 32
     private static let chunkBytes = 64
 
     private static func compress(_ chunk: UnsafeRawBufferPointer, into state: inout [UInt32]) {

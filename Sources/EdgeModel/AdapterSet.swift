@@ -66,6 +66,13 @@ package struct AdapterSet {
         return (slots, count)
     }
 
+    /// The elements of each matrix in the block, without padding: A then B of each slot.
+    package static func matrices(of slots: [Slot], rank: Int) -> [Range<Int>] {
+        slots.flatMap {
+            [$0.offsetA..<$0.offsetA + rank * $0.inFeatures, $0.offsetB..<$0.offsetB + $0.outFeatures * rank]
+        }
+    }
+
     /// - Parameter gradients: nil when nothing is trained; then `gradients` must not be touched.
     package init(
         _ lora: LoRASpec, modules: [ModuleID], of spec: DecoderSpec, parameters: UnsafeMutablePointer<Float>,

@@ -11,7 +11,11 @@ package struct ByteCount: Hashable, Comparable, Codable, Sendable {
     package static func += (a: inout Self, b: Self) { a = a + b }
     package static func < (a: Self, b: Self) -> Bool { a.bytes < b.bytes }
     /// Of `count` f32 values as the arena rounds them: whole cache lines.
-    package static func floats(_ count: Int) -> Self { .init((count * 4 + Arena.alignment - 1) / Arena.alignment * Arena.alignment) }
+    package static func floats(_ count: Int) -> Self { .wholeLines(count * 4) }
+    /// `bytes` rounded up to whole cache lines.
+    package static func wholeLines(_ bytes: Int) -> Self {
+        .init((bytes + Arena.alignment - 1) / Arena.alignment * Arena.alignment)
+    }
 }
 
 package struct ArenaError: Error, Equatable, CustomStringConvertible {
@@ -75,6 +79,12 @@ package final class Arena {
         guard first < capacity.bytes else { return }
         // Advice about our own mapping cannot fail.
         _ = madvise(base + first, capacity.bytes - first, MADV_DONTNEED)
+    }
+
+    /// `size` zero bytes, whole cache lines.
+    package func bytes(_ size: ByteCount) -> UnsafeMutableRawBufferPointer {
+        precondition(size.bytes % Self.alignment == 0, "\(size.bytes) bytes are no whole cache lines")
+        return UnsafeMutableRawBufferPointer(start: allocate(size), count: size.bytes)
     }
 
     private func allocate(_ size: ByteCount) -> UnsafeMutableRawPointer {

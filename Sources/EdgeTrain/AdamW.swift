@@ -1,35 +1,91 @@
-// AdamW on the adapters' block of parameters (arXiv:1711.05101; torch.optim.AdamW's order of operations).
+// AdamW on the adapters' matrices (arXiv:1711.05101; torch.optim.AdamW's and bitsandbytes' order of operations).
 import CEdgeKernels
+import EdgeModel
 import EdgeTensor
 import Glibc
 
 package struct AdamW {
-    package let moment1: UnsafeMutablePointer<Float>
-    package let moment2: UnsafeMutablePointer<Float>
-    package let count: Int
-
-    package init(count: Int, arena: Arena) {
-        self.count = count
-        moment1 = arena.floats(count)
-        moment2 = arena.floats(count)
+    private struct Matrix {
+        /// In the adapters' block.
+        let elements: Range<Int>
+        let stored: OptimizerState
+        /// Of its moments in `state`, in bytes.
+        let offset: Int
     }
 
-    /// Applies step `step` (from 0).
+    package let kind: OptimizerState
+    /// All moments: what a checkpoint saves. Zero bytes are moments of zero.
+    package let state: UnsafeMutableRawBufferPointer
+    /// A and B of each slot.
+    private let matrices: [Matrix]
+
+    /// What the moments of `matrices` (element counts) take.
+    package static func bytes(_ matrices: [Range<Int>], _ kind: OptimizerState) -> ByteCount {
+        matrices.reduce(.zero) { $0 + kind.bytes(count: $1.count) }
+    }
+
+    /// - Parameter matrices: as `AdapterSet.matrices` lists them.
+    package init(_ matrices: [Range<Int>], _ kind: OptimizerState, arena: Arena) {
+        self.kind = kind
+        state = arena.bytes(Self.bytes(matrices, kind))
+        var offset = 0
+        self.matrices = matrices.map { elements in
+            defer { offset += kind.bytes(count: elements.count).bytes }
+            return Matrix(elements: elements, stored: kind.stored(count: elements.count), offset: offset)
+        }
+    }
+
+    /// The factor that gradients of this norm, all of them together, are clipped by: torch.nn.utils.clip_grad_norm_'s.
+    package static func clipping(norm: Double, _ spec: TrainingSpec) -> Double {
+        spec.maxGradNorm.map { min(1, $0 / (norm + 1e-6)) } ?? 1
+    }
+
+    /// Applies step `step` (from 0) to the matrices of some of the adapters' slots.
     ///
-    /// - Parameter norm: of all gradients together, before clipping.
+    /// - Parameters:
+    ///   - slots: neighbours, all of them or one layer's.
+    ///   - gradients: those of these slots alone, in the adapters' layout: the first is of the first slot's A.
+    ///   - gradientScale: what gradients are multiplied by first.
     package func update(
-        parameters: UnsafeMutablePointer<Float>, gradients: UnsafePointer<Float>, norm: Double, step: Int,
-        learningRate: Double, _ spec: TrainingSpec, kernels: KernelSet
+        slots: Range<Int>, parameters: UnsafeMutablePointer<Float>, gradients: UnsafePointer<Float>,
+        gradientScale: Double, step: Int, learningRate: Double, _ spec: TrainingSpec, kernels: KernelSet
     ) {
-        // As torch.nn.utils.clip_grad_norm_.
-        let clip = spec.maxGradNorm.map { min(1, $0 / (norm + 1e-6)) } ?? 1
-        let (beta1, beta2) = (Double(spec.beta1), Double(spec.beta2))
+        let group = matrices[2 * slots.lowerBound..<2 * slots.upperBound]
+        guard let first = group.first?.elements.lowerBound else { return }
         var settings = edge_adamw(
             decay: Float(1 - learningRate * Double(spec.weightDecay)),
-            step: Float(learningRate / (1 - pow(beta1, Double(step + 1)))),
-            root_correction2: Float((1 - pow(beta2, Double(step + 1))).squareRoot()),
-            beta1: spec.beta1, rate1: Float(1 - beta1), beta2: spec.beta2, rate2: Float(1 - beta2),
-            epsilon: spec.adamEpsilon, gradient_scale: Float(clip))
-        kernels.raw.adamw(parameters, gradients, moment1, moment2, count, &settings)
+            step: Float(learningRate / (1 - pow(spec.beta1, Double(step + 1)))),
+            root_correction2: Float((1 - pow(spec.beta2, Double(step + 1))).squareRoot()),
+            beta1: Float(spec.beta1), rate1: Float(1 - spec.beta1), beta2: Float(spec.beta2), rate2: Float(1 - spec.beta2),
+            epsilon: spec.adamEpsilon, gradient_scale: Float(gradientScale))
+        for matrix in group {
+            update(
+                matrix, parameters + matrix.elements.lowerBound, gradients + (matrix.elements.lowerBound - first),
+                &settings, kernels)
+        }
+    }
+
+    private func update(
+        _ matrix: Matrix, _ parameters: UnsafeMutablePointer<Float>, _ gradients: UnsafePointer<Float>,
+        _ settings: inout edge_adamw, _ kernels: KernelSet
+    ) {
+        let moments = state.baseAddress! + matrix.offset
+        let count = matrix.elements.count
+        switch matrix.stored {
+        case .f32:
+            let moment1 = moments.assumingMemoryBound(to: Float.self)
+            kernels.raw.adamw(
+                parameters, gradients, moment1, moment1 + ByteCount.floats(count).bytes / 4, count, &settings)
+        case .bf16:
+            let moment1 = moments.assumingMemoryBound(to: UInt16.self)
+            kernels.raw.adamw_bf16(parameters, gradients, moment1, moment1 + count, count, &settings)
+        case .eightBit:
+            let blocks = OptimizerState.blocks(count)
+            let absmax = moments.assumingMemoryBound(to: Float.self)
+            let codes = (moments + 2 * blocks * 4).assumingMemoryBound(to: UInt8.self)
+            var moment1 = edge_moment8(codes: codes, absmax: absmax)
+            var moment2 = edge_moment8(codes: codes + count, absmax: absmax + blocks)
+            kernels.raw.adamw_8bit(parameters, gradients, &moment1, &moment2, count, &settings)
+        }
     }
 }

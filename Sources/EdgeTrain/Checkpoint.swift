@@ -1,14 +1,18 @@
 // Resumable state on disk: what makes a run that was cut off indistinguishable from one that was not.
 //
-//   "EDGECKPT" | version u32 | reserved u32 | run fingerprint 32 bytes | step u64 | flags u64
-//   last loss f64 | best step u64, loss f64, tokens u64 | evaluations without improvement u64
-//   evaluation count u64, each: step u64, loss f64, tokens u64
-//   parameter count u64 | parameters f32… | moment1 f32… | moment2 f32… | [best f32…]
-//   SHA-256 of everything before, 32 bytes
+//   step-<step>.ckpt   "EDGECKPT", as SealedFile begins | step u64 | flags u64
+//                      last loss f64 | best step u64, loss f64, tokens u64 | evaluations without improvement u64
+//                      optimizer state kind u64, bytes u64 | parameter count u64
+//                      evaluation count u64, each: step u64, loss f64, tokens u64
+//                      parameters f32… | optimizer state
+//   best-<step>.f32    "EDGEBEST", as SealedFile begins | step u64 | parameter count u64 | parameters f32…
 //
-// Little-endian. Randomness and data order are functions of seed and step, so neither has state here. A file under its
-// final name is complete (AtomicFile); the last two are kept.
+// Randomness and data order are functions of seed and step, so neither has state here. The last two checkpoints are kept,
+// and the best adapter that each of them names. A best adapter is written when it is measured, before any checkpoint names
+// it, and removed after the last checkpoint that names it. A run that is cut off in between goes on from a checkpoint whose
+// best is still there, and writes the newer one again with the same bytes.
 import EdgeFormats
+import EdgeModel
 import EdgeTensor
 import Glibc
 
@@ -30,6 +34,8 @@ package enum CheckpointError: Error, Equatable, CustomStringConvertible {
     case wrongVersion(path: String, found: UInt32, known: UInt32)
     case otherRun(path: String)
     case wrongSize(path: String, parameters: Int, expected: Int)
+    case otherOptimizer(path: String, bytes: Int, expected: Int)
+    case noBest(path: String, best: String)
 
     package var description: String {
         switch self {
@@ -40,165 +46,233 @@ package enum CheckpointError: Error, Equatable, CustomStringConvertible {
         case .otherRun(let path): "\(path) belongs to another model, data set or request"
         case .wrongSize(let path, let parameters, let expected):
             "\(path) has \(parameters) parameters, the adapter has \(expected)"
+        case .otherOptimizer(let path, let bytes, let expected):
+            "\(path) has \(bytes) bytes of another optimizer's state, this one's has \(expected)"
+        case .noBest(let path, let best): "\(path) names \(best), which is not there"
+        }
+    }
+
+    /// Whether the file was spoilt on disk: the checkpoint before it may be whole.
+    fileprivate var isDamage: Bool {
+        switch self {
+        case .truncated, .damaged, .noBest: true
+        case .wrongVersion, .otherRun, .wrongSize, .otherOptimizer: false
         }
     }
 }
 
 package struct CheckpointStore {
-    package static let version: UInt32 = 1
+    package static let version: UInt32 = 2
     package static let keptFiles = 2
-    private static let magic = Array("EDGECKPT".utf8)
-    private static let digestBytes = 32
+    private static let checkpointMagic = "EDGECKPT", bestMagic = "EDGEBEST"
 
     package let directory: String
     /// SHA-256 over model, data set and spec: a checkpoint of anything else is refused.
     package let runFingerprint: [UInt8]
 
     package init(directory: String, runFingerprint: [UInt8]) {
-        precondition(runFingerprint.count == Self.digestBytes)
+        precondition(runFingerprint.count == SHA256.byteCount)
         self.directory = directory
         self.runFingerprint = runFingerprint
     }
 
-    package struct Loaded {
-        package let state: RunState
-        package let parameters: [Float], moment1: [Float], moment2: [Float]
-        package let best: [Float]?
+    package func write(_ state: RunState, _ adapters: AdapterSet, _ optimizer: AdamW) throws {
+        try makeDirectory()
+        try SealedFile.write(
+            to: path(Self.checkpointName(state.step)), magic: Self.checkpointMagic, version: Self.version,
+            runFingerprint: runFingerprint, header: header(state, adapters, optimizer),
+            [Self.bytes(adapters), UnsafeRawBufferPointer(optimizer.state)])
+        try removeUnneeded(state)
     }
 
-    package func write(
-        _ state: RunState, parameters: UnsafePointer<Float>, moment1: UnsafePointer<Float>,
-        moment2: UnsafePointer<Float>, best: UnsafePointer<Float>?, parameterCount: Int
-    ) throws {
+    /// Copies the newest checkpoint that is whole into the adapter and the optimizer's moments.
+    ///
+    /// - Returns: its state, nil when there is none; and a note for each that is not whole.
+    package func restore(into adapters: AdapterSet, _ optimizer: AdamW) throws -> (RunState?, notes: [String]) {
+        var notes: [String] = []
+        for name in try names(prefix: "step-").reversed() {
+            do {
+                return (try read(path(name), into: adapters, optimizer), notes)
+            } catch let error as CheckpointError {
+                // Falling back is for damage. Another run's file, or a newer program's, must not be ignored.
+                guard error.isDamage else { throw error }
+                notes.append("\(error); passed over")
+            }
+        }
+        return (nil, notes)
+    }
+
+    /// Writes the adapter as the best so far, measured after `step` steps.
+    package func writeBest(_ adapters: AdapterSet, step: Int) throws {
+        try makeDirectory()
+        var header = ByteWriter()
+        header.put(UInt64(step))
+        header.put(UInt64(adapters.parameterCount))
+        try SealedFile.write(
+            to: path(Self.bestName(step)), magic: Self.bestMagic, version: Self.version, runFingerprint: runFingerprint,
+            header: header.bytes, [Self.bytes(adapters)])
+    }
+
+    package func restoreBest(into adapters: AdapterSet, step: Int) throws {
+        try withBest(adapters, step: step) { parameters in
+            UnsafeMutableRawBufferPointer(start: adapters.parameters, count: parameters.count).copyMemory(from: parameters)
+        }
+    }
+
+    // MARK: Names
+
+    private static func checkpointName(_ step: Int) -> String { "step-\(nineDigits(step)).ckpt" }
+    private static func bestName(_ step: Int) -> String { "best-\(nineDigits(step)).f32" }
+    /// Names sort by step.
+    private static func nineDigits(_ step: Int) -> String {
+        String(repeating: "0", count: max(0, 9 - String(step).count)) + "\(step)"
+    }
+    private func path(_ name: String) -> String { directory + "/" + name }
+
+    /// Finished files only: what an interrupted write leaves has another ending.
+    private func names(prefix: String) throws -> [String] {
+        // Before the first checkpoint there is no directory.
+        guard access(directory, F_OK) == 0 || errno != ENOENT else { return [] }
+        return try entries(of: directory).filter {
+            $0.hasPrefix(prefix) && ($0.hasSuffix(".ckpt") || $0.hasSuffix(".f32"))
+        }
+    }
+
+    private func makeDirectory() throws {
         guard mkdir(directory, 0o700) == 0 || errno == EEXIST else {
             throw FileError(operation: "mkdir", path: directory, errno: errno)
         }
-        let name = "step-" + String(repeating: "0", count: max(0, 9 - String(state.step).count)) + "\(state.step).ckpt"
-        try AtomicFile.write(to: directory + "/" + name) { file in
-            var digest = SHA256()
-            func put(_ bytes: UnsafeRawBufferPointer) throws {
-                digest.update(bytes)
-                try file.write(bytes)
-            }
-            try header(state, hasBest: best != nil, parameterCount: parameterCount).withUnsafeBytes(put)
-            for block in [parameters, moment1, moment2] + (best.map { [$0] } ?? []) {
-                try put(UnsafeRawBufferPointer(start: block, count: parameterCount * 4))
-            }
-            try file.write(digest.finalize())
+    }
+
+    /// Removes all but the last checkpoints, and then the best adapters that neither those nor `state` name.
+    private func removeUnneeded(_ state: RunState) throws {
+        func remove(_ name: String) throws {
+            guard unlink(path(name)) == 0 else { throw FileError(operation: "unlink", path: path(name), errno: errno) }
         }
-        for old in try checkpointNames().dropLast(Self.keptFiles) {
-            let path = directory + "/" + old
-            guard unlink(path) == 0 else { throw FileError(operation: "unlink", path: path, errno: errno) }
+        let checkpoints = try names(prefix: "step-")
+        for old in checkpoints.dropLast(Self.keptFiles) { try remove(old) }
+        var named = Set(try checkpoints.suffix(Self.keptFiles).compactMap { try best(namedBy: $0) })
+        if let best = state.bestEvaluation { named.insert(best.step) }
+        let needed = Set(named.map(Self.bestName))
+        for best in try names(prefix: "best-") where !needed.contains(best) { try remove(best) }
+    }
+
+    /// From the header alone, whose file has been whole when it was written. One that has been spoilt since names nothing
+    /// that matters: it will not be resumed from.
+    private func best(namedBy checkpoint: String) throws -> Int? {
+        let path = path(checkpoint)
+        do {
+            return try SealedFile.withUncheckedBytes(
+                path, magic: Self.checkpointMagic, version: Self.version, runFingerprint: runFingerprint
+            ) { try readHeader(&$0).state.bestEvaluation?.step }
+        } catch is CheckpointError {
+            return nil
         }
     }
 
-    /// The newest checkpoint that is whole, with a note for each newer one that is not; nil when there is none.
-    package func newest(parameterCount: Int, keepsBest: Bool) throws -> (Loaded, notes: [String])? {
-        var notes: [String] = []
-        for name in try checkpointNames().reversed() {
-            do {
-                return (try read(directory + "/" + name, parameterCount: parameterCount, keepsBest: keepsBest), notes)
-            } catch let error as CheckpointError {
-                // Falling back is for damage. Another run's file, or a newer program's, must not be ignored.
-                switch error {
-                case .truncated, .damaged: notes.append("\(error); using the checkpoint before it")
-                case .wrongVersion, .otherRun, .wrongSize: throw error
-                }
-            }
-        }
-        return nil
+    // MARK: Bytes
+
+    private static func bytes(_ adapters: AdapterSet) -> UnsafeRawBufferPointer {
+        UnsafeRawBufferPointer(start: adapters.parameters, count: adapters.parameterCount * 4)
     }
 
-    private func checkpointNames() throws -> [String] {
-        // Before the first checkpoint there is no directory.
-        guard access(directory, F_OK) == 0 || errno != ENOENT else { return [] }
-        return try entries(of: directory).filter { $0.hasPrefix("step-") && $0.hasSuffix(".ckpt") }
+    private struct Header {
+        var state = RunState()
+        var optimizerKind: UInt64 = 0
+        var optimizerBytes: UInt64 = 0
+        var parameterCount: UInt64 = 0
     }
 
-    private func header(_ state: RunState, hasBest: Bool, parameterCount: Int) -> [UInt8] {
-        var bytes = Self.magic
-        func put(_ value: UInt64) { withUnsafeBytes(of: value.littleEndian) { bytes += $0 } }
+    private func header(_ state: RunState, _ adapters: AdapterSet, _ optimizer: AdamW) -> [UInt8] {
+        var header = ByteWriter()
         func put(_ evaluation: Evaluation?) {
-            put(UInt64(evaluation?.step ?? 0))
-            put((evaluation?.loss ?? 0).bitPattern)
-            put(UInt64(evaluation?.tokens ?? 0))
+            header.put(UInt64(evaluation?.step ?? 0))
+            header.put((evaluation?.loss ?? 0).bitPattern)
+            header.put(UInt64(evaluation?.tokens ?? 0))
         }
-        put(UInt64(Self.version))  // version in the low half, reserved zero in the high half
-        bytes += runFingerprint
-        put(UInt64(state.step))
-        put((hasBest ? 1 : 0) | (state.bestEvaluation != nil ? 2 : 0) | (state.endedEarly ? 4 : 0))
-        put(state.lastLoss.bitPattern)
+        header.put(UInt64(state.step))
+        header.put((state.bestEvaluation != nil ? 2 : 0) | (state.endedEarly ? 4 : 0))
+        header.put(state.lastLoss.bitPattern)
         put(state.bestEvaluation)
-        put(UInt64(state.evaluationsWithoutImprovement))
-        put(UInt64(state.evaluations.count))
+        header.put(UInt64(state.evaluationsWithoutImprovement))
+        header.put(optimizer.kind.rawValue)
+        header.put(UInt64(optimizer.state.count))
+        header.put(UInt64(adapters.parameterCount))
+        header.put(UInt64(state.evaluations.count))
         for evaluation in state.evaluations { put(evaluation) }
-        put(UInt64(parameterCount))
-        return bytes
+        return header.bytes
     }
 
-    private func read(_ path: String, parameterCount: Int, keepsBest: Bool) throws -> Loaded {
-        try ByteRegion.map(path: path).withBytes { bytes in
-            try decode(bytes, path: path, parameterCount: parameterCount, keepsBest: keepsBest)
-        }
-    }
-
-    private func decode(
-        _ bytes: UnsafeRawBufferPointer, path: String, parameterCount: Int, keepsBest: Bool
-    ) throws -> Loaded {
-        let body = bytes.count - Self.digestBytes
-        guard body > Self.magic.count + 8 + Self.digestBytes else {
-            throw CheckpointError.truncated(path: path, bytes: bytes.count)
-        }
-        var digest = SHA256()
-        digest.update(UnsafeRawBufferPointer(rebasing: bytes[..<body]))
-        guard digest.finalize() == Array(bytes[body...]), bytes.starts(with: Self.magic) else {
-            throw CheckpointError.damaged(path: path)
-        }
-        var cursor = Self.magic.count
-        func next() throws -> UInt64 {
-            guard cursor + 8 <= body else { throw CheckpointError.truncated(path: path, bytes: bytes.count) }
-            defer { cursor += 8 }
-            return UInt64(littleEndian: bytes.loadUnaligned(fromByteOffset: cursor, as: UInt64.self))
-        }
+    private func readHeader(_ file: inout SealedFile.Reader) throws -> Header {
         func nextEvaluation() throws -> Evaluation {
             Evaluation(
-                step: Int(truncatingIfNeeded: try next()), loss: Double(bitPattern: try next()),
-                tokens: Int(truncatingIfNeeded: try next()))
+                step: Int(truncatingIfNeeded: try file.next()), loss: Double(bitPattern: try file.next()),
+                tokens: Int(truncatingIfNeeded: try file.next()))
         }
-        let version = UInt32(truncatingIfNeeded: try next())
-        guard version == Self.version else {
-            throw CheckpointError.wrongVersion(path: path, found: version, known: Self.version)
-        }
-        guard Array(bytes[cursor..<cursor + Self.digestBytes]) == runFingerprint else {
-            throw CheckpointError.otherRun(path: path)
-        }
-        cursor += Self.digestBytes
-        var state = RunState()
-        state.step = Int(truncatingIfNeeded: try next())
-        let flags = try next()
-        state.lastLoss = Double(bitPattern: try next())
+        var header = Header()
+        header.state.step = Int(truncatingIfNeeded: try file.next())
+        let flags = try file.next()
+        header.state.lastLoss = Double(bitPattern: try file.next())
         let best = try nextEvaluation()
-        state.bestEvaluation = flags & 2 != 0 ? best : nil
-        state.endedEarly = flags & 4 != 0
-        state.evaluationsWithoutImprovement = Int(truncatingIfNeeded: try next())
-        let evaluations = try next()
-        guard evaluations <= UInt64(body / 24) else { throw CheckpointError.damaged(path: path) }
-        for _ in 0..<evaluations { state.evaluations.append(try nextEvaluation()) }
-        let count = try next()
-        let hasBest = flags & 1 != 0
-        guard count == UInt64(parameterCount), hasBest == keepsBest,
-            body - cursor == parameterCount * 4 * (hasBest ? 4 : 3)
-        else { throw CheckpointError.wrongSize(path: path, parameters: Int(truncatingIfNeeded: count), expected: parameterCount) }
-        func nextBlock() -> [Float] {
-            defer { cursor += parameterCount * 4 }
-            return [Float](unsafeUninitializedCapacity: parameterCount) { floats, initialized in
-                UnsafeMutableRawBufferPointer(floats).copyMemory(
-                    from: UnsafeRawBufferPointer(rebasing: bytes[cursor..<cursor + parameterCount * 4]))
-                initialized = parameterCount
+        header.state.bestEvaluation = flags & 2 != 0 ? best : nil
+        header.state.endedEarly = flags & 4 != 0
+        header.state.evaluationsWithoutImprovement = Int(truncatingIfNeeded: try file.next())
+        header.optimizerKind = try file.next()
+        header.optimizerBytes = try file.next()
+        header.parameterCount = try file.next()
+        let evaluations = try file.next()
+        guard evaluations <= UInt64(file.rest.count / 24) else { throw CheckpointError.damaged(path: file.path) }
+        for _ in 0..<evaluations { header.state.evaluations.append(try nextEvaluation()) }
+        return header
+    }
+
+    /// Nothing is copied before all of it, and the best adapter that it names, has been found whole.
+    private func read(_ path: String, into adapters: AdapterSet, _ optimizer: AdamW) throws -> RunState {
+        try SealedFile.withBytes(
+            path, magic: Self.checkpointMagic, version: Self.version, runFingerprint: runFingerprint
+        ) { file in
+            let header = try readHeader(&file)
+            try Self.checkSize(header.parameterCount, adapters, path)
+            guard header.optimizerKind == optimizer.kind.rawValue,
+                header.optimizerBytes == UInt64(optimizer.state.count)
+            else {
+                throw CheckpointError.otherOptimizer(
+                    path: path, bytes: Int(truncatingIfNeeded: header.optimizerBytes), expected: optimizer.state.count)
             }
+            let parameterBytes = adapters.parameterCount * 4
+            guard file.rest.count == parameterBytes + optimizer.state.count else {
+                throw CheckpointError.damaged(path: path)
+            }
+            if let best = header.state.bestEvaluation {
+                do {
+                    try withBest(adapters, step: best.step) { _ in }
+                } catch let error as FileError where error.isNotFound {
+                    throw CheckpointError.noBest(path: path, best: Self.bestName(best.step))
+                }
+            }
+            UnsafeMutableRawBufferPointer(start: adapters.parameters, count: parameterBytes).copyMemory(
+                from: UnsafeRawBufferPointer(rebasing: file.rest.prefix(parameterBytes)))
+            optimizer.state.copyMemory(from: UnsafeRawBufferPointer(rebasing: file.rest.dropFirst(parameterBytes)))
+            return header.state
         }
-        return Loaded(
-            state: state, parameters: nextBlock(), moment1: nextBlock(), moment2: nextBlock(),
-            best: hasBest ? nextBlock() : nil)
+    }
+
+    private func withBest(_ adapters: AdapterSet, step: Int, _ body: (UnsafeRawBufferPointer) -> Void) throws {
+        let path = path(Self.bestName(step))
+        try SealedFile.withBytes(
+            path, magic: Self.bestMagic, version: Self.version, runFingerprint: runFingerprint
+        ) { file in
+            guard try file.next() == UInt64(step) else { throw CheckpointError.damaged(path: path) }
+            try Self.checkSize(try file.next(), adapters, path)
+            guard file.rest.count == adapters.parameterCount * 4 else { throw CheckpointError.damaged(path: path) }
+            body(file.rest)
+        }
+    }
+
+    private static func checkSize(_ parameterCount: UInt64, _ adapters: AdapterSet, _ path: String) throws {
+        guard parameterCount == UInt64(adapters.parameterCount) else {
+            throw CheckpointError.wrongSize(
+                path: path, parameters: Int(truncatingIfNeeded: parameterCount), expected: adapters.parameterCount)
+        }
     }
 }

@@ -18,15 +18,15 @@ package struct StepShape: Equatable, Sendable {
     package var checkpoints: CheckpointStorage
     package var gradients: AdapterSet.GradientExtent
     package var threads: Int
-    /// Whether a second copy of the adapter is kept: the best one so far.
-    package var keepsBest: Bool
     /// What products with frozen weights are computed in while training; held-out loss is always computed in f32.
     package var compute: ComputeType
+    /// How the optimizer's moments are stored.
+    package var optimizer: OptimizerState
 
     package init(
         tokens: Int, longestSample: Int, lossChunk: Int, keptLayers: Int, weights: WeightResidence = .resident,
         checkpoints: CheckpointStorage = .memory, gradients: AdapterSet.GradientExtent = .allLayers, threads: Int,
-        keepsBest: Bool, compute: ComputeType
+        compute: ComputeType, optimizer: OptimizerState = .f32
     ) {
         self.tokens = tokens
         self.longestSample = longestSample
@@ -36,8 +36,8 @@ package struct StepShape: Equatable, Sendable {
         self.checkpoints = checkpoints
         self.gradients = gradients
         self.threads = threads
-        self.keepsBest = keepsBest
         self.compute = compute
+        self.optimizer = optimizer
     }
 }
 
@@ -97,16 +97,17 @@ package struct MemoryModel {
     /// Widest input of an adapted module: what dropout needs per token.
     var widestInput: Int { adaptedModules.map { $0.inFeatures(spec) }.max() ?? 0 }
 
-    package func adapters(_ shape: StepShape) -> ByteCount {
-        shape.keepsBest ? parameterFloats + parameterFloats : parameterFloats
-    }
+    package var adapters: ByteCount { parameterFloats }
     /// While the artifact is made the rest of the arena and the weights are gone: there is the adapter, and its copy in an
     /// adapter file's order, which is written and read back in pieces.
     package var publication: ByteCount { parameterFloats + parameterFloats }
     package func gradients(_ shape: StepShape) -> ByteCount {
         .floats(AdapterSet.gradientCount(modules, rank: lora.rank, of: spec, shape.gradients))
     }
-    package var optimizer: ByteCount { parameterFloats + parameterFloats }
+    package func optimizer(_ shape: StepShape) -> ByteCount {
+        let slots = AdapterSet.layout(modules, rank: lora.rank, of: spec).slots
+        return AdamW.bytes(AdapterSet.matrices(of: slots, rank: lora.rank), shape.optimizer)
+    }
 
     package func layerCheckpoints(_ shape: StepShape) -> ByteCount {
         LayerCheckpoints.bytes(shape.checkpoints, tokens: shape.tokens, trainedLayers: trainedLayers, spec)
@@ -172,7 +173,7 @@ package struct MemoryModel {
 
     /// Everything that one arena holds.
     package func arena(_ shape: StepShape) -> ByteCount {
-        adapters(shape) + gradients(shape) + optimizer + layerCheckpoints(shape) + keptActivations(shape)
+        adapters + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
             + work(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
     }
 
@@ -184,9 +185,9 @@ package struct MemoryModel {
     package func pools(_ shape: StepShape) -> [Pool] {
         [
             Pool(name: "base weights, \(shape.weights.rawValue)", size: weights.residentBytes(shape.weights)),
-            Pool(name: "adapters", size: adapters(shape)),
+            Pool(name: "adapters", size: adapters),
             Pool(name: "gradients", size: gradients(shape)),
-            Pool(name: "optimizer state", size: optimizer),
+            Pool(name: "optimizer state, \(shape.optimizer)", size: optimizer(shape)),
             Pool(name: "layer checkpoints", size: layerCheckpoints(shape)),
             Pool(name: "kept activations", size: keptActivations(shape)),
             Pool(name: "layer at work, or head and loss", size: work(shape) + hiddenGradient(shape)),

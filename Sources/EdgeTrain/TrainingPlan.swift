@@ -66,7 +66,8 @@ package struct PlanLimits: Sendable {
     package var budget: ByteCount
     package var threads: Int
     package var compute: ComputeType
-    package var keepsBest: Bool
+    /// How the job wants the optimizer's moments stored.
+    package var optimizer: OptimizerState
     /// Whether gradients may be applied layer by layer: no clipping by a norm of them all.
     package var appliesLayerByLayer: Bool
     /// Nil: not measured.
@@ -75,13 +76,13 @@ package struct PlanLimits: Sendable {
     package var weightsAreCached: Bool
 
     package init(
-        budget: ByteCount, threads: Int, compute: ComputeType, keepsBest: Bool, appliesLayerByLayer: Bool,
+        budget: ByteCount, threads: Int, compute: ComputeType, optimizer: OptimizerState, appliesLayerByLayer: Bool,
         calibration: Calibration?, weightsAreCached: Bool
     ) {
         self.budget = budget
         self.threads = threads
         self.compute = compute
-        self.keepsBest = keepsBest
+        self.optimizer = optimizer
         self.appliesLayerByLayer = appliesLayerByLayer
         self.calibration = calibration
         self.weightsAreCached = weightsAreCached
@@ -140,7 +141,7 @@ private struct Planner {
                 tokens: batch.size.tokens, longestSample: lengths.longest,
                 lossChunk: min(lossChunk, max(1, batch.size.lossTokens)), keptLayers: 0,
                 gradients: limits.appliesLayerByLayer && batch.size.perStep == 1 ? .oneLayer : .allLayers,
-                threads: limits.threads, keepsBest: limits.keepsBest, compute: limits.compute),
+                threads: limits.threads, compute: limits.compute, optimizer: limits.optimizer),
             tokenBudget: batch.tokenBudget, microBatchesPerStep: batch.size.perStep)
     }
 
@@ -202,10 +203,14 @@ private struct Planner {
     private func keptLayers(_ shape: StepShape, within budget: ByteCount) -> Int? {
         let none = memory.peak(shape)
         guard none <= budget else { return nil }
-        var one = shape
-        one.keptLayers = 1
-        let each = memory.keptActivations(one).bytes
-        return min(memory.trainedLayers, (budget.bytes - none.bytes) / max(1, each))
+        // The peak grows with each layer, so halving finds the last that fits.
+        var (low, high) = (0, memory.trainedLayers)
+        while low < high {
+            var more = shape
+            more.keptLayers = (low + high + 1) / 2
+            if memory.peak(more) <= budget { low = more.keptLayers } else { high = more.keptLayers - 1 }
+        }
+        return low
     }
 
     var smallestPeak: ByteCount { candidates().map { memory.peak($0.shape) }.min()! }

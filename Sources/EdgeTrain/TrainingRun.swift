@@ -80,7 +80,6 @@ package final class TrainingRun {
     private let model: BaseModel
     private let step: TrainStep
     private let optimizer: AdamW
-    private let best: UnsafeMutablePointer<Float>?
     private let arena: Arena
     private let spec: TrainingSpec
     private let plan: TrainingPlan
@@ -112,8 +111,8 @@ package final class TrainingRun {
             model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: arena,
             spillDirectory: spillDirectory)
         adapters = step.adapters
-        optimizer = AdamW(count: adapters.parameterCount, arena: arena)
-        best = plan.shape.keepsBest ? arena.floats(adapters.parameterCount) : nil
+        optimizer = AdamW(
+            AdapterSet.matrices(of: adapters.slots, rank: spec.lora.rank), plan.shape.optimizer, arena: arena)
         precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
         order = DataOrder(sampleCount: dataset.training.count, spec: spec)
     }
@@ -142,18 +141,15 @@ package final class TrainingRun {
         }
         // Published from here on; a crash before the artifact is in place does this much again, not the training.
         if checkpointed != state.step { try checkpoint() }
-        return .finished(finish())
+        return .finished(try finish())
     }
 
     private func begin() throws {
         try step.measureSmoothing(smoothingSamples)
-        if let (found, notes) = try checkpoints.newest(parameterCount: adapters.parameterCount, keepsBest: best != nil) {
-            for note in notes { emit(.log(note)) }
-            state = found.state
-            adapters.parameters.update(from: found.parameters, count: adapters.parameterCount)
-            optimizer.moment1.update(from: found.moment1, count: adapters.parameterCount)
-            optimizer.moment2.update(from: found.moment2, count: adapters.parameterCount)
-            if let best, let kept = found.best { best.update(from: kept, count: adapters.parameterCount) }
+        let (found, notes) = try checkpoints.restore(into: adapters, optimizer)
+        for note in notes { emit(.log(note)) }
+        if let found {
+            state = found
             emit(.log("resumed after step \(state.step)"))
         } else {
             adapters.initialize(seed: spec.seed)
@@ -204,8 +200,9 @@ package final class TrainingRun {
                 step: state.step + 1, loss: mean, gradNorm: norm, samples: Array(indices))
         }
         optimizer.update(
-            parameters: adapters.parameters, gradients: adapters.gradients, norm: norm, step: state.step,
-            learningRate: rate, spec, kernels: step.kernels)
+            slots: adapters.slots.indices, parameters: adapters.parameters, gradients: adapters.gradients,
+            gradientScale: AdamW.clipping(norm: norm, spec), step: state.step, learningRate: rate, spec,
+            kernels: step.kernels)
         return StepResult(
             loss: mean, learningRate: rate, gradNorm: norm,
             tokens: samples.reduce(0) { $0 + $1.tokens.count })
@@ -229,9 +226,10 @@ package final class TrainingRun {
         let isBest = evaluation.loss < state.bestEvaluation?.loss ?? .infinity
         state.evaluations.append(evaluation)
         if isBest {
+            // Before anything names it.
+            try checkpoints.writeBest(adapters, step: evaluation.step)
             state.bestEvaluation = evaluation
             state.evaluationsWithoutImprovement = 0
-            best!.update(from: adapters.parameters, count: adapters.parameterCount)
         } else {
             state.evaluationsWithoutImprovement += 1
         }
@@ -252,9 +250,7 @@ package final class TrainingRun {
     }
 
     private func checkpoint() throws {
-        try checkpoints.write(
-            state, parameters: adapters.parameters, moment1: optimizer.moment1, moment2: optimizer.moment2, best: best,
-            parameterCount: adapters.parameterCount)
+        try checkpoints.write(state, adapters, optimizer)
         emit(.checkpoint(step: state.step))
     }
 
@@ -267,10 +263,8 @@ package final class TrainingRun {
     }
 
     /// Leaves the adapter to publish in `adapters`.
-    private func finish() -> FinishedRun {
-        if let best, state.bestEvaluation != nil {
-            adapters.parameters.update(from: best, count: adapters.parameterCount)
-        }
+    private func finish() throws -> FinishedRun {
+        if let best = state.bestEvaluation { try checkpoints.restoreBest(into: adapters, step: best.step) }
         return FinishedRun(
             steps: state.step, totalSteps: order.totalSteps, keptStep: state.bestEvaluation?.step ?? state.step,
             evaluations: state.evaluations, endedEarly: state.endedEarly, lastLoss: state.lastLoss)

@@ -36,8 +36,8 @@ package struct TrainingSpec: Equatable, Sendable {
     package var schedule: Schedule
     package var warmUp: WarmUp
     package var weightDecay: Float
-    package var beta1: Float
-    package var beta2: Float
+    package var beta1: Double
+    package var beta2: Double
     package var adamEpsilon: Float
     /// Nil: no clipping.
     package var maxGradNorm: Double?
@@ -49,12 +49,13 @@ package struct TrainingSpec: Equatable, Sendable {
     package var saveSteps: Int
     /// Evaluations without improvement after which the run ends.
     package var earlyStoppingPatience: Int?
+    package var optimizer: OptimizerState
 
     package init(
         lora: LoRASpec, sequenceLength: Int, microBatchSize: Int, gradientAccumulation: Int, epochs: Double,
-        maxSteps: Int?, learningRate: Double, schedule: Schedule, warmUp: WarmUp, weightDecay: Float, beta1: Float,
-        beta2: Float, adamEpsilon: Float, maxGradNorm: Double?, seed: UInt64, precision: ComputeType?, evalSteps: Int?, saveSteps: Int,
-        earlyStoppingPatience: Int?
+        maxSteps: Int?, learningRate: Double, schedule: Schedule, warmUp: WarmUp, weightDecay: Float, beta1: Double,
+        beta2: Double, adamEpsilon: Float, maxGradNorm: Double?, seed: UInt64, precision: ComputeType?, evalSteps: Int?, saveSteps: Int,
+        earlyStoppingPatience: Int?, optimizer: OptimizerState = .f32
     ) {
         self.lora = lora
         self.sequenceLength = sequenceLength
@@ -75,6 +76,7 @@ package struct TrainingSpec: Equatable, Sendable {
         self.evalSteps = evalSteps
         self.saveSteps = saveSteps
         self.earlyStoppingPatience = earlyStoppingPatience
+        self.optimizer = optimizer
     }
 
     /// For measurements: the defaults of a job, one micro-batch a step.

@@ -74,7 +74,7 @@ struct StepBench: ParsableCommand {
         }
         let shape = StepShape(
             tokens: samples * tokens, longestSample: tokens, lossChunk: min(lossChunk, samples * tokens),
-            keptLayers: kept, weights: weights, checkpoints: checkpoints, threads: threads, keepsBest: false,
+            keptLayers: kept, weights: weights, checkpoints: checkpoints, threads: threads,
             compute: compute)
         let arena = try Arena(capacity: memory.arena(shape))
         let step = try TrainStep(

@@ -29,7 +29,7 @@ extension TrainingSpec {
             gradientAccumulation: request.gradientAccumulationSteps, epochs: request.numEpochs,
             maxSteps: request.maxSteps, learningRate: request.learningRate, schedule: schedule,
             warmUp: request.warmupSteps.map { .steps($0) } ?? .share(request.warmupRatio ?? 0),
-            weightDecay: Float(request.weightDecay), beta1: Float(request.adamBeta1), beta2: Float(request.adamBeta2),
+            weightDecay: Float(request.weightDecay), beta1: request.adamBeta1, beta2: request.adamBeta2,
             adamEpsilon: Float(request.adamEpsilon), maxGradNorm: request.maxGradNorm == 0 ? nil : request.maxGradNorm,
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience)

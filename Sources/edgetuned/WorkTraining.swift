@@ -44,7 +44,7 @@ struct WorkTraining {
             PlanLimits(
                 budget: ByteCount(Int(clamping: order.budgetBytes)),
                 threads: order.request.threads ?? ProcessFacts.coreCount, compute: try spec.computeType(on: kernels),
-                keepsBest: !dataset.heldOut.isEmpty, appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
+                optimizer: spec.optimizer, appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
                 weightsAreCached: true))
         totalSteps = lengths.totalSteps
     }

@@ -22,11 +22,12 @@ struct Trainee {
         memory = try MemoryModel(model, lora: lora)
         let shape = StepShape(
             tokens: tokens, longestSample: longest, lossChunk: lossChunk, keptLayers: keptLayers, weights: weights,
-            checkpoints: checkpoints, threads: threads, keepsBest: false, compute: compute)
+            checkpoints: checkpoints, threads: threads, compute: compute)
         arena = try Arena(capacity: memory.arena(shape))
         step = try TrainStep(
             model: model, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: "/tmp")
-        optimizer = AdamW(count: step.adapters.parameterCount, arena: arena)
+        optimizer = AdamW(
+            AdapterSet.matrices(of: step.adapters.slots, rank: lora.rank), shape.optimizer, arena: arena)
         precondition(arena.used == arena.capacity, "\(arena.used.bytes) of \(arena.capacity.bytes) bytes")
     }
 
@@ -76,9 +77,11 @@ struct Trainee {
             losses.append(try accumulate(batch, lossScale: 1 / Float(count)) / Double(count))
             norms.append(
                 sumOfSquares(adapters.gradients, count: adapters.parameterCount, kernels: step.kernels).squareRoot())
+            let spec = Self.spec(learningRate: learningRate)
             optimizer.update(
-                parameters: adapters.parameters, gradients: adapters.gradients, norm: norms.last!, step: index,
-                learningRate: learningRate, Self.spec(learningRate: learningRate), kernels: step.kernels)
+                slots: adapters.slots.indices, parameters: adapters.parameters, gradients: adapters.gradients,
+                gradientScale: AdamW.clipping(norm: norms.last!, spec), step: index, learningRate: learningRate, spec,
+                kernels: step.kernels)
         }
         return (losses, norms)
     }

@@ -25,7 +25,7 @@ struct PlanTests {
         return try TrainingPlan.make(
             memory, lengths: SampleLengths(training: lengths, heldOut: [], spec: spec),
             PlanLimits(
-                budget: ByteCount(budgetBytes), threads: 2, compute: .f32, keepsBest: true,
+                budget: ByteCount(budgetBytes), threads: 2, compute: .f32, optimizer: .f32,
                 appliesLayerByLayer: appliesLayerByLayer, calibration: .nominal, weightsAreCached: true))
     }
 

@@ -20,7 +20,7 @@ struct TinyRun {
     var budget = ByteCount(1 << 30)
     var threads = 2
     /// What the test wants otherwise than the planner.
-    var replan: (inout TrainingPlan) -> Void = { _ in }
+    var replan: @Sendable (inout TrainingPlan) -> Void = { _ in }
 
     static func samples(_ count: Int) -> [TokenizedSample] {
         (0..<count).map { sample in
@@ -46,7 +46,7 @@ struct TinyRun {
             memory, lengths: SampleLengths(dataset, spec: spec),
             PlanLimits(
                 budget: budget, threads: threads, compute: try spec.computeType(on: .strongest),
-                keepsBest: !dataset.heldOut.isEmpty, appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
+                optimizer: spec.optimizer, appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
                 weightsAreCached: true))
         replan(&plan)
         var events: [TrainingEvent] = []
@@ -100,11 +100,106 @@ struct TrainingRunTests {
         #expect(last?.adapter == expected.adapter)
     }
 
+    /// Rank 32, so that some matrices of the tiny model have 8-bit moments and some are too small.
+    static func run(_ optimizer: OptimizerState) -> TinyRun {
+        var run = TinyRun()
+        run.spec.lora.rank = 32
+        run.spec.optimizer = optimizer
+        return run
+    }
+
+    @Test("so does a run with moments in fewer bytes", arguments: OptimizerState.allCases)
+    func resumeEqualsUninterrupted(_ optimizer: OptimizerState) throws {
+        let whole = try TemporaryDirectory()
+        let expected = try Self.run(optimizer).run(in: whole.path)
+        #expect(try optimizer == .f32 || Self.run(.f32).run(in: TemporaryDirectory().path).adapter != expected.adapter)
+        for stopAfter in stride(from: 1, to: 14, by: 3) {
+            let directory = try TemporaryDirectory()
+            _ = try Self.run(optimizer).run(in: directory.path, stopAfter: stopAfter)
+            let resumed = try Self.run(optimizer).run(in: directory.path)
+            #expect(resumed.outcome == expected.outcome && resumed.adapter == expected.adapter, "stopped after \(stopAfter)")
+        }
+    }
+
+    @Test("a checkpoint with another optimizer's moments is refused")
+    func otherOptimizerIsRefused() throws {
+        let directory = try TemporaryDirectory()
+        _ = try Self.run(.f32).run(in: directory.path, stopAfter: 5)
+        #expect(throws: CheckpointError.self) { try Self.run(.eightBit).run(in: directory.path) }
+    }
+
+    /// Every step is evaluated, checkpointed and better than the one before: held out is what is trained on.
+    static let improving: TinyRun = {
+        var run = TinyRun()
+        run.dataset = Dataset([TokenizedSample](repeating: TinyRun.samples(1)[0], count: 17), heldOut: 3, seed: 3)
+        run.spec.evalSteps = 1
+        run.spec.saveSteps = 1
+        return run
+    }()
+
+    /// The best is long past when the run ends.
+    static let diverging: TinyRun = {
+        var run = improving
+        run.dataset = TinyRun().dataset
+        run.spec.epochs = 4
+        run.spec.learningRate = 0.5
+        run.spec.schedule = .constant
+        return run
+    }()
+
+    @Test("the best adapter outlives the checkpoints after it, and is all that is left beside the last two")
+    func bestOutlivesCheckpoints() throws {
+        let whole = try TemporaryDirectory()
+        let expected = try Self.diverging.run(in: whole.path)
+        guard case .finished(let finished) = expected.outcome else { Issue.record("did not finish"); return }
+        #expect(finished.keptStep > 1 && finished.keptStep < finished.steps - CheckpointStore.keptFiles)
+        #expect(names(in: whole.path, ending: ".f32") == ["best-" + String("00000000\(finished.keptStep)".suffix(9)) + ".f32"])
+        #expect(names(in: whole.path).count == CheckpointStore.keptFiles)
+        // The adapter that is left to publish is the one of that step.
+        let stopped = try TemporaryDirectory()
+        var upToBest = Self.diverging
+        upToBest.spec.saveSteps = 1000
+        let atBest = try upToBest.run(in: stopped.path, stopAfter: finished.keptStep)
+        #expect(atBest.outcome == .stopped(step: finished.keptStep) && atBest.adapter == expected.adapter)
+    }
+
+    @Test("cut off between a new best and its checkpoint, a run resumes from the checkpoint before with that one's best")
+    func crashBetweenBestAndCheckpoint() throws {
+        let whole = try TemporaryDirectory()
+        let expected = try Self.improving.run(in: whole.path)
+        for steps in 2...6 {
+            // As a crash leaves it: the newest best is there, the checkpoint that names it is not.
+            let directory = try TemporaryDirectory()
+            _ = try Self.improving.run(in: directory.path, stopAfter: steps)
+            unlink(directory.path + "/" + (try #require(names(in: directory.path).last)))
+            #expect(names(in: directory.path, ending: ".f32").count == 2)
+            let resumed = try Self.improving.run(in: directory.path)
+            #expect(resumed.outcome == expected.outcome && resumed.adapter == expected.adapter, "after \(steps) steps")
+            #expect(resumed.events.contains { if case .log("resumed after step \(steps - 1)") = $0 { true } else { false } })
+        }
+    }
+
+    @Test("a checkpoint whose best is gone or spoilt is passed over for the one before, and the run says so")
+    func spoiltBestFallsBack() throws {
+        let whole = try TemporaryDirectory()
+        let expected = try Self.improving.run(in: whole.path)
+        for spoil in [{ unlink($0) }, { try flipByte($0, at: 300) }] as [(String) throws -> Void] {
+            let directory = try TemporaryDirectory()
+            _ = try Self.improving.run(in: directory.path, stopAfter: 4)
+            let best = try #require(names(in: directory.path, ending: ".f32").last)
+            try spoil(directory.path + "/" + best)
+            let resumed = try Self.improving.run(in: directory.path)
+            #expect(resumed.adapter == expected.adapter)
+            let notes = resumed.events.compactMap { if case .log(let text) = $0 { text } else { nil } }
+            #expect(notes.contains { $0.contains(best) } && notes.contains("resumed after step 3"), "\(notes)")
+        }
+    }
+
     @Test("a damaged checkpoint is passed over for the one before, and the run says so")
     func damagedCheckpointFallsBack() throws {
         let whole = try TemporaryDirectory(), directory = try TemporaryDirectory()
         let expected = try TinyRun().run(in: whole.path)
-        _ = try TinyRun().run(in: directory.path, stopAfter: 11)
+        _ = try TinyRun().run(in: directory.path, stopAfter: 6)
         let newest = try #require(names(in: directory.path).last)
         try flipByte(directory.path + "/" + newest, at: 5000)
         let resumed = try TinyRun().run(in: directory.path)
@@ -187,14 +282,14 @@ struct TrainingRunTests {
     func exactTradesDoNotChangeBits() throws {
         for precision in KernelSet.strongest.computeTypes {
             var adapters: Set<[UInt32]> = []
-            func take(_ replan: @escaping (inout TrainingPlan) -> Void) throws {
+            func take(_ replan: @escaping @Sendable (inout TrainingPlan) -> Void) throws {
                 let directory = try TemporaryDirectory()
                 var run = TinyRun()
                 run.spec.precision = precision
                 run.replan = replan
                 adapters.insert(try run.run(in: directory.path).adapter)
             }
-            let trades: [(inout TrainingPlan) -> Void] = [
+            let trades: [@Sendable (inout TrainingPlan) -> Void] = [
                 { $0.shape.keptLayers = 1 }, { $0.shape.weights = .streamed }, { $0.shape.checkpoints = .file },
                 { $0.shape.lossChunk = 5 }, { $0.tokenBudget = 30 },
             ]
@@ -205,7 +300,7 @@ struct TrainingRunTests {
         }
     }
 
-    private func names(in directory: String) -> [String] {
+    private func names(in directory: String, ending: String = ".ckpt") -> [String] {
         var names: [String] = []
         guard let stream = opendir(directory) else { return [] }
         defer { closedir(stream) }
@@ -213,7 +308,7 @@ struct TrainingRunTests {
             let name = withUnsafePointer(to: &entry.pointee.d_name) {
                 $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
             }
-            if name.hasSuffix(".ckpt") { names.append(name) }
+            if name.hasSuffix(ending) { names.append(name) }
         }
         return names.sorted()
     }
