@@ -37,6 +37,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var warmupSteps: Int?
     package var warmupRatio: Double?
     package var weightDecay: Double = 0
+    /// AdamW, by how its moments are stored.
+    package var optimizer: Optimizer = .adamw
     package var adamBeta1: Double = 0.9
     package var adamBeta2: Double = 0.999
     package var adamEpsilon: Double = 1e-8
@@ -68,7 +70,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case adapter, loraR, loraAlpha, loraDropout, loraTargetModules, layersToTransform
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
-        case adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, precision, trainOnInputs
+        case optimizer, adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, precision, trainOnInputs
         case evalSteps, saveSteps, earlyStoppingPatience, memoryBudget, threads
     }
 
@@ -102,6 +104,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.warmupSteps, into: &warmupSteps)
         try read(.warmupRatio, into: &warmupRatio)
         try read(.weightDecay, into: &weightDecay)
+        try read(.optimizer, into: &optimizer)
         try read(.adamBeta1, into: &adamBeta1)
         try read(.adamBeta2, into: &adamBeta2)
         try read(.adamEpsilon, into: &adamEpsilon)
@@ -148,6 +151,33 @@ package enum TargetModules: Codable, Equatable, Sendable {
 
 package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
     case linear, cosine, constant
+}
+
+package enum Optimizer: String, Codable, CaseIterable, Sendable {
+    case adamw
+    /// bitsandbytes' block-wise 8-bit moments: a quarter of the bytes.
+    case adamw8Bit = "adamw_8bit"
+    /// Half of the bytes.
+    case adamwBF16 = "adamw_bf16"
+
+    /// What axolotl and transformers call two of these.
+    private static let aliases: [String: Self] = ["adamw_torch": .adamw, "adamw_bnb_8bit": .adamw8Bit]
+
+    package init?(name: String) {
+        guard let found = Self(rawValue: name) ?? Self.aliases[name] else { return nil }
+        self = found
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let name = try decoder.singleValueContainer().decode(String.self)
+        guard let found = Self(name: name) else {
+            throw DecodingError.dataCorrupted(
+                .init(
+                    codingPath: decoder.codingPath,
+                    debugDescription: "\(name) is none of " + Self.allCases.map(\.rawValue).joined(separator: ", ")))
+        }
+        self = found
+    }
 }
 
 package enum Precision: String, Codable, CaseIterable, Sendable {

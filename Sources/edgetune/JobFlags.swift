@@ -20,6 +20,7 @@ struct JobFlags: ParsableArguments {
     @Option(help: "Peak learning rate.") var learningRate: Double?
     @Option(help: "linear, cosine or constant.") var lrScheduler: LearningRateSchedule?
     @Option(help: "Steps of warm-up.") var warmupSteps: Int?
+    @Option(help: "adamw, adamw_8bit or adamw_bf16: how AdamW's moments are stored.") var optimizer: Optimizer?
     @Option(help: "Seed of everything random.") var seed: UInt64?
     @Option(help: "Type of the products with frozen weights: auto, f32, bf16, f16 or int8.") var precision: Precision?
     @Option(help: "Steps between evaluations.") var evalSteps: Int?
@@ -46,6 +47,7 @@ struct JobFlags: ParsableArguments {
         if let learningRate { request.learningRate = learningRate }
         if let lrScheduler { request.lrScheduler = lrScheduler }
         if let warmupSteps { request.warmupSteps = warmupSteps }
+        if let optimizer { request.optimizer = optimizer }
         if let seed { request.seed = seed }
         if let precision { request.precision = precision }
         if let evalSteps { request.evalSteps = evalSteps }
@@ -65,3 +67,6 @@ struct JobFlags: ParsableArguments {
 
 extension LearningRateSchedule: ExpressibleByArgument {}
 extension Precision: ExpressibleByArgument {}
+extension Optimizer: ExpressibleByArgument {
+    package init?(argument: String) { self.init(name: argument) }
+}

@@ -32,7 +32,18 @@ extension TrainingSpec {
             weightDecay: Float(request.weightDecay), beta1: request.adamBeta1, beta2: request.adamBeta2,
             adamEpsilon: Float(request.adamEpsilon), maxGradNorm: request.maxGradNorm == 0 ? nil : request.maxGradNorm,
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
-            earlyStoppingPatience: request.earlyStoppingPatience)
+            earlyStoppingPatience: request.earlyStoppingPatience, optimizer: OptimizerState(request.optimizer))
+    }
+}
+
+extension OptimizerState {
+    fileprivate init(_ optimizer: Optimizer) {
+        self =
+            switch optimizer {
+            case .adamw: .f32
+            case .adamw8Bit: .eightBit
+            case .adamwBF16: .bf16
+            }
     }
 }
 

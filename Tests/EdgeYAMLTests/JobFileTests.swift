@@ -39,6 +39,7 @@ private func message(_ text: String) -> String {
                 lr_scheduler: linear
                 warmup_steps: 2
                 weight_decay: 0.01
+                optimizer: adamw_bnb_8bit
                 adam_beta1: 0.8
                 adam_beta2: 0.95
                 adam_epsilon: 1e-6
@@ -69,6 +70,7 @@ private func message(_ text: String) -> String {
         expected.lrScheduler = .linear
         expected.warmupSteps = 2
         expected.weightDecay = 0.01
+        expected.optimizer = .adamw8Bit
         expected.adamBeta1 = 0.8
         expected.adamBeta2 = 0.95
         expected.adamEpsilon = 1e-6
@@ -134,6 +136,7 @@ private func message(_ text: String) -> String {
         ),
         ("train_on_inputs: maybe", "job.yaml: line 4: train_on_inputs wants true or false, found \"maybe\""),
         ("lr_scheduler: step", "job.yaml: line 4: lr_scheduler wants linear, cosine, constant, found \"step\""),
+        ("optimizer: sgd", "job.yaml: line 4: optimizer wants adamw, adamw_8bit, adamw_bf16, found \"sgd\""),
         ("lora_r: 8\nlora_r: 9", "job.yaml: line 5: \"lora_r\" is given twice; the first is in line 4"),
         (
             "lora_target_modules: q\nlora_target_linear: yes",
