@@ -14,6 +14,10 @@ package struct JobQueueSettings: Sendable {
     /// Bytes that a job may use now, and which bound that is.
     package var budget: @Sendable (JobRequest) -> (bytes: UInt64, reason: String)
     package var defaultSaveSteps: @Sendable () -> Int
+    /// Where the board's measurement for a request is, if it was measured.
+    package var calibrationPath: @Sendable (JobRequest) -> String?
+    /// MemAvailable.
+    package var availableBytes: @Sendable () -> UInt64?
     /// Why a job cannot start as the machine is now; nil: it can.
     package var obstacle: @Sendable (Job) -> String?
     /// Between two looks at jobs that wait for memory.
@@ -32,6 +36,8 @@ package struct JobQueueSettings: Sendable {
         worker: WorkerLaunch, jobsDirectory: String, blobPath: @escaping @Sendable (String) -> String,
         budget: @escaping @Sendable (JobRequest) -> (bytes: UInt64, reason: String),
         defaultSaveSteps: @escaping @Sendable () -> Int,
+        calibrationPath: @escaping @Sendable (JobRequest) -> String? = { _ in nil },
+        availableBytes: @escaping @Sendable () -> UInt64? = { nil },
         obstacle: @escaping @Sendable (Job) -> String? = { _ in nil }, obstacleInterval: Duration = .seconds(3),
         runGroup: @escaping @Sendable (_ job: String, _ plannedBytes: UInt64) -> RunGroup? = { _, _ in nil },
         now: @escaping @Sendable () -> Date, stopTimeout: Duration, commitInterval: Duration = .milliseconds(200),
@@ -42,6 +48,8 @@ package struct JobQueueSettings: Sendable {
         self.blobPath = blobPath
         self.budget = budget
         self.defaultSaveSteps = defaultSaveSteps
+        self.calibrationPath = calibrationPath
+        self.availableBytes = availableBytes
         self.obstacle = obstacle
         self.obstacleInterval = obstacleInterval
         self.runGroup = runGroup
@@ -208,6 +216,8 @@ package actor JobQueue {
             budgetBytes: budget.0, budgetReason: budget.1,
             defaultSaveSteps: settings.defaultSaveSteps())
         order.processBytes = job.plan?.processBytes
+        order.calibrationPath = settings.calibrationPath(job.request)
+        order.availableBytes = settings.availableBytes()
         let group = settings.runGroup(job.id, job.plan?.peakBytes ?? order.budgetBytes)
         order.controlGroup = group?.directory
         let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)
@@ -337,7 +347,7 @@ private actor WorkerTranscript {
             let text = String(text.prefix(WireLimit.eventLineBytes / 8))
             try log.append(text, to: job, at: settings.now())
             event = .log(text)
-        case .generated, .stopped, .yielded, .trained, .planned, .inspectedModel, .inspectedDataset, .exported, .failure:
+        case .generated, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .inspectedDataset, .exported, .failure:
             return
         }
         pending.append(event)

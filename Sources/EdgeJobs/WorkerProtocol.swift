@@ -7,6 +7,8 @@ package enum WorkOrder: Codable, Sendable {
     case train(TrainOrder)
     /// Answers with `planned`. Opens the model's header and the data set, maps no weights.
     case plan(TrainOrder)
+    /// Measures the board for plans' times, and answers with `calibrated`.
+    case calibrate(CalibrateOrder)
     /// Answers with `inspectedModel`.
     case inspectModel(path: String)
     /// Answers with `inspectedDataset`.
@@ -32,6 +34,10 @@ package enum WorkOrder: Codable, Sendable {
         package var defaultSaveSteps: Int
         /// What the worker that planned this job measured of itself: the plan is to be the same one.
         package var processBytes: UInt64?
+        /// Findings of `calibrate` for this job's precision and threads; nil or not there: times are not predicted.
+        package var calibrationPath: String?
+        /// MemAvailable: whether the model's file can stay in the page cache.
+        package var availableBytes: UInt64?
         /// Directory of the cgroup that the worker joins first of all; nil where the daemon has none to give.
         package var controlGroup: String?
 
@@ -48,6 +54,18 @@ package enum WorkOrder: Codable, Sendable {
             self.directory = directory
             self.budgetBytes = budgetBytes
             self.defaultSaveSteps = defaultSaveSteps
+        }
+    }
+
+    package struct CalibrateOrder: Codable, Sendable {
+        package var precision: Precision
+        package var threads: Int
+        /// The worker writes its findings here, and nothing else.
+        package var path: String
+        package init(precision: Precision, threads: Int, path: String) {
+            self.precision = precision
+            self.threads = threads
+            self.path = path
         }
     }
 
@@ -98,6 +116,7 @@ package enum WorkMessage: Codable, Sendable {
     case yielded(step: Int, reason: String)
     case trained
     case planned(PlanReport)
+    case calibrated
     case inspectedModel(ModelReport)
     case inspectedDataset(DatasetReport)
     case exported(path: String)
@@ -107,7 +126,7 @@ package enum WorkMessage: Codable, Sendable {
     package var isLast: Bool {
         switch self {
         case .plan, .step, .evaluation, .checkpoint, .log, .generated: false
-        case .stopped, .yielded, .trained, .planned, .inspectedModel, .inspectedDataset, .exported, .failure: true
+        case .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .inspectedDataset, .exported, .failure: true
         }
     }
 }

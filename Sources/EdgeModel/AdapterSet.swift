@@ -18,6 +18,9 @@ package struct AdapterSet {
     package let parameters: UnsafeMutablePointer<Float>
     package let gradients: UnsafeMutablePointer<Float>
     package let extent: GradientExtent
+    package var gradientCount: Int {
+        extent == .allLayers ? parameterCount : layerRanges.map(\.count).max() ?? 0
+    }
     /// Elements of each layer's matrices in the block.
     package let layerRanges: [Range<Int>]
     /// `[layer · 7 + module]`, an index into `slots`.
@@ -115,6 +118,12 @@ package struct AdapterSet {
     }
     package func gradientB(_ slot: Slot) -> Tensor {
         Tensor(layerGradients(slot.id.layer) + slot.offsetB - layerRanges[slot.id.layer].lowerBound, rows: slot.outFeatures, columns: spec.rank)
+    }
+
+    /// A layer's slots.
+    package func slotRange(_ layer: Int) -> Range<Int> {
+        let first = slots.firstIndex { $0.id.layer == layer } ?? 0
+        return first..<first + slots[first...].prefix { $0.id.layer == layer }.count
     }
 
     /// A layer's gradients, as long as its `layerRanges`.

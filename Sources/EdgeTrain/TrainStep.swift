@@ -164,11 +164,11 @@ package final class TrainStep {
     ///
     /// - Parameters:
     ///   - masks: nil: no dropout.
-    ///   - finished: called with each adapted layer once its gradients are complete, from the last to the first.
+    ///   - finished: called with each adapted layer once its gradients are complete, from the last to the first, and with `loss`.
     /// - Throws: `FileError` when weights or spilled layer inputs cannot be read or written, and what `finished` throws.
     package func accumulate(
         _ microBatch: MicroBatch, lossScale: Float, masks: DropoutMasks?, loss: inout Double,
-        finished: (_ layer: Int) throws -> Void = { _ in }
+        finished: (_ layer: Int, _ loss: Double) throws -> Void = { _, _ in }
     ) throws {
         let batch = load(microBatch)
         try forward(batch, .training(masks))
@@ -188,7 +188,7 @@ package final class TrainStep {
             layer.backward(
                 dH: dH, input, batch, activations, workspace,
                 index == adapters.lowestLayer ? .isFrozen : .needsGradient)
-            if !adapters.layerRanges[index].isEmpty { try finished(index) }
+            if !adapters.layerRanges[index].isEmpty { try finished(index, loss) }
         }
     }
 
@@ -209,10 +209,7 @@ package final class TrainStep {
         }
     }
 
-    package func clearGradients() {
-        let count = adapters.extent == .allLayers ? adapters.parameterCount : adapters.layerRanges.map(\.count).max() ?? 0
-        adapters.gradients.update(repeating: 0, count: count)
-    }
+    package func clearGradients() { adapters.gradients.update(repeating: 0, count: adapters.gradientCount) }
 
     /// Takes the streamed weights out of the resident set, for the time when they are not needed.
     package func releaseWeights() throws { try weights.releaseAll() }

@@ -1,5 +1,6 @@
 // How a run will use its memory: the fastest way that fits the budget, with what was traded for it, or a refusal with the
-// numbers. Everything that is traded is exact: the adapter has the same bits in every plan.
+// numbers. Everything that is traded is exact, so the adapter has the same bits in
+// every plan, but for what is taken where nothing exact fits: 8-bit optimizer state, and layer inputs in bf16.
 import EdgeModel
 import EdgeTensor
 
@@ -66,8 +67,10 @@ package struct PlanLimits: Sendable {
     package var budget: ByteCount
     package var threads: Int
     package var compute: ComputeType
-    /// How the job wants the optimizer's moments stored.
-    package var optimizer: OptimizerState
+    /// How the job wants the optimizer's moments stored; nil: f32, or 8 bits where nothing else fits.
+    package var optimizer: OptimizerState?
+    /// Of disk, for layer inputs.
+    package var spill: ByteCount
     /// Whether gradients may be applied layer by layer: no clipping by a norm of them all.
     package var appliesLayerByLayer: Bool
     /// Nil: not measured.
@@ -76,13 +79,14 @@ package struct PlanLimits: Sendable {
     package var weightsAreCached: Bool
 
     package init(
-        budget: ByteCount, threads: Int, compute: ComputeType, optimizer: OptimizerState, appliesLayerByLayer: Bool,
-        calibration: Calibration?, weightsAreCached: Bool
+        budget: ByteCount, threads: Int, compute: ComputeType, optimizer: OptimizerState?, spill: ByteCount,
+        appliesLayerByLayer: Bool,        calibration: Calibration?, weightsAreCached: Bool
     ) {
         self.budget = budget
         self.threads = threads
         self.compute = compute
         self.optimizer = optimizer
+        self.spill = spill
         self.appliesLayerByLayer = appliesLayerByLayer
         self.calibration = calibration
         self.weightsAreCached = weightsAreCached
@@ -141,15 +145,31 @@ private struct Planner {
                 tokens: batch.size.tokens, longestSample: lengths.longest,
                 lossChunk: min(lossChunk, max(1, batch.size.lossTokens)), keptLayers: 0,
                 gradients: limits.appliesLayerByLayer && batch.size.perStep == 1 ? .oneLayer : .allLayers,
-                threads: limits.threads, compute: limits.compute, optimizer: limits.optimizer),
+                threads: limits.threads, compute: limits.compute,
+                optimizer: limits.optimizer ?? .f32),
             tokenBudget: batch.tokenBudget, microBatchesPerStep: batch.size.perStep)
     }
 
-    /// Every way but for the number of kept layers, fewest trades first.
-    private func candidates() -> [Candidate] {
+    /// Every way but for the number of kept layers, fewest trades first: those with the adapter's exact bits, and then those that
+    /// round what is kept between steps or between passes.
+    private var tiers: [[Candidate]] {
+        let exact = candidates([.memory, .file])
+        let rounded = candidates([.memory, .file, .bf16])
+        guard limits.optimizer == nil else { return [exact, rounded] }
+        func inEightBits(_ candidates: [Candidate]) -> [Candidate] {
+            candidates.map {
+                var one = $0
+                one.shape.optimizer = .eightBit
+                return one
+            }
+        }
+        return [exact, inEightBits(exact), inEightBits(rounded)]
+    }
+
+    private func candidates(_ storages: [CheckpointStorage]) -> [Candidate] {
         var all: [Candidate] = []
         for weights in WeightResidence.allCases {
-            for checkpoints in [CheckpointStorage.memory, .file] {
+            for checkpoints in storages {
                 for batch in batches {
                     var chunks: Set<Int> = []
                     for lossChunk in Self.lossChunks {
@@ -157,6 +177,7 @@ private struct Planner {
                         guard chunks.insert(one.shape.lossChunk).inserted else { continue }
                         one.shape.weights = weights
                         one.shape.checkpoints = checkpoints
+                        guard memory.spill(one.shape) <= limits.spill else { continue }
                         all.append(one)
                     }
                 }
@@ -188,8 +209,12 @@ private struct Planner {
 
     /// Nil when nothing fits.
     func fastest(within budget: ByteCount) -> Candidate? {
+        tiers.lazy.compactMap { fastest($0, within: budget) }.first
+    }
+
+    private func fastest(_ candidates: [Candidate], within budget: ByteCount) -> Candidate? {
         var best: (candidate: Candidate, seconds: Double)?
-        for var candidate in candidates() {
+        for var candidate in candidates {
             guard let kept = keptLayers(candidate.shape, within: budget) else { continue }
             candidate.shape.keptLayers = kept
             let seconds = secondsPerStep(candidate)
@@ -213,7 +238,7 @@ private struct Planner {
         return low
     }
 
-    var smallestPeak: ByteCount { candidates().map { memory.peak($0.shape) }.min()! }
+    var smallestPeak: ByteCount { tiers.joined().map { memory.peak($0.shape) }.min()! }
 
     /// What the candidate has given up against the fastest way in unlimited memory, each with what it would take to have it
     /// back.
@@ -251,9 +276,14 @@ private struct Planner {
             trade("base weights streamed: two parts of the model at a time") { $0.shape.weights = .resident }
         }
         if chosen.shape.checkpoints != free.shape.checkpoints {
-            trade("layer inputs in a file: \(memory.spill(chosen.shape).mebibytes) MiB of disk") {
-                $0.shape.checkpoints = .memory
-            }
+            let what =
+                chosen.shape.checkpoints == .bf16
+                ? "layer inputs in bf16 (gradients are rounded)"
+                : "layer inputs in a file: \(memory.spill(chosen.shape).mebibytes) MiB of disk"
+            trade(what) { $0.shape.checkpoints = .memory }
+        }
+        if chosen.shape.optimizer != free.shape.optimizer {
+            trade("optimizer state in 8 bits (updates are rounded)") { $0.shape.optimizer = free.shape.optimizer }
         }
         return trades
     }
@@ -266,12 +296,13 @@ private struct Planner {
         let shorter = longest < lengths.longest
         let size = shorter ? MicroBatchSize(tokens: longest, lossTokens: cut.lossTokens, perStep: 2) : batches.last!.size
         for weights in WeightResidence.allCases {
-            for checkpoints in [CheckpointStorage.memory, .file] {
+            for checkpoints in CheckpointStorage.allCases {
                 var one = candidate((longest, size), lossChunk: Self.lossChunks.last!)
                 one.shape.longestSample = longest
                 one.shape.weights = weights
                 one.shape.checkpoints = checkpoints
-                if memory.peak(one.shape) <= limits.budget { return true }
+                one.shape.optimizer = limits.optimizer ?? .eightBit
+                if memory.spill(one.shape) <= limits.spill && memory.peak(one.shape) <= limits.budget { return true }
             }
         }
         return false

@@ -177,7 +177,7 @@ package final class TrainingRun {
         let lossTokens = Dataset.lossTokens(samples)
         let stepKey = RandomSource(seed: spec.seed, .dropout, UInt64(state.step)).streamKey
         step.clearGradients()
-        var loss = 0.0
+        var (loss, squares) = (0.0, 0.0)
         var firstSample = 0
         for batch in packed(samples, tokenBudget: plan.tokenBudget, tokens: \.tokens.count) {
             switch direction() {
@@ -188,24 +188,45 @@ package final class TrainingRun {
             // The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
             try step.accumulate(
                 MicroBatch(batch), lossScale: 1 / Float(max(1, lossTokens)),
-                masks: spec.lora.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: firstSample) : nil, loss: &loss)
+                masks: spec.lora.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: firstSample) : nil, loss: &loss
+            ) { layer, loss in
+                guard plan.shape.gradients == .oneLayer else { return }
+                squares += try apply(
+                    adapters.slotRange(layer), adapters.layerGradients(layer), count: adapters.layerRanges[layer].count,
+                    loss: loss / Double(max(1, lossTokens)), indices)
+                step.clearGradients()
+            }
             firstSample += batch.count
         }
         let mean = loss / Double(max(1, lossTokens))
-        let rate = spec.learningRate(step: state.step, of: order.totalSteps)
-        let norm = sumOfSquares(adapters.gradients, count: adapters.parameterCount, kernels: step.kernels).squareRoot()
-        // Before the update: the adapter stays as it was when a number goes wrong.
-        guard mean.isFinite, norm.isFinite else {
+        if plan.shape.gradients == .allLayers {
+            squares = try apply(
+                adapters.slots.indices, adapters.gradients, count: adapters.parameterCount, loss: mean, indices)
+        }
+        return StepResult(
+            loss: mean, learningRate: spec.learningRate(step: state.step, of: order.totalSteps),
+            gradNorm: squares.squareRoot(), tokens: samples.reduce(0) { $0 + $1.tokens.count })
+    }
+
+    /// Updates the matrices of some slots; returns the sum of their gradients' squares.
+    ///
+    /// - Parameters:
+    ///   - gradients: of these slots, `count` of them.
+    ///   - samples: of the step, for the error.
+    private func apply(
+        _ slots: Range<Int>, _ gradients: UnsafePointer<Float>, count: Int, loss: Double, _ samples: ArraySlice<Int>
+    ) throws -> Double {
+        let squares = sumOfSquares(gradients, count: count, kernels: step.kernels)
+        // Before the update: what it would change stays as it was when a number goes wrong.
+        guard loss.isFinite, squares.isFinite else {
             throw TrainingError.nonFinite(
-                step: state.step + 1, loss: mean, gradNorm: norm, samples: Array(indices))
+                step: state.step + 1, loss: loss, gradNorm: squares.squareRoot(), samples: Array(samples))
         }
         optimizer.update(
-            slots: adapters.slots.indices, parameters: adapters.parameters, gradients: adapters.gradients,
-            gradientScale: AdamW.clipping(norm: norm, spec), step: state.step, learningRate: rate, spec,
-            kernels: step.kernels)
-        return StepResult(
-            loss: mean, learningRate: rate, gradNorm: norm,
-            tokens: samples.reduce(0) { $0 + $1.tokens.count })
+            slots: slots, parameters: adapters.parameters, gradients: gradients,
+            gradientScale: AdamW.clipping(norm: squares.squareRoot(), spec), step: state.step,
+            learningRate: spec.learningRate(step: state.step, of: order.totalSteps), spec, kernels: step.kernels)
+        return squares
     }
 
     private func report(_ done: StepResult, epoch: Double) -> StepReport {

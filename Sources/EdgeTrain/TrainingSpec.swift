@@ -49,13 +49,14 @@ package struct TrainingSpec: Equatable, Sendable {
     package var saveSteps: Int
     /// Evaluations without improvement after which the run ends.
     package var earlyStoppingPatience: Int?
-    package var optimizer: OptimizerState
+    /// Nil: f32, or 8 bits where nothing else fits.
+    package var optimizer: OptimizerState?
 
     package init(
         lora: LoRASpec, sequenceLength: Int, microBatchSize: Int, gradientAccumulation: Int, epochs: Double,
         maxSteps: Int?, learningRate: Double, schedule: Schedule, warmUp: WarmUp, weightDecay: Float, beta1: Double,
         beta2: Double, adamEpsilon: Float, maxGradNorm: Double?, seed: UInt64, precision: ComputeType?, evalSteps: Int?, saveSteps: Int,
-        earlyStoppingPatience: Int?, optimizer: OptimizerState = .f32
+        earlyStoppingPatience: Int?, optimizer: OptimizerState? = .f32
     ) {
         self.lora = lora
         self.sequenceLength = sequenceLength

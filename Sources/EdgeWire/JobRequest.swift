@@ -38,7 +38,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var warmupRatio: Double?
     package var weightDecay: Double = 0
     /// AdamW, by how its moments are stored.
-    package var optimizer: Optimizer = .adamw
+    package var optimizer: Optimizer = .auto
     package var adamBeta1: Double = 0.9
     package var adamBeta2: Double = 0.999
     package var adamEpsilon: Double = 1e-8
@@ -154,6 +154,8 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 }
 
 package enum Optimizer: String, Codable, CaseIterable, Sendable {
+    /// adamw, or adamw_8bit where nothing else fits the budget.
+    case auto
     case adamw
     /// bitsandbytes' block-wise 8-bit moments: a quarter of the bytes.
     case adamw8Bit = "adamw_8bit"

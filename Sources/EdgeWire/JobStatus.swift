@@ -200,6 +200,20 @@ package struct EvaluationReport: Codable, Equatable, Sendable {
 }
 
 /// The memory plan of a job, before it starts.
+/// One thing that a plan has traded for memory.
+package struct PlanTrade: Codable, Equatable, Sendable {
+    package var what: String
+    /// How much larger the peak would be without it.
+    package var savesBytes: UInt64
+    /// How much longer a step is predicted to take than without it, as a share.
+    package var costsTime: Double
+    package init(what: String, savesBytes: UInt64, costsTime: Double) {
+        self.what = what
+        self.savesBytes = savesBytes
+        self.costsTime = costsTime
+    }
+}
+
 package struct PlanReport: Codable, Equatable, Sendable {
     package struct Pool: Codable, Equatable, Sendable {
         package var name: String
@@ -233,6 +247,8 @@ package struct PlanReport: Codable, Equatable, Sendable {
     package var microBatchTokens: Int?
     /// Disk for layer inputs that are not kept in memory.
     package var spillBytes: UInt64?
+    /// `choices`, with their figures.
+    package var trades: [PlanTrade]?
     /// Predicted from a measurement of this board; nil where there is none.
     package var tokensPerSecond: Double?
     package var totalSeconds: Double?

@@ -20,7 +20,7 @@ struct JobFlags: ParsableArguments {
     @Option(help: "Peak learning rate.") var learningRate: Double?
     @Option(help: "linear, cosine or constant.") var lrScheduler: LearningRateSchedule?
     @Option(help: "Steps of warm-up.") var warmupSteps: Int?
-    @Option(help: "adamw, adamw_8bit or adamw_bf16: how AdamW's moments are stored.") var optimizer: Optimizer?
+    @Option(help: "auto, adamw, adamw_8bit or adamw_bf16: how AdamW's moments are stored.") var optimizer: Optimizer?
     @Option(help: "Seed of everything random.") var seed: UInt64?
     @Option(help: "Type of the products with frozen weights: auto, f32, bf16, f16 or int8.") var precision: Precision?
     @Option(help: "Steps between evaluations.") var evalSteps: Int?

@@ -72,17 +72,27 @@ enum PlanText {
                     + (plan.peakBytes > plan.budgetBytes ? ": does not fit" : "")
             ),
             ("precision", plan.precision?.rawValue ?? "f32"),
-            ("traded for memory", plan.choices.isEmpty ? "nothing" : plan.choices.joined(separator: "; ")),
             ("trainable parameters", "\(plan.trainableParameters)"),
             ("samples", "\(plan.samples), held out \(plan.heldOutSamples)"),
             ("steps", "\(plan.totalSteps)"),
         ]
+        if let tokens = plan.microBatchTokens { rows.append(("largest micro-batch", "\(tokens) tokens")) }
+        if let spill = plan.spillBytes { rows.append(("disk beside the checkpoints", Amount.bytes(spill))) }
+        if let speed = plan.tokensPerSecond, let seconds = plan.totalSeconds {
+            rows.append(("predicted", "\(Int(speed.rounded())) tokens/s, \(Amount.duration(seconds)) in all"))
+        }
         if plan.tooLongSamples > 0 {
             let shown = plan.tooLongLines.prefix(20).map(String.init).joined(separator: ", ")
             let more = plan.tooLongSamples > min(20, plan.tooLongLines.count) ? ", …" : ""
             rows.append(("left out, too long", "\(plan.tooLongSamples) (lines \(shown)\(more))"))
         }
         parts.append(Table.text(rows))
+        if let trades = plan.trades, !trades.isEmpty {
+            let lines = trades.map { [$0.what, right(Amount.bytes($0.savesBytes)), "+\(Int(($0.costsTime * 100).rounded())) %"] }
+            parts.append(Table.text(["TRADED FOR MEMORY", right("SAVES"), "TIME"], lines))
+        } else {
+            parts.append("traded for memory: " + (plan.choices.isEmpty ? "nothing" : plan.choices.joined(separator: "; ")))
+        }
         return parts.joined(separator: "\n\n")
     }
 }

@@ -120,5 +120,11 @@ struct Places: Equatable, Sendable {
     var blobs: String { state + "/blobs" }
     var logs: String { state + "/logs" }
     var exports: String { cache + "/exports" }
+    var calibrations: String { cache + "/calibrations" }
+    /// Measured once for what a job computes with, by this version.
+    func calibration(of request: JobRequest, kernelSet: String) -> String {
+        let threads = request.threads ?? ProcessFacts.coreCount
+        return "\(calibrations)/\(Edgetuned.version)-\(kernelSet)-\(request.precision.rawValue)-\(threads).json"
+    }
     var lock: String { state + "/lock" }
 }

@@ -98,11 +98,14 @@ extension Daemon {
 
     private func plan(_ request: JobRequest, files: (model: String, datasets: [String])) async throws -> PlanReport {
         let budget = budget(asked: request.memoryBudget)
-        let order = WorkOrder.TrainOrder(
+        await calibrate(request)
+        var order = WorkOrder.TrainOrder(
             job: "", request: request, modelPath: blobs.path(try BlobDigest(files.model)),
             modelDigest: files.model,
             datasetPaths: try files.datasets.map { blobs.path(try BlobDigest($0)) }, directory: "",
             budgetBytes: budget.bytes, budgetReason: budget.name, defaultSaveSteps: config.now.defaultSaveSteps)
+        order.calibrationPath = places.calibration(of: request, kernelSet: kernelSet)
+        order.availableBytes = HostMemory(host).available.bytes
         let message: WorkMessage
         do { message = try await answer(to: .plan(order)) } catch var problem as Problem {
             if problem.kind == .insufficientMemory { problem.detail += "; the budget is \(budget.name)" }
@@ -110,6 +113,18 @@ extension Daemon {
         }
         guard case .planned(let plan) = message else { throw wrongAnswer(message) }
         return plan
+    }
+
+    /// Measures the board for this request's plan, once, and not beside a job that would disturb it. Without a measurement
+    /// there are plans without times.
+    private func calibrate(_ request: JobRequest) async {
+        let path = places.calibration(of: request, kernelSet: kernelSet)
+        guard !FileManager.default.fileExists(atPath: path), await queue.runningJob == nil else { return }
+        let threads = request.threads ?? ProcessFacts.coreCount
+        let order = WorkOrder.CalibrateOrder(precision: request.precision, threads: threads, path: path)
+        do { _ = try await answer(to: .calibrate(order)) } catch {
+            logger.warning("the board could not be measured: \(error)")
+        }
     }
 
     // MARK: jobs

@@ -57,7 +57,7 @@ struct Serve: AsyncParsableCommand {
     ) async throws {
         let signals = Signals()
         umask(0o077)
-        for directory in [places.state, places.jobs, places.logs, places.exports] {
+        for directory in [places.state, places.jobs, places.logs, places.exports, places.calibrations] {
             try FileManager.default.createDirectory(
                 atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         }
@@ -79,6 +79,7 @@ struct Serve: AsyncParsableCommand {
             environment: Self.workerEnvironment(environment, host))
         // Before READY, and before there is a worker: the kernel lets a group with processes in it have no children.
         let controlGroup = claimControlGroup(host, logger)
+        let kernelSet = (try? ProcessFacts.kernelSet().name) ?? "unknown"
         let queue = JobQueue(
             store: store, log: log,
             settings: JobQueueSettings(
@@ -90,6 +91,8 @@ struct Serve: AsyncParsableCommand {
                     return (budget.bytes, budget.name)
                 },
                 defaultSaveSteps: { config.now.defaultSaveSteps },
+                calibrationPath: { places.calibration(of: $0, kernelSet: kernelSet) },
+                availableBytes: { HostMemory(host).available.bytes },
                 obstacle: { job in
                     job.plan.flatMap {
                         startObstacle(
@@ -111,7 +114,7 @@ struct Serve: AsyncParsableCommand {
         let daemon = Daemon(
             config: config, places: places, store: store, queue: queue, blobs: blobs, log: log, worker: launch, host: host,
             access: access, logger: logger, startedAt: Date().inWholeSeconds,
-            kernelSet: (try? ProcessFacts.kernelSet().name) ?? "unknown", now: { Date() },
+            kernelSet: kernelSet, now: { Date() },
             random: { UInt64.random(in: .min ... .max) })
         let listening =
             if let adopted = Systemd.adoptedSocket() {

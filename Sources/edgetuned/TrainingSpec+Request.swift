@@ -37,19 +37,20 @@ extension TrainingSpec {
 }
 
 extension OptimizerState {
-    fileprivate init(_ optimizer: Optimizer) {
-        self =
-            switch optimizer {
-            case .adamw: .f32
-            case .adamw8Bit: .eightBit
-            case .adamwBF16: .bf16
-            }
+    /// Nil for `auto`.
+    fileprivate init?(_ optimizer: Optimizer) {
+        switch optimizer {
+        case .auto: return nil
+        case .adamw: self = .f32
+        case .adamw8Bit: self = .eightBit
+        case .adamwBF16: self = .bf16
+        }
     }
 }
 
 extension ComputeType {
     /// Nil for `auto`.
-    fileprivate init?(_ precision: Precision) {
+    init?(_ precision: Precision) {
         switch precision {
         case .auto: return nil
         case .f32: self = .f32

@@ -23,6 +23,9 @@ struct Work: ParsableCommand {
             switch order {
             case .train(let order): try WorkTraining(joined(order, channel)).train(channel, host)
             case .plan(let order): channel.send(.planned(try WorkTraining(order).planReport))
+            case .calibrate(let order):
+                try calibrate(order)
+                channel.send(.calibrated)
             case .inspectModel(let path): channel.send(.inspectedModel(try modelReport(path)))
             case .inspectDataset(let path): channel.send(.inspectedDataset(try datasetReport(path)))
             case .generate(let order): try generate(order, channel)

@@ -39,13 +39,17 @@ struct WorkTraining {
         if let planned = order.processBytes { process.resident = ByteCount(Int(clamping: planned)) }
         memory = try MemoryModel(model, lora: spec.lora, process: process)
         let lengths = SampleLengths(dataset, spec: spec)
+        // The kernel keeps the file while there is room beside the job; with a budget that takes all, there is none.
+        let isCached = (order.availableBytes ?? 0) >= order.budgetBytes + UInt64(model.file.fileBytes)
+        // A plan is made before its directory: the model is on the same disk.
+        let freeDisk = BlobStore.freeBytes(order.directory.isEmpty ? order.modelPath : order.directory) / 2
         plan = try TrainingPlan.make(
             memory, lengths: lengths,
             PlanLimits(
                 budget: ByteCount(Int(clamping: order.budgetBytes)),
                 threads: order.request.threads ?? ProcessFacts.coreCount, compute: try spec.computeType(on: kernels),
-                optimizer: spec.optimizer, appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
-                weightsAreCached: true))
+                optimizer: spec.optimizer, spill: ByteCount(Int(clamping: freeDisk)), appliesLayerByLayer: spec.maxGradNorm == nil,
+                calibration: calibration(at: order.calibrationPath), weightsAreCached: isCached))
         totalSteps = lengths.totalSteps
     }
 
@@ -60,6 +64,9 @@ struct WorkTraining {
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
             totalSteps: totalSteps, budgetReason: order.budgetReason)
         report.processBytes = UInt64(memory.process.resident.bytes)
+        report.trades = plan.trades.map {
+            PlanTrade(what: $0.what, savesBytes: UInt64($0.saves.bytes), costsTime: $0.costs)
+        }
         report.microBatchTokens = plan.shape.tokens
         report.spillBytes = plan.spill == .zero ? nil : UInt64(plan.spill.bytes)
         if let seconds = plan.secondsPerStep {

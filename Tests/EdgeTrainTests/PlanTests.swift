@@ -12,20 +12,24 @@ struct PlanTests {
     }
 
     static func plan(
-        _ memory: MemoryModel, budgetMiB: Int, longest: Int = 512, samples: Int = 4, appliesLayerByLayer: Bool = false
+        _ memory: MemoryModel, budgetMiB: Int, longest: Int = 512, samples: Int = 4, appliesLayerByLayer: Bool = false,
+        optimizer: OptimizerState? = .f32
     ) throws -> TrainingPlan {
-        try plan(memory, budgetBytes: budgetMiB << 20, longest: longest, samples: samples, appliesLayerByLayer: appliesLayerByLayer)
+        try plan(
+            memory, budgetBytes: budgetMiB << 20, longest: longest, samples: samples, appliesLayerByLayer: appliesLayerByLayer,
+            optimizer: optimizer)
     }
 
     static func plan(
-        _ memory: MemoryModel, budgetBytes: Int, longest: Int = 512, samples: Int = 4, appliesLayerByLayer: Bool = false
+        _ memory: MemoryModel, budgetBytes: Int, longest: Int = 512, samples: Int = 4, appliesLayerByLayer: Bool = false,
+        optimizer: OptimizerState? = .f32
     ) throws -> TrainingPlan {
         let spec = TrainingSpec(lora: memory.lora, samplesPerStep: samples, maxSteps: 1)
         let lengths = [SampleLengths.Length](repeating: .init(tokens: longest, lossTokens: longest - 1), count: samples)
         return try TrainingPlan.make(
             memory, lengths: SampleLengths(training: lengths, heldOut: [], spec: spec),
             PlanLimits(
-                budget: ByteCount(budgetBytes), threads: 2, compute: .f32, optimizer: .f32,
+                budget: ByteCount(budgetBytes), threads: 2, compute: .f32, optimizer: optimizer, spill: ByteCount(1 << 40),
                 appliesLayerByLayer: appliesLayerByLayer, calibration: .nominal, weightsAreCached: true))
     }
 
@@ -81,6 +85,18 @@ struct PlanTests {
         // Two micro-batches have a sum to keep.
         let two = try Self.plan(memory, budgetMiB: 150, samples: 4, appliesLayerByLayer: true)
         #expect(two.microBatchesPerStep > 1 && two.shape.gradients == .allLayers)
+    }
+
+    @Test("8-bit state is taken where nothing exact fits, and not before; asked for f32, it is not")
+    func optimizerStateIsTheLastRung() throws {
+        let memory = try Self.memory(LoRASpec(rank: 16, alpha: 16, dropout: 0, targets: .allLinear, layers: nil))
+        guard case .doesNotFit(let exact, _, _)? = #expect(throws: PlanError.self, performing: { try Self.plan(memory, budgetMiB: 1) }) else { return }
+        guard case .doesNotFit(let least, _, _)? = #expect(throws: PlanError.self, performing: { try Self.plan(memory, budgetMiB: 1, optimizer: nil) }) else { return }
+        #expect(exact.bytes - least.bytes > 20 << 20)
+        #expect(try Self.plan(memory, budgetBytes: exact.bytes, optimizer: nil).shape.optimizer == .f32)
+        let rounded = try Self.plan(memory, budgetBytes: exact.bytes - 1, optimizer: nil)
+        #expect(rounded.shape.optimizer == .eightBit && rounded.trades.contains { $0.what.contains("8 bits") })
+        #expect(throws: PlanError.self) { try Self.plan(memory, budgetBytes: exact.bytes - 1) }
     }
 
     @Test("a refusal's changes fit as they are written, and the longest sequence is exact")

@@ -46,7 +46,7 @@ struct TinyRun {
             memory, lengths: SampleLengths(dataset, spec: spec),
             PlanLimits(
                 budget: budget, threads: threads, compute: try spec.computeType(on: .strongest),
-                optimizer: spec.optimizer, appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
+                optimizer: spec.optimizer, spill: ByteCount(1 << 40), appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
                 weightsAreCached: true))
         replan(&plan)
         var events: [TrainingEvent] = []
@@ -276,6 +276,19 @@ struct TrainingRunTests {
         #expect(needed > ProcessMemory.typical.resident)
         run.budget = needed
         #expect(try run.run(in: poor.path).adapter == expected.adapter)
+    }
+
+    @Test("gradients applied layer by layer end with the bits of those that are held together")
+    func layerByLayerUpdatesDoNotChangeBits() throws {
+        var adapters: Set<[UInt32]> = []
+        for extent in [AdapterSet.GradientExtent.allLayers, .oneLayer] {
+            let directory = try TemporaryDirectory()
+            var run = TinyRun()
+            run.spec.maxGradNorm = nil
+            run.replan = { $0.shape.gradients = extent }
+            adapters.insert(try run.run(in: directory.path).adapter)
+        }
+        #expect(adapters.count == 1)
     }
 
     @Test("every exact trade, alone and with the others, ends with the same bits in every precision")

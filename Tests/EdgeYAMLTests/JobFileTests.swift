@@ -136,7 +136,7 @@ private func message(_ text: String) -> String {
         ),
         ("train_on_inputs: maybe", "job.yaml: line 4: train_on_inputs wants true or false, found \"maybe\""),
         ("lr_scheduler: step", "job.yaml: line 4: lr_scheduler wants linear, cosine, constant, found \"step\""),
-        ("optimizer: sgd", "job.yaml: line 4: optimizer wants adamw, adamw_8bit, adamw_bf16, found \"sgd\""),
+        ("optimizer: sgd", "job.yaml: line 4: optimizer wants auto, adamw, adamw_8bit, adamw_bf16, found \"sgd\""),
         ("lora_r: 8\nlora_r: 9", "job.yaml: line 5: \"lora_r\" is given twice; the first is in line 4"),
         (
             "lora_target_modules: q\nlora_target_linear: yes",
