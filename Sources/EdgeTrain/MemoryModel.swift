@@ -187,7 +187,7 @@ package struct MemoryModel {
             Pool(name: "base weights, \(shape.weights.rawValue)", size: weights.residentBytes(shape.weights)),
             Pool(name: "adapters", size: adapters),
             Pool(name: "gradients", size: gradients(shape)),
-            Pool(name: "optimizer state, \(shape.optimizer)", size: optimizer(shape)),
+            Pool(name: "optimizer state, \(shape.optimizer.name)", size: optimizer(shape)),
             Pool(name: "layer checkpoints", size: layerCheckpoints(shape)),
             Pool(name: "kept activations", size: keptActivations(shape)),
             Pool(name: "layer at work, or head and loss", size: work(shape) + hiddenGradient(shape)),

@@ -15,6 +15,14 @@ package enum OptimizerState: UInt64, CaseIterable, Sendable {
     /// Blocks of 256 elements in bitsandbytes' dynamic 8-bit type (arXiv:2110.02861).
     case eightBit = 2
 
+    package var name: String {
+        switch self {
+        case .f32: "f32"
+        case .bf16: "bf16"
+        case .eightBit: "8-bit"
+        }
+    }
+
     /// A matrix of fewer elements keeps f32 moments in `eightBit`: bitsandbytes' `min_8bit_size`.
     static let fewest8BitElements = 4096
 

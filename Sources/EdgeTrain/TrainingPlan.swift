@@ -127,6 +127,8 @@ private struct Planner {
 
     /// Packed tokens that are worth trying: beyond the first, products gain nothing.
     private static let tokenBudgets = [2048, 1024, 512, 256]
+    /// Flash wears with every write, which no time shows: a file has to be worth a twentieth of the run.
+    private static let wear = 1.05
     private static let lossChunks = [1024, 512, 256, 128, 96, 64, 48, 32, 16]
 
     init(_ memory: MemoryModel, _ lengths: SampleLengths, _ limits: PlanLimits) {
@@ -217,7 +219,7 @@ private struct Planner {
         for var candidate in candidates {
             guard let kept = keptLayers(candidate.shape, within: budget) else { continue }
             candidate.shape.keptLayers = kept
-            let seconds = secondsPerStep(candidate)
+            let seconds = secondsPerStep(candidate) * (candidate.shape.checkpoints == .file ? Self.wear : 1)
             // Half a percent is less than the prediction can tell apart.
             if seconds < 0.995 * (best?.seconds ?? .infinity) { best = (candidate, seconds) }
         }

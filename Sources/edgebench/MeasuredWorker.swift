@@ -34,6 +34,8 @@ struct MeasuredWorker {
     /// A memory cgroup, of either version, below which each run gets its own with the budget as its limit.
     var cgroup: String?
 
+    var withoutGroup: MeasuredWorker { MeasuredWorker(executable: executable) }
+
     /// The built one beside this program.
     static var besideThis: String {
         let own = (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")) ?? "edgebench"

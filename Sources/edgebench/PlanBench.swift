@@ -23,7 +23,7 @@ struct PlanBench: ParsableCommand {
     @Option(help: "Steps.") var steps = 3
     @Option(help: "Worker threads.") var threads = 2
     @Option(help: "f32, bf16, f16, int8 or auto.") var precision = "auto"
-    @Option(help: "adamw, adamw_8bit or adamw_bf16.") var optimizer = "adamw"
+    @Option(help: "auto, adamw, adamw_8bit or adamw_bf16.") var optimizer = "auto"
     @Option(help: "Norm that gradients are clipped to; 0: none.") var maxGradNorm = 1.0
     @Option(help: "Budgets, such as 900MiB.") var budget: [String] = []
     @Option(help: "Random jobs.") var random: Int?
@@ -92,6 +92,8 @@ struct PlanBench: ParsableCommand {
         request.precision = type
         let data = files + "/data.jsonl"
         try bench.writeSamples([Int](repeating: tokens, count: max(samples, 2)), of: model, to: data)
+        request.optimizer = try Optimizer(name: optimizer) ?? { throw ValidationError("no optimizer \(optimizer)") }()
+        try bench.calibrate(type, threads: threads)
         for budget in budget.isEmpty ? ["1TB"] : budget {
             guard let bytes = MemoryBudget(budget)?.resolved(machineBytes: 0), bytes > 0 else {
                 throw ValidationError("no budget \(budget)")
@@ -154,9 +156,23 @@ struct PlanRunner {
         let job = files + "/job"
         try? FileManager.default.removeItem(atPath: job)
         try FileManager.default.createDirectory(atPath: job, withIntermediateDirectories: true)
-        return WorkOrder.TrainOrder(
+        var order = WorkOrder.TrainOrder(
             job: "job", request: request, modelPath: model, modelDigest: "sha256:0", datasetPaths: [data], directory: job,
             budgetBytes: UInt64(budget), budgetReason: nil, defaultSaveSteps: 1_000_000)
+        order.calibrationPath = calibration
+        let meminfo = (try? String(contentsOfFile: "/proc/meminfo", encoding: .utf8)) ?? ""
+        order.availableBytes = meminfo.split(separator: "\n").first { $0.hasPrefix("MemAvailable:") }
+            .flatMap { UInt64($0.filter(\.isNumber)) }.map { $0 * 1024 }
+        return order
+    }
+
+    private var calibration: String { files + "/calibration.json" }
+
+    /// What the plans of the runs that follow predict times from.
+    func calibrate(_ precision: Precision, threads: Int) throws {
+        let run = try worker.withoutGroup.run(
+            .calibrate(WorkOrder.CalibrateOrder(precision: precision, threads: threads, path: calibration)))
+        if let problem = run.problem { throw problem }
     }
 
     /// Lines that the model's tokenizer makes into so many tokens: found by trying, for letters merge as they like.
@@ -218,16 +234,14 @@ struct PlanRunner {
         request.precision = one([.auto, .f32, .auto])
         request.trainOnInputs = true
 
-        func planned(_ budget: Int) throws -> MeasuredRun { try worker.run(.plan(order(request, model, data, budget))) }
+        func planned(_ budget: Int) throws -> MeasuredRun { try worker.withoutGroup.run(.plan(order(request, model, data, budget))) }
         let largest = Int(try planned(1 << 50).plan?.peakBytes ?? 0)
         let smallest = Int(try planned(1 << 20).problem?.requiredBytes ?? 0)
         guard largest > 0, smallest > 0 else { throw ValidationError("no plan for seed \(seed)") }
         let budget =
             draw(6) == 0
             ? smallest - 1 - draw(smallest / 4) : smallest + draw(max(1, (largest - smallest) * 11 / 10))
-        var bare = self.worker
-        bare.cgroup = worker.cgroup
-        let finding = PlanFinding(budget: budget, run: try bare.run(.train(order(request, model, data, budget))))
+        let finding = try measure(request, model: model, data: data, budget: budget)
         var line = finding.line("seed \(seed): \(shape.layers)x\(shape.hidden), \(format.name), \(longest) tokens, r \(request.loraR)")
         // The worker measures itself anew, so the border is as sharp as that measurement.
         let border = 1 << 20
