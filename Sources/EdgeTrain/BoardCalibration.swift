@@ -5,7 +5,9 @@ import EdgeTensor
 import Glibc
 
 extension Calibration {
-    /// Features of the products that are measured: a small model's, beyond every cache's size with their tokens.
+    /// Of the linears that are measured: a gate of SmolLM2-135M, and a projection of a 1B model.
+    private static let narrowShape = (outFeatures: 1536, inFeatures: 576)
+    private static let wideShape = (outFeatures: 2048, inFeatures: 2048)
     private static let features = 2048
     private static let tokens = 512
     private static let fewTokens = 64
@@ -40,27 +42,33 @@ extension Calibration {
             return tensor
         }
 
-        let format = QuantFormat.all.first { $0.name == "Q4_0" }!  // of quant_formats.def
-        let blocks = arena.floats((features * format.byteCount(of: features) + 3) / 4)
-        let weight = QuantizedMatrix(blocks, format: format, outFeatures: features, inFeatures: features)
         let x = values(tokens, features), y = values(tokens, features)
-        let rounding = RoundedRows(
-            compute, capacity: RoundedRows.bytes(compute, rows: tokens, widths: [features]), arena: arena)
-        let smoothing = arena.floats(features)
-        measureSmoothing(x, into: smoothing, on: pool)
-        func products(_ tokens: Int) -> Double {
-            let x = x.prefix(tokens), y = y.prefix(tokens)
-            return time {
-                linear(
-                    rounding([x], smoothing: UnsafePointer(smoothing), on: pool)[0],
-                    [LinearOutput(weight: weight, adapter: nil, y: y)], on: pool)
-                linearBackward(
-                    [LinearGradient(dy: rounding([y], on: pool)[0], weight: weight, adapter: nil)], into: x, on: pool)
-            } / 2
+        func product(_ shape: (outFeatures: Int, inFeatures: Int)) -> ProductCost {
+            let format = QuantFormat.all.first { $0.name == "Q4_0" }!  // of quant_formats.def
+            let blocks = arena.floats((shape.outFeatures * format.byteCount(of: shape.inFeatures) + 3) / 4)
+            let weight = QuantizedMatrix(
+                blocks, format: format, outFeatures: shape.outFeatures, inFeatures: shape.inFeatures)
+            let rounding = RoundedRows(
+                compute, capacity: RoundedRows.bytes(compute, rows: tokens, widths: [features]), arena: arena)
+            let smoothing = arena.floats(features)
+            measureSmoothing(x, into: smoothing, on: pool)
+            func products(_ tokens: Int) -> Double {
+                let x = Tensor(x.base, rows: tokens, columns: shape.inFeatures)
+                let y = Tensor(y.base, rows: tokens, columns: shape.outFeatures)
+                return time {
+                    linear(
+                        rounding([x], smoothing: UnsafePointer(smoothing), on: pool)[0],
+                        [LinearOutput(weight: weight, adapter: nil, y: y)], on: pool)
+                    linearBackward(
+                        [LinearGradient(dy: rounding([y], on: pool)[0], weight: weight, adapter: nil)], into: x, on: pool)
+                } / 2
+            }
+            let (many, few) = (products(tokens), products(fewTokens))
+            let weights = Double(shape.outFeatures * shape.inFeatures)
+            let each = max(0, many - few) / weights / Double(tokens - fewTokens)
+            return ProductCost(perWeight: max(0, few / weights - Double(fewTokens) * each), perWeightAndToken: each)
         }
-        let weights = Double(features * features)
-        let (many, few) = (products(tokens), products(fewTokens))
-        let perWeightAndToken = (many - few) / weights / Double(tokens - fewTokens)
+        let (narrow, wide) = (product(narrowShape), product(wideShape))
 
         let rank = 16
         let a = values(rank, features), z = values(tokens, rank), da = arena.tensor(rank, features)
@@ -81,17 +89,15 @@ extension Calibration {
                 dK: dkv.0, dV: dkv.1, on: pool)
         }
 
-        let elements = time {
-            swiglu(gate: x, up: y, into: x, on: pool)
-            addScaled(x, scale: 0.5, to: y, on: pool)
-        }
+        let activated = arena.tensor(tokens, features)
+        let elements = time { swiglu(gate: x, up: y, into: activated, on: pool) }
         let disk = try directory.map { try measureDisk($0, seconds: seconds) }
         return Calibration(
             kernelSet: kernels.name, compute: compute.rawValue, threads: threads,
-            perWeight: max(0, few / weights - Double(fewTokens) * perWeightAndToken), perWeightAndToken: perWeightAndToken,
+            narrow: narrow, wide: wide,
             perAdapterMultiplyAdd: adapter / Double(2 * rank * features * tokens),
             perAttentionMultiplyAdd: attention / Double(7 * tokens * tokens / 2 * width),
-            perElement: elements / Double(6 * tokens * features), perMappedByte: disk?.mapped ?? nominal.perMappedByte,
+            perElement: elements / Double(tokens * features), perMappedByte: disk?.mapped ?? nominal.perMappedByte,
             perDiskByte: disk?.read)
     }
 
