@@ -9,13 +9,13 @@ extension DecoderLayer {
     ///
     /// - Parameters:
     ///   - x: `[tokens, inFeatures]`.
-    ///   - samples: rows of each sample.
+    ///   - parts: the samples in x.
     ///   - projected: what `lowRankTerms` leaves there, by module.
     func project(
-        _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ samples: [Range<Int>],
+        _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ parts: [SamplePart],
         _ accumulation: Accumulation = .overwrite, projected: [Tensor]
     ) {
-        let terms = lowRankTerms(modules.map(\.module), x, samples, projected: projected)
+        let terms = lowRankTerms(modules.map(\.module), x, parts, projected: projected)
         // One token is a generated one (a training sample has at least two): then decoding bounds the product.
         if x.rows == 1 {
             for ((module, y), term) in zip(modules, terms) {
@@ -40,11 +40,11 @@ extension DecoderLayer {
 
     /// scaling · dropout(x) · Aᵀ of each adapted module, in `projected`, which is kept for the backward.
     func lowRankTerms(
-        _ modules: [LinearModule], _ x: Tensor, _ samples: [Range<Int>], projected: [Tensor]
+        _ modules: [LinearModule], _ x: Tensor, _ parts: [SamplePart], projected: [Tensor]
     ) -> [LowRankTerm?] {
         let adapted = adaptedModules(modules)
         func z(_ module: AdaptedModule) -> Tensor { projected[module.slot.id.module.rawValue].prefix(x.rows) }
-        withInputs(adapted, x, samples) { modules, input in
+        withInputs(adapted, x, parts) { modules, input in
             projectDown(input, modules.map { ($0.loraA, z($0)) }, scale: scaling, on: pool)
         }
         return modules.map { module in
@@ -58,25 +58,25 @@ extension DecoderLayer {
     ///   - modules: dy `[tokens, outFeatures]` of every module that read x.
     ///   - dx: `[tokens, inFeatures]`; nil when nothing below needs it.
     func projectBackward(
-        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, _ samples: [Range<Int>], into dx: Tensor?,
-        _ activations: LayerActivations, _ gradients: LayerGradients
+        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, _ parts: [SamplePart], into dx: Tensor?,
+        _ projected: [Tensor], _ gradients: LayerGradients
     ) {
         let adapted = adaptedModules(modules.map(\.module))
         // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
         let narrow = zip(adapted, gradients.own.dProjected).map { module, dz in
             (
                 module: module, dz: dz.prefix(x.rows), dy: modules.first { $0.module == module.slot.id.module }!.dy,
-                z: activations.projected[module.slot.id.module.rawValue].prefix(x.rows)
+                z: projected[module.slot.id.module.rawValue].prefix(x.rows)
             )
         }
         if let adapters, !narrow.isEmpty {
             projectDownBackward(narrow.map { ($0.dy, $0.module.loraB, $0.dz) }, scale: scaling, on: pool)
             for one in narrow {
-                addOuterProduct(one.dy, one.z, samples: samples, into: adapters.gradientB(one.module.slot), on: pool)
+                addOuterProduct(one.dy, one.z, parts, into: adapters.gradientB(one.module.slot), on: pool)
             }
-            withInputs(adapted, x, samples) { modules, input in
+            withInputs(adapted, x, parts) { modules, input in
                 for one in narrow where modules.contains(where: { $0.slot == one.module.slot }) {
-                    addOuterProduct(one.dz, input, samples: samples, into: adapters.gradientA(one.module.slot), on: pool)
+                    addOuterProduct(one.dz, input, parts, into: adapters.gradientA(one.module.slot), on: pool)
                 }
             }
         }
@@ -93,7 +93,7 @@ extension DecoderLayer {
         let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
         for one in narrow {
             linearBackward(one.dz, QuantizedMatrix(one.module.loraA), into: masked, on: pool)
-            dropout(masked, samples, one.module, into: masked)
+            dropout(masked, parts, one.module, into: masked)
             addScaled(masked, to: dx, on: pool)
         }
     }
@@ -118,7 +118,7 @@ extension DecoderLayer {
 
     /// Calls `body` with the modules and the input that they see: all with x, or one by one when each has a mask.
     private func withInputs(
-        _ adapted: [AdaptedModule], _ x: Tensor, _ samples: [Range<Int>], _ body: ([AdaptedModule], Tensor) -> Void
+        _ adapted: [AdaptedModule], _ x: Tensor, _ parts: [SamplePart], _ body: ([AdaptedModule], Tensor) -> Void
     ) {
         guard hasDropout, let dropped else {
             if !adapted.isEmpty { body(adapted, x) }
@@ -126,17 +126,16 @@ extension DecoderLayer {
         }
         let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
         for module in adapted {
-            dropout(x, samples, module, into: masked)
+            dropout(x, parts, module, into: masked)
             body([module], masked)
         }
     }
 
-    private func dropout(_ x: Tensor, _ samples: [Range<Int>], _ module: AdaptedModule, into y: Tensor) {
+    private func dropout(_ x: Tensor, _ parts: [SamplePart], _ module: AdaptedModule, into y: Tensor) {
         guard let masks else { preconditionFailure("dropout without masks") }
         let stream = index * LinearModule.allCases.count + module.slot.id.module.rawValue
         EdgeTensor.dropout(
             x, probability: adapters?.spec.dropout ?? 0,
-            samples: samples.enumerated().map { ($0.element, masks.key(sample: $0.offset, stream: stream)) }, into: y,
-            on: pool)
+            parts: parts.map { ($0, masks.key(sample: $0.sample, stream: stream)) }, into: y, on: pool)
     }
 }

@@ -31,25 +31,34 @@ package struct LayerActivations {
     /// `[tokens, rank]` per module; empty rows where no layer adapts the module.
     package let projected: [Tensor]
 
-    package static func bytes(tokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec) -> ByteCount {
-        let widths =
-            [spec.hiddenSize, spec.queryWidth, spec.queryWidth, spec.keyValueWidth, spec.keyValueWidth]
-            + [spec.intermediateSize, spec.intermediateSize, spec.attentionHeadCount, 1, 1] + adapted.map { _ in rank }
-        return widths.reduce(.zero) { $0 + .floats(tokens * $1) }
+    private static func isMLP(_ module: LinearModule) -> Bool { [.gate, .up, .down].contains(module) }
+
+    /// - Parameter mlpTokens: rows of what belongs to the MLP: all, or those that it does at once.
+    package static func bytes(
+        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec
+    ) -> ByteCount {
+        let widths = [spec.hiddenSize, spec.queryWidth, spec.queryWidth, spec.keyValueWidth, spec.keyValueWidth, spec.attentionHeadCount, 1, 1]
+        let attention = widths.reduce(ByteCount.zero) { $0 + .floats(tokens * $1) }
+        let mlp = ByteCount.floats(mlpTokens * spec.intermediateSize)
+        return adapted.reduce(attention + mlp + mlp) { $0 + .floats((isMLP($1) ? mlpTokens : tokens) * rank) }
     }
 
-    package init(tokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec, arena: Arena) {
+    package init(
+        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec, arena: Arena
+    ) {
         q = arena.tensor(tokens, spec.queryWidth)
         k = arena.tensor(tokens, spec.keyValueWidth)
         v = arena.tensor(tokens, spec.keyValueWidth)
         attended = arena.tensor(tokens, spec.queryWidth)
         logSumExp = arena.tensor(tokens, spec.attentionHeadCount)
         middle = arena.tensor(tokens, spec.hiddenSize)
-        gate = arena.tensor(tokens, spec.intermediateSize)
-        up = arena.tensor(tokens, spec.intermediateSize)
+        gate = arena.tensor(mlpTokens, spec.intermediateSize)
+        up = arena.tensor(mlpTokens, spec.intermediateSize)
         inverseRMS1 = arena.floats(tokens)
         inverseRMS2 = arena.floats(tokens)
-        projected = LinearModule.allCases.map { arena.tensor(adapted.contains($0) ? tokens : 0, rank) }
+        projected = LinearModule.allCases.map {
+            arena.tensor(adapted.contains($0) ? (Self.isMLP($0) ? mlpTokens : tokens) : 0, rank)
+        }
     }
 }
 
@@ -65,28 +74,30 @@ package struct LayerWorkspace {
         case training(rank: Int)
     }
 
-    package static func bytes(tokens: Int, _ spec: DecoderSpec, _ use: Use) -> ByteCount {
-        let h = ByteCount.floats(tokens * spec.hiddenSize), i = ByteCount.floats(tokens * spec.intermediateSize)
+    package static func bytes(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use) -> ByteCount {
+        let n1 = ByteCount.floats(tokens * spec.hiddenSize), n2 = ByteCount.floats(mlpTokens * spec.hiddenSize)
+        let i = ByteCount.floats(mlpTokens * spec.intermediateSize)
         return switch use {
-        case .forwardOnly: h + h + i
+        case .forwardOnly: n1 + n2 + i
         case .training(let rank):
-            h + h + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
+            n1 + n2 + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
                 + max(i + i, LayerGradients.attentionBytes(tokens: tokens, spec))
         }
     }
 
-    package init(tokens: Int, _ spec: DecoderSpec, _ use: Use, arena: Arena) {
+    /// - Parameter mlpTokens: tokens that the MLP does at once.
+    package init(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use, arena: Arena) {
         n1 = arena.tensor(tokens, spec.hiddenSize)
-        n2 = arena.tensor(tokens, spec.hiddenSize)
+        n2 = arena.tensor(mlpTokens, spec.hiddenSize)
         switch use {
         case .forwardOnly:
-            activated = arena.tensor(tokens, spec.intermediateSize)
+            activated = arena.tensor(mlpTokens, spec.intermediateSize)
             gradients = nil
         case .training(let rank):
             let own = LayerGradients.Own(tokens: tokens, rank: rank, spec, arena: arena)
             // The MLP's backward is over when the attention's begins.
             let (mlp, attention) = arena.either {
-                (arena.tensor(tokens, spec.intermediateSize), arena.tensor(tokens, spec.intermediateSize))
+                (arena.tensor(mlpTokens, spec.intermediateSize), arena.tensor(mlpTokens, spec.intermediateSize))
             } or: {
                 LayerGradients.Attention(tokens: tokens, spec, arena: arena)
             }
@@ -150,8 +161,57 @@ package struct PackedBatch {
         self.spans = spans
     }
 
-    /// Rows of each sample.
-    var samples: [Range<Int>] { spans.map { $0.firstQuery..<$0.firstQuery + $0.queryCount } }
+    /// Every sample whole.
+    var parts: [SamplePart] {
+        spans.enumerated().map { index, span in
+            SamplePart(rows: span.firstQuery..<span.firstQuery + span.queryCount, sample: index, firstToken: 0)
+        }
+    }
+
+    /// The tokens parted into runs of at most `limit`, for what can be done token by token. Samples are cut where their outer
+    /// products' sums are, so that the runs add up to the whole's bits.
+    func chunks(_ limit: Int) -> [TokenChunk] {
+        guard limit < tokenCount else { return [TokenChunk(rows: 0..<tokenCount, parts: parts)] }
+        precondition(limit >= outerProductTokens)
+        var chunks: [TokenChunk] = []
+        for part in parts {
+            for first in stride(from: 0, to: part.rows.count, by: outerProductTokens) {
+                let rows = part.rows.lowerBound + first..<min(part.rows.lowerBound + first + outerProductTokens, part.rows.upperBound)
+                if chunks.last.map({ $0.rows.count + rows.count > limit }) ?? true {
+                    chunks.append(TokenChunk(rows: rows.lowerBound..<rows.lowerBound, parts: []))
+                }
+                chunks[chunks.count - 1].add(rows, sample: part.sample, firstToken: first)
+            }
+        }
+        return chunks
+    }
+}
+
+/// Some of the tokens of a batch that follow each other.
+struct TokenChunk {
+    /// In the batch.
+    private(set) var rows: Range<Int>
+    /// With rows counted from the chunk's first.
+    private(set) var parts: [SamplePart]
+
+    mutating func add(_ added: Range<Int>, sample: Int, firstToken: Int) {
+        let offset = rows.lowerBound
+        rows = rows.lowerBound..<added.upperBound
+        let own = added.lowerBound - offset..<added.upperBound - offset
+        if let last = parts.last, last.sample == sample {
+            parts[parts.count - 1].rows = last.rows.lowerBound..<own.upperBound
+        } else {
+            parts.append(SamplePart(rows: own, sample: sample, firstToken: firstToken))
+        }
+    }
+
+    /// Its rows of a tensor of the batch, or the tensor's first where it has room for one chunk only.
+    func of(_ tensor: Tensor) -> Tensor {
+        // A module that nobody adapts has no rows.
+        guard tensor.rows > 0 else { return tensor }
+        guard tensor.rows >= rows.upperBound else { return tensor.prefix(rows.count) }
+        return Tensor(tensor.row(rows.lowerBound), rows: rows.count, columns: tensor.columns)
+    }
 }
 
 /// Which elements a micro-batch drops: a function of the step's key and the sample's number within the step alone.
@@ -242,8 +302,8 @@ package struct DecoderLayer {
 
     /// - Parameters:
     ///   - h: `[tokens, hiddenSize]`, the layer's input.
-    ///   - output: `[tokens, hiddenSize]`; nil when the activations are made again for the backward, which needs all
-    ///     but the last product.
+    ///   - output: `[tokens, hiddenSize]`; nil when the activations are made again for the backward, which makes the MLP's by
+    ///     itself.
     package func forward(
         _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor?
     ) {
@@ -251,10 +311,12 @@ package struct DecoderLayer {
         let n1 = w.n1.prefix(tokens), q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
         rmsNorm(
             h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
-        project([(.query, q), (.key, k), (.value, v)], n1, batch.samples, projected: a.projected)
+        project([(.query, q), (.key, k), (.value, v)], n1, batch.parts, projected: a.projected)
         rotary.rotate(q, positions: batch.positions, .forward, on: pool)
         rotary.rotate(k, positions: batch.positions, .forward, on: pool)
-        attend(h, q: q, k: k, v: v, batch.spans, batch.samples, a, w, into: output)
+        attend(h, q: q, k: k, v: v, batch.spans, batch.parts, a)
+        guard let output else { return }
+        for chunk in batch.chunks(w.n2.rows) { mlp(chunk, a, w, into: chunk.of(output)) }
     }
 
     /// One layer over new tokens of a sequence whose earlier keys and values are cached.
@@ -266,52 +328,59 @@ package struct DecoderLayer {
         _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor
     ) {
         let tokens = h.rows
+        let parts = [SamplePart(rows: 0..<tokens, sample: 0, firstToken: 0)]
         let n1 = w.n1.prefix(tokens), q = a.q.prefix(tokens)
         let k = Tensor(keyCache.row(past), rows: tokens, columns: keyCache.columns)
         let v = Tensor(valueCache.row(past), rows: tokens, columns: valueCache.columns)
         rmsNorm(
             h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
-        project([(.query, q), (.key, k), (.value, v)], n1, [0..<tokens], projected: a.projected)
+        project([(.query, q), (.key, k), (.value, v)], n1, parts, projected: a.projected)
         rotary.rotate(q, positions: positions, .forward, on: pool)
         rotary.rotate(k, positions: positions, .forward, on: pool)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
-        attend(h, q: q, k: keyCache, v: valueCache, [span], [0..<tokens], a, w, into: output)
+        attend(h, q: q, k: keyCache, v: valueCache, [span], parts, a)
+        mlp(TokenChunk(rows: 0..<tokens, parts: parts), a, w, into: output)
     }
 
-    /// From rotated q, k and v to the layer's output.
+    /// From rotated q, k and v to the middle of the layer.
     private func attend(
-        _ h: Tensor, q: Tensor, k: Tensor, v: Tensor, _ spans: [AttentionSpan], _ samples: [Range<Int>],
-        _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor?
+        _ h: Tensor, q: Tensor, k: Tensor, v: Tensor, _ spans: [AttentionSpan], _ parts: [SamplePart], _ a: LayerActivations
     ) {
-        let tokens = h.rows
-        let attended = a.attended.prefix(tokens), middle = a.middle.prefix(tokens), n2 = w.n2.prefix(tokens)
-        let gate = a.gate.prefix(tokens), up = a.up.prefix(tokens), activated = w.activated.prefix(tokens)
+        let attended = a.attended.prefix(h.rows), middle = a.middle.prefix(h.rows)
         attention.forward(
-            q: q, k: k, v: v, spans: spans, into: attended, logSumExp: a.logSumExp.prefix(tokens), on: pool)
+            q: q, k: k, v: v, spans: spans, into: attended, logSumExp: a.logSumExp.prefix(h.rows), on: pool)
         middle.copy(from: h)
-        project([(.output, middle)], attended, samples, .add, projected: a.projected)
-        rmsNorm(
-            middle, weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: n2, inverseRMS: a.inverseRMS2, on: pool)
-        project([(.gate, gate), (.up, up)], n2, samples, projected: a.projected)
-        swiglu(gate: gate, up: up, into: activated, on: pool)
-        if let output {
-            output.copy(from: middle)
-            project([(.down, output)], activated, samples, .add, projected: a.projected)
-        } else {
-            _ = lowRankTerms([.down], activated, samples, projected: a.projected)
-        }
+        project([(.output, middle)], attended, parts, .add, projected: a.projected)
     }
 
-    /// Makes again what `forward` shared with other layers: the norms' results and the activation's, to the same bits.
-    package func remake(_ h: Tensor, _ a: LayerActivations, _ w: LayerWorkspace) {
-        let tokens = h.rows
+    /// From the middle of the layer to its output.
+    private func mlp(_ chunk: TokenChunk, _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor) {
+        mlpInput(chunk, a, w)
+        gates(chunk, a, w)
+        swiglu(gate: chunk.of(a.gate), up: chunk.of(a.up), into: w.activated.prefix(chunk.rows.count), on: pool)
+        output.copy(from: chunk.of(a.middle))
+        project(
+            [(.down, output)], w.activated.prefix(chunk.rows.count), chunk.parts, .add, projected: a.projected.map(chunk.of))
+    }
+
+    private func mlpInput(_ chunk: TokenChunk, _ a: LayerActivations, _ w: LayerWorkspace) {
         rmsNorm(
-            h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: w.n1.prefix(tokens),
-            inverseRMS: a.inverseRMS1, on: pool)
-        rmsNorm(
-            a.middle.prefix(tokens), weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: w.n2.prefix(tokens),
-            inverseRMS: a.inverseRMS2, on: pool)
-        swiglu(gate: a.gate.prefix(tokens), up: a.up.prefix(tokens), into: w.activated.prefix(tokens), on: pool)
+            chunk.of(a.middle), weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: w.n2.prefix(chunk.rows.count),
+            inverseRMS: a.inverseRMS2 + chunk.rows.lowerBound, on: pool)
+    }
+
+    private func gates(_ chunk: TokenChunk, _ a: LayerActivations, _ w: LayerWorkspace) {
+        project(
+            [(.gate, chunk.of(a.gate)), (.up, chunk.of(a.up))], w.n2.prefix(chunk.rows.count), chunk.parts,
+            projected: a.projected.map(chunk.of))
+    }
+
+    /// What a layer's forward has left for its backward.
+    package enum Kept: Equatable, Sendable {
+        /// The results of all products.
+        case products
+        /// Its input alone.
+        case input
     }
 
     /// Below the lowest adapted layer nothing needs a gradient, and neither does that layer's own input.
@@ -321,26 +390,40 @@ package struct DecoderLayer {
     ///   - dH: `[tokens, hiddenSize]`: of the layer's output when called, of its input on return (undefined when what
     ///     is below is frozen).
     ///   - h: the layer's input.
-    ///   - a: what `forward` left; `gate` and `up` are overwritten.
+    ///   - kept: what is in `a`; the rest is made again, to the same bits. `gate` and `up` are overwritten.
     package func backward(
-        dH: Tensor, _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace, _ below: Below
+        dH: Tensor, _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ kept: Kept, _ w: LayerWorkspace, _ below: Below
     ) {
         guard let g = w.gradients else { preconditionFailure("a workspace without room for gradients") }
-        let tokens = batch.tokenCount, samples = batch.samples
-        let gate = a.gate.prefix(tokens), up = a.up.prefix(tokens), activated = w.activated.prefix(tokens)
-        let dActivated = g.dActivated.prefix(tokens), dNormed = g.own.dNormed.prefix(tokens)
-        let n1 = w.n1.prefix(tokens), n2 = w.n2.prefix(tokens)
-
-        projectBackward([(.down, dH)], x: activated, samples, into: dActivated, a, g)
-        swigluBackward(dy: dActivated, gate: gate, up: up, on: pool)
-        projectBackward([(.gate, gate), (.up, up)], x: n2, samples, into: dNormed, a, g)
-        rmsNormBackward(
-            dNormed, a.middle.prefix(tokens), weight: weights.mlpNorm, inverseRMS: a.inverseRMS2, addingTo: dH, on: pool)
+        let tokens = batch.tokenCount, parts = batch.parts
+        let dNormed = g.own.dNormed.prefix(tokens), n1 = w.n1.prefix(tokens)
+        switch kept {
+        case .input: forward(h, batch, a, w, into: nil)
+        case .products:
+            rmsNorm(
+                h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
+        }
+        for chunk in batch.chunks(w.n2.rows) {
+            let count = chunk.rows.count
+            let gate = chunk.of(a.gate), up = chunk.of(a.up), dH = chunk.of(dH), dNormed = chunk.of(dNormed)
+            let activated = w.activated.prefix(count), dActivated = g.dActivated.prefix(count)
+            let projected = a.projected.map(chunk.of)
+            mlpInput(chunk, a, w)
+            if kept == .input { gates(chunk, a, w) }
+            swiglu(gate: gate, up: up, into: activated, on: pool)
+            if kept == .input { _ = lowRankTerms([.down], activated, chunk.parts, projected: projected) }
+            projectBackward([(.down, dH)], x: activated, chunk.parts, into: dActivated, projected, g)
+            swigluBackward(dy: dActivated, gate: gate, up: up, on: pool)
+            projectBackward([(.gate, gate), (.up, up)], x: w.n2.prefix(count), chunk.parts, into: dNormed, projected, g)
+            rmsNormBackward(
+                dNormed, chunk.of(a.middle), weight: weights.mlpNorm, inverseRMS: a.inverseRMS2 + chunk.rows.lowerBound,
+                addingTo: dH, on: pool)
+        }
 
         // From here on the MLP's own memory is the attention's.
         let dQ = g.attention.dQ.prefix(tokens), dK = g.attention.dK.prefix(tokens), dV = g.attention.dV.prefix(tokens)
         let dAttended = g.attention.dAttended.prefix(tokens)
-        projectBackward([(.output, dH)], x: a.attended.prefix(tokens), samples, into: dAttended, a, g)
+        projectBackward([(.output, dH)], x: a.attended.prefix(tokens), parts, into: dAttended, a.projected, g)
         attention.backward(
             dO: dAttended, q: a.q.prefix(tokens), k: a.k.prefix(tokens), v: a.v.prefix(tokens),
             o: a.attended.prefix(tokens), logSumExp: a.logSumExp.prefix(tokens), spans: batch.spans, dQ: dQ,
@@ -349,7 +432,7 @@ package struct DecoderLayer {
         rotary.rotate(dK, positions: batch.positions, .backward, on: pool)
 
         let dN1 = below == .needsGradient ? dNormed : nil
-        projectBackward([(.query, dQ), (.key, dK), (.value, dV)], x: n1, samples, into: dN1, a, g)
+        projectBackward([(.query, dQ), (.key, dK), (.value, dV)], x: n1, parts, into: dN1, a.projected, g)
         if let dN1 {
             rmsNormBackward(
                 dN1, h, weight: weights.attentionNorm, inverseRMS: a.inverseRMS1, addingTo: dH, on: pool)

@@ -15,20 +15,20 @@ package func addScaled(_ x: Tensor, scale: Float = 1, to y: Tensor, on pool: Wor
 /// the same. The mask of a sample is a function of its key and the element's index within the sample, so the backward (and
 /// a recomputation) gets it again by the same call, whatever else is in the batch.
 ///
-/// - Parameter samples: rows of each sample, and its key.
+/// - Parameter parts: the samples in x, and each sample's key.
 package func dropout(
-    _ x: Tensor, probability: Float, samples: [(rows: Range<Int>, key: UInt64)], into y: Tensor, on pool: WorkerPool
+    _ x: Tensor, probability: Float, parts: [(part: SamplePart, key: UInt64)], into y: Tensor, on pool: WorkerPool
 ) {
     let kernel = pool.kernels.raw.dropout!
-    let parts = samples.flatMap { sample in
-        stride(from: 0, to: sample.rows.count, by: elementwiseRows).map { (sample: sample, first: $0) }
+    let pieces = parts.flatMap { one in
+        stride(from: 0, to: one.part.rows.count, by: elementwiseRows).map { (part: one.part, key: one.key, first: $0) }
     }
-    pool.run(parts.count, as: .elementwise, .pass(x.count, streams: 2, flopEach: 1)) { piece, _ in
-        let (sample, first) = parts[piece]
-        let row = sample.rows.lowerBound + first
+    pool.run(pieces.count, as: .elementwise, .pass(x.count, streams: 2, flopEach: 1)) { piece, _ in
+        let (part, key, first) = pieces[piece]
+        let row = part.rows.lowerBound + first
         kernel(
-            x.row(row), y.row(row), min(elementwiseRows, sample.rows.count - first) * x.columns, sample.key,
-            UInt64(first * x.columns), probability)
+            x.row(row), y.row(row), min(elementwiseRows, part.rows.count - first) * x.columns, key,
+            UInt64((part.firstToken + first) * x.columns), probability)
     }
 }
 

@@ -234,6 +234,20 @@ package func linearVector(
     }
 }
 
+/// A sample, or a run of its tokens, among the rows of a tensor.
+package struct SamplePart: Equatable, Sendable {
+    package var rows: Range<Int>
+    /// Number of the sample in its batch.
+    package let sample: Int
+    /// Of the run, in the sample.
+    package let firstToken: Int
+    package init(rows: Range<Int>, sample: Int, firstToken: Int) {
+        self.rows = rows
+        self.sample = sample
+        self.firstToken = firstToken
+    }
+}
+
 /// Tokens that one sum of an outer product runs over before it is added to the gradient.
 package let outerProductTokens = 256
 
@@ -244,9 +258,9 @@ package let outerProductTokens = 256
 /// - Parameters:
 ///   - dy: `[tokens, outFeatures]`.
 ///   - x: `[tokens, inFeatures]`.
-///   - samples: rows of each sample, in order.
+///   - parts: the samples in x, in order; a sample begins or goes on at a multiple of `outerProductTokens`.
 ///   - dw: `[outFeatures, inFeatures]`.
-package func addOuterProduct(_ dy: Tensor, _ x: Tensor, samples: [Range<Int>], into dw: Tensor, on pool: WorkerPool) {
+package func addOuterProduct(_ dy: Tensor, _ x: Tensor, _ parts: [SamplePart], into dw: Tensor, on pool: WorkerPool) {
     precondition(dy.rows == x.rows && dw.rows == dy.columns && dw.columns == x.columns)
     // Cut along the longer side: the other one is the adapter's rank. A multiple of the tiles' rows and of a slice.
     let alongColumns = dw.columns >= dw.rows
@@ -254,9 +268,10 @@ package func addOuterProduct(_ dy: Tensor, _ x: Tensor, samples: [Range<Int>], i
     let pieces = (max(dw.rows, dw.columns) + chunk - 1) / chunk
     let cost = OperationCost(
         flop: 2 * Double(dy.rows) * Double(dw.count), bytes: 4 * Double(dy.count + x.count + dw.count))
-    let sums = samples.flatMap { rows in
-        stride(from: rows.lowerBound, to: rows.upperBound, by: outerProductTokens).map {
-            $0..<min($0 + outerProductTokens, rows.upperBound)
+    let sums = parts.flatMap { part in
+        precondition(part.firstToken % outerProductTokens == 0)
+        return stride(from: part.rows.lowerBound, to: part.rows.upperBound, by: outerProductTokens).map {
+            $0..<min($0 + outerProductTokens, part.rows.upperBound)
         }
     }
     pool.run(pieces, as: .adapterGradient, cost) { piece, scratch in

@@ -74,7 +74,7 @@ extension Calibration {
         let a = values(rank, features), z = values(tokens, rank), da = arena.tensor(rank, features)
         let adapter = time {
             projectDown(x, [(a, z)], scale: 1, on: pool)
-            addOuterProduct(z, x, samples: [0..<tokens], into: da, on: pool)
+            addOuterProduct(z, x, [SamplePart(rows: 0..<tokens, sample: 0, firstToken: 0)], into: da, on: pool)
         }
 
         let width = heads.headCount * heads.headDim

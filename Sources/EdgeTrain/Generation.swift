@@ -57,8 +57,9 @@ package final class Generator {
             lora.map { ByteCount.floats(AdapterSet.layout(modules, rank: $0.rank, of: spec).count) } ?? .zero
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
         return cache + adapter + hidden + hidden
-            + LayerActivations.bytes(tokens: chunk, rank: lora?.rank ?? 1, adapted: Set(modules.map(\.module)), spec)
-            + LayerWorkspace.bytes(tokens: chunk, spec, .forwardOnly)
+            + LayerActivations.bytes(
+                tokens: chunk, mlpTokens: chunk, rank: lora?.rank ?? 1, adapted: Set(modules.map(\.module)), spec)
+            + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, context: context))
             + RotaryEmbedding.bytes(positions: context, headDim: spec.headDim)
@@ -99,9 +100,10 @@ package final class Generator {
         keys = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         values = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         activations = LayerActivations(
-            tokens: Self.promptChunk, rank: adapter?.lora.rank ?? 1, adapted: Set(modules.map(\.module)), spec,
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: adapter?.lora.rank ?? 1, adapted: Set(modules.map(\.module)), spec,
             arena: arena)
-        workspace = LayerWorkspace(tokens: Self.promptChunk, spec, .forwardOnly, arena: arena)
+        workspace = LayerWorkspace(
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, spec, .forwardOnly, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseRMS = arena.floats(1)

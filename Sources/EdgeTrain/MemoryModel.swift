@@ -14,6 +14,8 @@ package struct StepShape: Equatable, Sendable {
     /// Trained layers, the uppermost, that keep the results of their products; those of the others are computed again in the
     /// backward.
     package var keptLayers: Int
+    /// Tokens that the MLP of a layer does at once: all, or a part. Of layers that are kept the results are kept in any case.
+    package var mlpTokens: Int
     package var weights: WeightResidence
     package var checkpoints: CheckpointStorage
     package var gradients: AdapterSet.GradientExtent
@@ -24,7 +26,7 @@ package struct StepShape: Equatable, Sendable {
     package var optimizer: OptimizerState
 
     package init(
-        tokens: Int, longestSample: Int, lossChunk: Int, keptLayers: Int, weights: WeightResidence = .resident,
+        tokens: Int, longestSample: Int, lossChunk: Int, keptLayers: Int, mlpTokens: Int? = nil, weights: WeightResidence = .resident,
         checkpoints: CheckpointStorage = .memory, gradients: AdapterSet.GradientExtent = .allLayers, threads: Int,
         compute: ComputeType, optimizer: OptimizerState = .f32
     ) {
@@ -32,6 +34,7 @@ package struct StepShape: Equatable, Sendable {
         self.longestSample = longestSample
         self.lossChunk = lossChunk
         self.keptLayers = keptLayers
+        self.mlpTokens = min(tokens, max(mlpTokens ?? tokens, outerProductTokens))
         self.weights = weights
         self.checkpoints = checkpoints
         self.gradients = gradients
@@ -71,6 +74,12 @@ package struct MemoryModel {
     package let modules: [ModuleID]
     package let weights: WeightParts
     package let process: ProcessMemory
+    package let adapters: ByteCount
+    /// Gradients of the layer that has most.
+    private let largestLayer: ByteCount
+    private let optimizerStates: [OptimizerState: ByteCount]
+    let lowestLayer: Int
+    let adaptedModules: Set<LinearModule>
 
     package init(
         spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical
@@ -80,6 +89,15 @@ package struct MemoryModel {
         self.modules = modules
         self.weights = weights
         self.process = process
+        // Walked once: a planner asks for hundreds of peaks.
+        let (slots, count) = AdapterSet.layout(modules, rank: lora.rank, of: spec)
+        adapters = .floats(count)
+        largestLayer = .floats(AdapterSet.gradientCount(modules, rank: lora.rank, of: spec, .oneLayer))
+        let matrices = AdapterSet.matrices(of: slots, rank: lora.rank)
+        optimizerStates = Dictionary(
+            uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
+        lowestLayer = modules.map(\.layer).min() ?? 0
+        adaptedModules = Set(modules.map(\.module))
     }
 
     package init(_ model: BaseModel, lora: LoRASpec, process: ProcessMemory = .typical) throws {
@@ -88,25 +106,18 @@ package struct MemoryModel {
             process: process)
     }
 
-    var parameterFloats: ByteCount {
-        .floats(AdapterSet.layout(modules, rank: lora.rank, of: spec).count)
-    }
-    var lowestLayer: Int { modules.map(\.layer).min() ?? 0 }
-    var adaptedModules: Set<LinearModule> { Set(modules.map(\.module)) }
     package var trainedLayers: Int { spec.layerCount - lowestLayer }
     /// Widest input of an adapted module: what dropout needs per token.
     var widestInput: Int { adaptedModules.map { $0.inFeatures(spec) }.max() ?? 0 }
 
-    package var adapters: ByteCount { parameterFloats }
     /// While the artifact is made the rest of the arena and the weights are gone: there is the adapter, and its copy in an
     /// adapter file's order, which is written and read back in pieces.
-    package var publication: ByteCount { parameterFloats + parameterFloats }
+    package var publication: ByteCount { adapters + adapters }
     package func gradients(_ shape: StepShape) -> ByteCount {
-        .floats(AdapterSet.gradientCount(modules, rank: lora.rank, of: spec, shape.gradients))
+        shape.gradients == .allLayers ? adapters : largestLayer
     }
     package func optimizer(_ shape: StepShape) -> ByteCount {
-        let slots = AdapterSet.layout(modules, rank: lora.rank, of: spec).slots
-        return AdamW.bytes(AdapterSet.matrices(of: slots, rank: lora.rank), shape.optimizer)
+        optimizerStates[shape.optimizer]!  // all cases are there
     }
 
     package func layerCheckpoints(_ shape: StepShape) -> ByteCount {
@@ -118,17 +129,19 @@ package struct MemoryModel {
             ? LayerCheckpoints.fileBytes(tokens: shape.tokens, trainedLayers: trainedLayers, spec) : .zero
     }
 
-    private func oneLayer(_ shape: StepShape) -> ByteCount {
-        LayerActivations.bytes(tokens: shape.tokens, rank: lora.rank, adapted: adaptedModules, spec)
+    private func oneLayer(_ shape: StepShape, mlpTokens: Int) -> ByteCount {
+        LayerActivations.bytes(
+            tokens: shape.tokens, mlpTokens: mlpTokens, rank: lora.rank, adapted: adaptedModules, spec)
     }
     /// Of the layers that keep them.
     package func keptActivations(_ shape: StepShape) -> ByteCount {
-        ByteCount(oneLayer(shape).bytes * shape.keptLayers)
+        ByteCount(oneLayer(shape, mlpTokens: shape.tokens).bytes * shape.keptLayers)
     }
 
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
-        oneLayer(shape) + LayerWorkspace.bytes(tokens: shape.tokens, spec, .training(rank: lora.rank))
+        oneLayer(shape, mlpTokens: shape.mlpTokens)
+            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: lora.rank))
             + (lora.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero)
     }
 

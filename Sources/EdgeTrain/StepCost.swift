@@ -79,17 +79,20 @@ package struct StepCost: Equatable, Sendable {
         let spec = memory.spec
         let (layers, trained) = (Double(spec.layerCount), Double(memory.trainedLayers))
         let again = trained - Double(shape.keptLayers)
-        var ofLayer = 0.0, ofDown = 0.0
+        var ofLayer = 0.0, ofDown = 0.0, ofMLP = 0.0
         for module in LinearModule.allCases {
             let weights = Double(module.inFeatures(spec)) * Double(module.outFeatures(spec))
             ofLayer += weights
             if module == .down { ofDown = weights }
+            if [.gate, .up, .down].contains(module) { ofMLP += weights }
         }
         // Forward, what is computed again (all but the last product), and the gradient of the input.
         let passes = layers * ofLayer + again * (ofLayer - ofDown) + trained * ofLayer
         let head = Double(spec.vocabularySize * spec.hiddenSize)
         let chunks = max(1, (lossTokens / Double(max(1, shape.lossChunk))).rounded(.up))
-        weights = passes + 2 * chunks * head
+        // An MLP's are decoded again for each run of tokens.
+        let runs = max(1, (tokens / Double(shape.mlpTokens)).rounded(.up))
+        weights = passes + 2 * chunks * head + (runs - 1) * ((layers + again + trained) * ofMLP - again * ofDown)
         weightTokens = passes * tokens + 2 * head * lossTokens
         for id in memory.modules {
             let size = Double(memory.lora.rank * (id.module.inFeatures(spec) + id.module.outFeatures(spec)))

@@ -106,15 +106,16 @@ package final class TrainStep {
         checkpoints = try LayerCheckpoints(
             shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestLayer, spec, directory: spillDirectory,
             arena: arena)
-        func layerActivations() -> LayerActivations {
+        func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
-                tokens: shape.tokens, rank: memory.lora.rank, adapted: memory.adaptedModules, spec, arena: arena)
+                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.lora.rank, adapted: memory.adaptedModules, spec, arena: arena)
         }
-        kept = (0..<shape.keptLayers).map { _ in layerActivations() }
+        kept = (0..<shape.keptLayers).map { _ in layerActivations(mlpTokens: shape.tokens) }
         let (layer, head) = arena.either {
             (
-                layerActivations(),
-                LayerWorkspace(tokens: shape.tokens, spec, .training(rank: memory.lora.rank), arena: arena),
+                layerActivations(mlpTokens: shape.mlpTokens),
+                LayerWorkspace(
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.lora.rank), arena: arena),
                 memory.lora.dropout > 0 ? arena.tensor(shape.tokens, memory.widestInput) : nil
             )
         } or: {
@@ -179,14 +180,8 @@ package final class TrainStep {
             try weights.use(.layer(index), next: .layer(index == adapters.lowestLayer ? 0 : index - 1))
             let layer = layer(index, .training(masks))
             let input = try checkpoints.fetch(index, on: pool)
-            let activations = activations(of: index)
-            if keeps(index) {
-                layer.remake(input, activations, workspace)
-            } else {
-                layer.forward(input, batch, activations, workspace, into: nil)
-            }
             layer.backward(
-                dH: dH, input, batch, activations, workspace,
+                dH: dH, input, batch, activations(of: index), keeps(index) ? .products : .input, workspace,
                 index == adapters.lowestLayer ? .isFrozen : .needsGradient)
             if !adapters.layerRanges[index].isEmpty { try finished(index, loss) }
         }

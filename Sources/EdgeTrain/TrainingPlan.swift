@@ -127,6 +127,8 @@ private struct Planner {
 
     /// Packed tokens that are worth trying: beyond the first, products gain nothing.
     private static let tokenBudgets = [2048, 1024, 512, 256]
+    /// Not below `outerProductTokens`.
+    private static let mlpTokens = [1024, 512, 256]
     /// Flash wears with every write, which no time shows: a file has to be worth a twentieth of the run.
     private static let wear = 1.05
     private static let lossChunks = [1024, 512, 256, 128, 96, 64, 48, 32, 16]
@@ -181,6 +183,10 @@ private struct Planner {
                         one.shape.checkpoints = checkpoints
                         guard memory.spill(one.shape) <= limits.spill else { continue }
                         all.append(one)
+                        for mlpTokens in Self.mlpTokens where mlpTokens < one.shape.tokens {
+                            one.shape.mlpTokens = mlpTokens
+                            all.append(one)
+                        }
                     }
                 }
             }
@@ -266,6 +272,7 @@ private struct Planner {
         }
         if chosen.tokenBudget < free.tokenBudget {
             trade("micro-batches of at most \(chosen.shape.tokens) tokens, \(chosen.microBatchesPerStep) a step") {
+                $0.shape.mlpTokens = $0.shape.mlpTokens == $0.shape.tokens ? free.shape.tokens : $0.shape.mlpTokens
                 $0.shape.tokens = free.shape.tokens
                 $0.tokenBudget = free.tokenBudget
                 $0.microBatchesPerStep = free.microBatchesPerStep
@@ -273,6 +280,9 @@ private struct Planner {
         }
         if chosen.shape.lossChunk < free.shape.lossChunk {
             trade("loss in chunks of \(chosen.shape.lossChunk) tokens") { $0.shape.lossChunk = free.shape.lossChunk }
+        }
+        if chosen.shape.mlpTokens < chosen.shape.tokens {
+            trade("MLPs in chunks of \(chosen.shape.mlpTokens) tokens") { $0.shape.mlpTokens = $0.shape.tokens }
         }
         if chosen.shape.weights != free.shape.weights {
             trade("base weights streamed: two parts of the model at a time") { $0.shape.weights = .resident }
@@ -304,6 +314,7 @@ private struct Planner {
                 one.shape.weights = weights
                 one.shape.checkpoints = checkpoints
                 one.shape.optimizer = limits.optimizer ?? .eightBit
+                one.shape.mlpTokens = min(one.shape.tokens, outerProductTokens)
                 if memory.spill(one.shape) <= limits.spill && memory.peak(one.shape) <= limits.budget { return true }
             }
         }

@@ -253,16 +253,19 @@ struct OperationTests {
         let pool = Self.pool(arena)
         let x = arena.tensor(100, 1000), y = arena.tensor(100, 1000), again = arena.tensor(100, 1000)
         for i in 0..<x.count { x.base[i] = 1 }
-        dropout(x, probability: 0.25, samples: [(0..<40, 5), (40..<100, 9)], into: y, on: pool)
-        dropout(x, probability: 0.25, samples: [(0..<40, 5), (40..<100, 9)], into: again, on: pool)
+        func part(_ rows: Range<Int>) -> SamplePart { SamplePart(rows: rows, sample: 0, firstToken: 0) }
+        dropout(x, probability: 0.25, parts: [(part(0..<40), 5), (part(40..<100), 9)], into: y, on: pool)
+        dropout(x, probability: 0.25, parts: [(part(0..<40), 5), (part(40..<100), 9)], into: again, on: pool)
         let zeros = (0..<y.count).count { y.base[$0] == 0 }
         // Three standard deviations of a binomial with n = 100,000.
         #expect(abs(Double(zeros) / 100_000 - 0.25) < 3 * (0.25 * 0.75 / 100_000).squareRoot())
         for i in 0..<y.count { #expect(y.base[i] == again.base[i] && (y.base[i] == 0 || abs(y.base[i] - 4.0 / 3) < 1e-6)) }
-        dropout(x, probability: 0.25, samples: [(0..<60, 9), (60..<100, 6)], into: again, on: pool)
+        dropout(x, probability: 0.25, parts: [(part(0..<60), 9), (part(60..<100), 6)], into: again, on: pool)
         #expect((0..<y.count).contains { y.base[$0] != again.base[$0] })
-        // A sample's mask is its own, wherever it lies.
+        // A sample's mask is its own, wherever it lies, and a part of it has its part.
         for i in 0..<60_000 { #expect(again.base[i] == y.base[40_000 + i]) }
+        dropout(x, probability: 0.25, parts: [(SamplePart(rows: 0..<50, sample: 0, firstToken: 10), 9)], into: again, on: pool)
+        for i in 0..<50_000 { #expect(again.base[i] == y.base[50_000 + i]) }
     }
 }
 

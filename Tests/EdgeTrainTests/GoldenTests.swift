@@ -15,14 +15,14 @@ struct Trainee {
     let optimizer: AdamW
 
     init(
-        _ path: String, lora: LoRASpec, tokens: Int, longest: Int, keptLayers: Int = 0,
+        _ path: String, lora: LoRASpec, tokens: Int, longest: Int, keptLayers: Int = 0, mlpTokens: Int? = nil,
         weights: WeightResidence = .resident, checkpoints: CheckpointStorage = .memory, kernels: KernelSet = .strongest, threads: Int = 2, lossChunk: Int = 16, compute: ComputeType = .f32
     ) throws {
         model = try BaseModel.open(path: path)
         memory = try MemoryModel(model, lora: lora)
         let shape = StepShape(
-            tokens: tokens, longestSample: longest, lossChunk: lossChunk, keptLayers: keptLayers, weights: weights,
-            checkpoints: checkpoints, threads: threads, compute: compute)
+            tokens: tokens, longestSample: longest, lossChunk: lossChunk, keptLayers: keptLayers, mlpTokens: mlpTokens,
+            weights: weights, checkpoints: checkpoints, threads: threads, compute: compute)
         arena = try Arena(capacity: memory.arena(shape))
         step = try TrainStep(
             model: model, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: "/tmp")

@@ -103,7 +103,10 @@ struct PlanTests {
     func refusalIsExact() throws {
         let lora = LoRASpec(rank: 64, alpha: 64, dropout: 0, targets: .allLinear, layers: nil)
         let memory = try Self.memory(lora)
-        for budget in [480, 700] {
+        guard case .doesNotFit(let least, _, _)? = #expect(throws: PlanError.self, performing: {
+            try Self.plan(memory, budgetMiB: 1, longest: 8192, samples: 1)
+        }) else { return }
+        for budget in [least.mebibytes * 7 / 10, least.mebibytes - 1] {
             do {
                 _ = try Self.plan(memory, budgetMiB: budget, longest: 8192, samples: 1)
                 Issue.record("8192 tokens fit \(budget) MiB")

@@ -372,6 +372,32 @@ struct StepPropertyTests {
         }
     }
 
+    @Test("an MLP that does its tokens in runs gives the bits of one that does them at once, kept or not, in every precision")
+    func mlpInRuns() throws {
+        let samples = [700, 130, 300].enumerated().map { index, length in
+            let random = RandomSource(seed: 98, .sampling, UInt64(index))
+            return TokenizedSample(
+                tokens: (0..<length).map { TokenID(random.integer($0, below: 128)) },
+                carriesLoss: (0..<length).map { $0 % 3 > 0 })
+        }
+        var lora = GoldenTests.tinyLoRA
+        lora.dropout = 0.1
+        for compute in KernelSet.strongest.computeTypes {
+            var results: Set<[UInt32]> = []
+            for (mlpTokens, keptLayers) in [(nil, 0), (256, 0), (512, 1), (600, 2)] as [(Int?, Int)] {
+                let trainee = try Trainee(
+                    TinyRun.modelPath, lora: lora, tokens: 1130, longest: 700, keptLayers: keptLayers, mlpTokens: mlpTokens,
+                    lossChunk: 100, compute: compute)
+                Self.start(trainee)
+                try trainee.step.measureSmoothing(samples)
+                _ = try trainee.accumulate(
+                    MicroBatch(samples), lossScale: 0.01, masks: DropoutMasks(stepKey: 3, firstSample: 0))
+                results.insert((0..<trainee.adapters.parameterCount).map { trainee.adapters.gradients[$0].bitPattern })
+            }
+            #expect(results.count == 1, "\(compute)")
+        }
+    }
+
     @Test("a LoRA with B = 0 gives the base's logits bit for bit")
     func zeroAdapterIsTheBase() throws {
         let batch = MicroBatch(TinyRun.samples(3))
