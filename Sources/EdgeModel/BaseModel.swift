@@ -14,8 +14,8 @@ package struct BaseModel {
     /// `[vocabulary, hiddenSize]`; the embedding itself when they are tied.
     package let head: QuantizedMatrix
     package let weightBytes: ByteCount
-    /// Where each layer's weights are in the file, in order and merged.
-    package let layerRanges: [[Range<Int>]]
+    /// Where the weights of each layer's attention, and of its MLP, are in the file: in order and merged, each with its norm.
+    package let attentionRanges: [[Range<Int>]], mlpRanges: [[Range<Int>]]
     package let embeddingRange: Range<Int>
     package let headRange: Range<Int>
     package var isHeadTied: Bool { headRange == embeddingRange }
@@ -53,22 +53,27 @@ package struct BaseModel {
             head = try reader.matrix("output.weight", spec.vocabularySize, spec.hiddenSize)
             headRange = reader.takeRanges()[0]
         }
-        var layerRanges: [[Range<Int>]] = []
+        var (attentionRanges, mlpRanges): ([[Range<Int>]], [[Range<Int>]]) = ([], [])
         layers = try (0..<spec.layerCount).map { layer in
-            defer { layerRanges.append(reader.takeRanges()) }
-            return LayerWeights(
-                attentionNorm: try reader.vector("blk.\(layer).attn_norm.weight", spec.hiddenSize),
-                mlpNorm: try reader.vector("blk.\(layer).ffn_norm.weight", spec.hiddenSize),
-                linears: try LinearModule.allCases.map { module in
+            func linears(_ isOfMLP: Bool) throws -> [QuantizedMatrix] {
+                try LinearModule.allCases.filter { $0.isOfMLP == isOfMLP }.map { module in
                     try reader.matrix(
                         ModuleID(layer: layer, module: module).ggufName, module.outFeatures(spec),
                         module.inFeatures(spec))
-                })
+                }
+            }
+            let attentionNorm = try reader.vector("blk.\(layer).attn_norm.weight", spec.hiddenSize)
+            let attention = try linears(false)
+            attentionRanges.append(reader.takeRanges())
+            let mlpNorm = try reader.vector("blk.\(layer).ffn_norm.weight", spec.hiddenSize)
+            let mlp = try linears(true)
+            mlpRanges.append(reader.takeRanges())
+            return LayerWeights(attentionNorm: attentionNorm, mlpNorm: mlpNorm, linears: attention + mlp)
         }
         if let unused = file.tensors.first(where: { !reader.used.contains($0.name) }) {
             throw ModelError.unexpectedTensor(unused.name)
         }
-        self.layerRanges = layerRanges
+        (self.attentionRanges, self.mlpRanges) = (attentionRanges, mlpRanges)
         weightBytes = ByteCount(file.tensors.reduce(0) { $0 + $1.byteCount })
     }
 

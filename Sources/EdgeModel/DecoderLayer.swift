@@ -31,8 +31,6 @@ package struct LayerActivations {
     /// `[tokens, rank]` per module; empty rows where no layer adapts the module.
     package let projected: [Tensor]
 
-    private static func isMLP(_ module: LinearModule) -> Bool { [.gate, .up, .down].contains(module) }
-
     /// - Parameter mlpTokens: rows of what belongs to the MLP: all, or those that it does at once.
     package static func bytes(
         tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec
@@ -40,7 +38,7 @@ package struct LayerActivations {
         let widths = [spec.hiddenSize, spec.queryWidth, spec.queryWidth, spec.keyValueWidth, spec.keyValueWidth, spec.attentionHeadCount, 1, 1]
         let attention = widths.reduce(ByteCount.zero) { $0 + .floats(tokens * $1) }
         let mlp = ByteCount.floats(mlpTokens * spec.intermediateSize)
-        return adapted.reduce(attention + mlp + mlp) { $0 + .floats((isMLP($1) ? mlpTokens : tokens) * rank) }
+        return adapted.reduce(attention + mlp + mlp) { $0 + .floats(($1.isOfMLP ? mlpTokens : tokens) * rank) }
     }
 
     package init(
@@ -57,7 +55,7 @@ package struct LayerActivations {
         inverseRMS1 = arena.floats(tokens)
         inverseRMS2 = arena.floats(tokens)
         projected = LinearModule.allCases.map {
-            arena.tensor(adapted.contains($0) ? (Self.isMLP($0) ? mlpTokens : tokens) : 0, rank)
+            arena.tensor(adapted.contains($0) ? ($0.isOfMLP ? mlpTokens : tokens) : 0, rank)
         }
     }
 }
@@ -300,22 +298,30 @@ package struct DecoderLayer {
             headCount: spec.attentionHeadCount, keyValueHeadCount: spec.keyValueHeadCount, headDim: spec.headDim)
     }
 
-    /// - Parameters:
-    ///   - h: `[tokens, hiddenSize]`, the layer's input.
-    ///   - output: `[tokens, hiddenSize]`; nil when the activations are made again for the backward, which makes the MLP's by
-    ///     itself.
-    package func forward(
-        _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor?
-    ) {
+    /// The layer's first half, to `middle`.
+    ///
+    /// - Parameter h: `[tokens, hiddenSize]`, the layer's input.
+    package func attentionForward(_ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
         let tokens = batch.tokenCount
         let n1 = w.n1.prefix(tokens), q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
-        rmsNorm(
-            h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
+        attentionInput(h, a, w)
         project([(.query, q), (.key, k), (.value, v)], n1, batch.parts, projected: a.projected)
         rotary.rotate(q, positions: batch.positions, .forward, on: pool)
         rotary.rotate(k, positions: batch.positions, .forward, on: pool)
         attend(h, q: q, k: k, v: v, batch.spans, batch.parts, a)
-        guard let output else { return }
+    }
+
+    /// What the attention's backward needs again of a layer that has kept its products.
+    package func attentionInput(_ h: Tensor, _ a: LayerActivations, _ w: LayerWorkspace) {
+        rmsNorm(
+            h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: w.n1.prefix(h.rows),
+            inverseRMS: a.inverseRMS1, on: pool)
+    }
+
+    /// The layer's second half, from `middle`.
+    ///
+    /// - Parameter output: `[tokens, hiddenSize]`.
+    package func mlpForward(_ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor) {
         for chunk in batch.chunks(w.n2.rows) { mlp(chunk, a, w, into: chunk.of(output)) }
     }
 
@@ -387,22 +393,13 @@ package struct DecoderLayer {
     package enum Below: Equatable, Sendable { case needsGradient, isFrozen }
 
     /// - Parameters:
-    ///   - dH: `[tokens, hiddenSize]`: of the layer's output when called, of its input on return (undefined when what
-    ///     is below is frozen).
-    ///   - h: the layer's input.
-    ///   - kept: what is in `a`; the rest is made again, to the same bits. `gate` and `up` are overwritten.
-    package func backward(
-        dH: Tensor, _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ kept: Kept, _ w: LayerWorkspace, _ below: Below
+    ///   - dH: `[tokens, hiddenSize]`: of the layer's output when called, of `middle` on return.
+    ///   - kept: what is in `a` beside `middle`; the rest is made again, to the same bits. `gate` and `up` are overwritten.
+    package func mlpBackward(
+        dH: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ kept: Kept, _ w: LayerWorkspace
     ) {
         guard let g = w.gradients else { preconditionFailure("a workspace without room for gradients") }
-        let tokens = batch.tokenCount, parts = batch.parts
-        let dNormed = g.own.dNormed.prefix(tokens), n1 = w.n1.prefix(tokens)
-        switch kept {
-        case .input: forward(h, batch, a, w, into: nil)
-        case .products:
-            rmsNorm(
-                h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
-        }
+        let dNormed = g.own.dNormed.prefix(batch.tokenCount)
         for chunk in batch.chunks(w.n2.rows) {
             let count = chunk.rows.count
             let gate = chunk.of(a.gate), up = chunk.of(a.up), dH = chunk.of(dH), dNormed = chunk.of(dNormed)
@@ -419,8 +416,20 @@ package struct DecoderLayer {
                 dNormed, chunk.of(a.middle), weight: weights.mlpNorm, inverseRMS: a.inverseRMS2 + chunk.rows.lowerBound,
                 addingTo: dH, on: pool)
         }
+    }
 
-        // From here on the MLP's own memory is the attention's.
+    /// After `mlpBackward`, whose memory it uses.
+    ///
+    /// - Parameters:
+    ///   - dH: `[tokens, hiddenSize]`: of `middle` when called, of the layer's input on return (undefined when what is below is
+    ///     frozen).
+    ///   - h: the layer's input; its norm is in the workspace.
+    package func attentionBackward(
+        dH: Tensor, _ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace, _ below: Below
+    ) {
+        guard let g = w.gradients else { preconditionFailure("a workspace without room for gradients") }
+        let tokens = batch.tokenCount, parts = batch.parts
+        let dNormed = g.own.dNormed.prefix(tokens), n1 = w.n1.prefix(tokens)
         let dQ = g.attention.dQ.prefix(tokens), dK = g.attention.dK.prefix(tokens), dV = g.attention.dV.prefix(tokens)
         let dAttended = g.attention.dAttended.prefix(tokens)
         projectBackward([(.output, dH)], x: a.attended.prefix(tokens), parts, into: dAttended, a.projected, g)

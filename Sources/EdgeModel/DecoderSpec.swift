@@ -74,6 +74,9 @@ package enum LinearModule: Int, CaseIterable, Hashable, Sendable {
         }
     }
 
+    /// The others are the attention's, and come before.
+    package var isOfMLP: Bool { self == .gate || self == .up || self == .down }
+
     package func inFeatures(_ spec: DecoderSpec) -> Int {
         switch self {
         case .query, .key, .value, .gate, .up: spec.hiddenSize

@@ -11,9 +11,9 @@ package enum WeightResidence: String, Equatable, Sendable, CaseIterable {
     case streamed
 }
 
-/// How a model is parted: each layer, and the head in slices of rows that are no larger than a layer.
+/// How a model is parted: each layer's attention, each layer's MLP, and the head in slices of rows.
 package struct WeightParts: Equatable, Sendable {
-    package let layers: [[Range<Int>]]
+    private let attention: [[Range<Int>]], mlp: [[Range<Int>]]
     package let headSlices: [Range<Int>]
     private let headStart: Int
     private let headRowBytes: Int
@@ -22,25 +22,34 @@ package struct WeightParts: Equatable, Sendable {
     package let embeddingRowBytes: Int
 
     package init(_ model: BaseModel) {
-        layers = model.layerRanges
+        attention = model.attentionRanges
+        mlp = model.mlpRanges
         headStart = model.headRange.lowerBound
         headRowBytes = model.head.rowBytes
         embeddingRowBytes = model.embedding.rowBytes
         fileBytes = model.file.fileBytes
-        let largestLayer = model.layerRanges.map { $0.reduce(0) { $0 + $1.count } }.max()!
+        // Beside an MLP no more than an attention is; but threads should not meet for a handful of rows.
+        let slice = max(Self.bytes(model.attentionRanges).max()!, Self.leastSliceBytes)
         headSlices = headSliceRanges(
-            rows: model.head.outFeatures, mostRows: largestLayer / model.head.rowBytes,
-            canBeParted: model.head.format != .nf4)
+            rows: model.head.outFeatures, mostRows: slice / model.head.rowBytes, canBeParted: model.head.format != .nf4)
     }
 
+    private static let leastSliceBytes = 2 << 20
+
+    private static func bytes(_ ranges: [[Range<Int>]]) -> [Int] { ranges.map { $0.reduce(0) { $0 + $1.count } } }
+
     package enum Part: Hashable, Sendable {
-        case layer(Int)
+        case attention(Int)
+        case mlp(Int)
         case headSlice(Int)
     }
 
+    package var layerBytes: [Int] { zip(Self.bytes(attention), Self.bytes(mlp)).map { $0 + $1 } }
+
     func ranges(_ part: Part) -> [Range<Int>] {
         switch part {
-        case .layer(let index): layers[index]
+        case .attention(let index): attention[index]
+        case .mlp(let index): mlp[index]
         case .headSlice(let index):
             [headStart + headSlices[index].lowerBound * headRowBytes..<headStart + headSlices[index].upperBound * headRowBytes]
         }
@@ -55,15 +64,16 @@ package struct WeightParts: Equatable, Sendable {
 
     /// What the weights occupy at most.
     package func residentBytes(_ residence: WeightResidence) -> ByteCount {
-        let all = layers.indices.map { residentBytes(.layer($0)) }
         switch residence {
         case .resident:
             // Rows of an embedding that is not the head as well are read, not mapped.
-            let layerBytes = layers.reduce(0) { $0 + $1.reduce(0) { $0 + $1.count } }
-            return ByteCount(layerBytes + headBytes + ByteRegion.faultAroundBytes)
+            return ByteCount(layerBytes.reduce(0, +) + headBytes + ByteRegion.faultAroundBytes)
         case .streamed:
-            let slice = headSlices.indices.map { residentBytes(.headSlice($0)) }.max() ?? 0
-            return ByteCount(2 * max(all.max() ?? 0, slice))
+            func largest(_ parts: [Part]) -> Int { parts.map { residentBytes($0) }.max() ?? 0 }
+            let (attention, mlp) = (largest(attention.indices.map { .attention($0) }), largest(mlp.indices.map { .mlp($0) }))
+            let slice = largest(headSlices.indices.map { .headSlice($0) })
+            // Two of them at a time, but never two MLPs.
+            return ByteCount(max(mlp + max(attention, slice), 2 * max(attention, slice)))
         }
     }
 }

@@ -84,7 +84,7 @@ package struct StepCost: Equatable, Sendable {
             let weights = Double(module.inFeatures(spec)) * Double(module.outFeatures(spec))
             ofLayer += weights
             if module == .down { ofDown = weights }
-            if [.gate, .up, .down].contains(module) { ofMLP += weights }
+            if module.isOfMLP { ofMLP += weights }
         }
         // Forward, what is computed again (all but the last product), and the gradient of the input.
         let passes = layers * ofLayer + again * (ofLayer - ofDown) + trained * ofLayer
@@ -134,8 +134,4 @@ package struct StepCost: Equatable, Sendable {
         let disk = (weightsAreCached ? 0 : streamedBytes) * perDiskByte + spilledBytes * perDiskByte
         return max(seconds * Self.between, disk)
     }
-}
-
-extension WeightParts {
-    package var layerBytes: [Int] { layers.map { $0.reduce(0) { $0 + $1.count } } }
 }

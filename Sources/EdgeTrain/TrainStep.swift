@@ -175,14 +175,21 @@ package final class TrainStep {
         try forward(batch, .training(masks))
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()
-        try headLoss(microBatch.lossRows.count, .gradient(scale: lossScale), after: .layer(model.spec.layerCount - 1), &loss)
+        try headLoss(microBatch.lossRows.count, .gradient(scale: lossScale), after: first(ofBackward: model.spec.layerCount - 1), &loss)
         for index in stride(from: model.spec.layerCount - 1, through: adapters.lowestLayer, by: -1) {
-            try weights.use(.layer(index), next: .layer(index == adapters.lowestLayer ? 0 : index - 1))
-            let layer = layer(index, .training(masks))
+            let layer = layer(index, .training(masks)), isLowest = index == adapters.lowestLayer
             let input = try checkpoints.fetch(index, on: pool)
-            layer.backward(
-                dH: dH, input, batch, activations(of: index), keeps(index) ? .products : .input, workspace,
-                index == adapters.lowestLayer ? .isFrozen : .needsGradient)
+            let activations = activations(of: index)
+            if !keeps(index) {
+                try weights.use(.attention(index), next: .mlp(index))
+                layer.attentionForward(input, batch, activations, workspace)
+            }
+            try weights.use(.mlp(index), next: .attention(index))
+            layer.mlpBackward(dH: dH, batch, activations, keeps(index) ? .products : .input, workspace)
+            try weights.use(.attention(index), next: isLowest ? .attention(0) : first(ofBackward: index - 1))
+            if keeps(index) { layer.attentionInput(input, activations, workspace) }
+            layer.attentionBackward(
+                dH: dH, input, batch, activations, workspace, isLowest ? .isFrozen : .needsGradient)
             if !adapters.layerRanges[index].isEmpty { try finished(index, loss) }
         }
     }
@@ -190,7 +197,7 @@ package final class TrainStep {
     /// Adds Σ nll over the loss tokens to `loss`, in nats, without gradients or dropout.
     package func evaluate(_ microBatch: MicroBatch, loss: inout Double) throws {
         try forward(load(microBatch), .evaluation)
-        try headLoss(microBatch.lossRows.count, .lossOnly, after: .layer(0), &loss)
+        try headLoss(microBatch.lossRows.count, .lossOnly, after: .attention(0), &loss)
     }
 
     /// Logits of every token, a chunk at a time: for goldens and tools.
@@ -251,6 +258,9 @@ package final class TrainStep {
 
     private func keeps(_ index: Int) -> Bool { index >= model.spec.layerCount - shape.keptLayers }
 
+    /// The part of the weights that a layer's backward begins with.
+    private func first(ofBackward index: Int) -> WeightParts.Part { keeps(index) ? .mlp(index) : .attention(index) }
+
     private func activations(of index: Int) -> LayerActivations {
         keeps(index) ? kept[index - (model.spec.layerCount - shape.keptLayers)] : activations
     }
@@ -260,10 +270,11 @@ package final class TrainStep {
         checkpoints.begin(tokens: batch.tokenCount)
         try embed(into: checkpoints.input(of: 0))
         for index in 0...last {
-            try weights.use(.layer(index), next: index < last ? .layer(index + 1) : .headSlice(0))
-            let input = checkpoints.input(of: index)
-            layer(index, pass).forward(
-                input, batch, activations(of: index), workspace, into: try checkpoints.output(of: index))
+            let layer = layer(index, pass), activations = activations(of: index)
+            try weights.use(.attention(index), next: .mlp(index))
+            layer.attentionForward(checkpoints.input(of: index), batch, activations, workspace)
+            try weights.use(.mlp(index), next: index < last ? .attention(index + 1) : .headSlice(0))
+            layer.mlpForward(batch, activations, workspace, into: try checkpoints.output(of: index))
             if case .training = pass { checkpoints.keep(index, on: pool) }
         }
     }

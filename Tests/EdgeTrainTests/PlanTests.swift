@@ -72,7 +72,7 @@ struct PlanTests {
     func selectiveRecomputation() throws {
         let memory = try Self.memory()
         let kept = try Set(stride(from: 250, through: 650, by: 25).map { try Self.plan(memory, budgetMiB: $0, samples: 1).shape.keptLayers })
-        #expect(kept.count > 5, "\(kept)")
+        #expect(kept.count > 3, "\(kept)")
     }
 
     @Test("without clipping, gradients of one micro-batch are applied layer by layer")
