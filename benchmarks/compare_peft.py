@@ -136,7 +136,7 @@ def edgebench_step(options, kernels, samples, tokens, checkpointing):
     """One `edgebench step`; its last JSON line must have tokens_per_second and peak_rss_bytes."""
     arguments = shlex.split(options.edgebench_arguments.format(
         model=options.model, samples=samples, tokens=tokens, rank=RANK, threads=options.threads,
-        recompute="everyLayer" if checkpointing else "keepAll"))
+        keep="0" if checkpointing else "all"))
     kernel_set, precision = kernels.split(":")
     arguments += ["--set", kernel_set, "--precision", precision]
     run = subprocess.run([options.edgebench, "step", *arguments, "--json"], env=environment(options), text=True,
@@ -229,7 +229,7 @@ def main():
     parser.add_argument("--other-load", type=float, default=0.05, help="share of all CPU time; above it a pair is repeated")
     parser.add_argument("--edgebench", help="path of the edgebench executable")
     parser.add_argument("--edgebench-arguments", default="--model {model} --samples {samples} --tokens {tokens} "
-                        "--rank {rank} --threads {threads} --recompute {recompute} --runs 3")
+                        "--rank {rank} --threads {threads} --keep {keep} --runs 3")
     parser.add_argument("--kernels", nargs="+", default=["avx2:f32"], metavar="SET:PRECISION")
     parser.add_argument("--verbose", action="store_true", help="show the worker's standard error")
     options = parser.parse_args()

@@ -46,7 +46,8 @@ package struct WeightParts: Equatable, Sendable {
 
     package var layerBytes: [Int] { zip(Self.bytes(attention), Self.bytes(mlp)).map { $0 + $1 } }
 
-    func ranges(_ part: Part) -> [Range<Int>] {
+    /// In the file.
+    package func ranges(_ part: Part) -> [Range<Int>] {
         switch part {
         case .attention(let index): attention[index]
         case .mlp(let index): mlp[index]

@@ -234,19 +234,25 @@ struct PlanRunner {
         request.precision = one([.auto, .f32, .auto])
         request.trainOnInputs = true
 
-        func planned(_ budget: Int) throws -> MeasuredRun { try worker.withoutGroup.run(.plan(order(request, model, data, budget))) }
-        let largest = Int(try planned(1 << 50).plan?.peakBytes ?? 0)
-        let smallest = Int(try planned(1 << 20).problem?.requiredBytes ?? 0)
+        // As the daemon has it: the run is planned with what the worker that planned first measured of itself.
+        var process: UInt64?
+        func made(_ budget: Int) throws -> WorkOrder.TrainOrder {
+            var order = try order(request, model, data, budget)
+            order.processBytes = process
+            return order
+        }
+        let free = try worker.withoutGroup.run(.plan(made(1 << 50))).plan
+        let largest = Int(free?.peakBytes ?? 0)
+        process = free?.processBytes
+        let smallest = Int(try worker.withoutGroup.run(.plan(made(1 << 20))).problem?.requiredBytes ?? 0)
         guard largest > 0, smallest > 0 else { throw ValidationError("no plan for seed \(seed)") }
         let budget =
             draw(6) == 0
             ? smallest - 1 - draw(smallest / 4) : smallest + draw(max(1, (largest - smallest) * 11 / 10))
-        let finding = try measure(request, model: model, data: data, budget: budget)
+        let finding = PlanFinding(budget: budget, run: try worker.run(.train(made(budget))))
         var line = finding.line("seed \(seed): \(shape.layers)x\(shape.hidden), \(format.name), \(longest) tokens, r \(request.loraR)")
-        // The worker measures itself anew, so the border is as sharp as that measurement.
-        let border = 1 << 20
-        if line.verdict == "refused" && budget > smallest + border { line.verdict = "REFUSED THOUGH IT FITS" }
-        if line.verdict == "kept" && budget < smallest - border { line.verdict = "RAN THOUGH NOTHING FITS" }
+        if line.verdict == "refused" && budget >= smallest { line.verdict = "REFUSED THOUGH IT FITS" }
+        if line.verdict == "kept" && budget < smallest { line.verdict = "RAN THOUGH NOTHING FITS" }
         return line
     }
 }
