@@ -81,32 +81,7 @@ package final class ByteRegion: Sendable {
         return try body(bytes)
     }
 
-    /// Pages that a first touch may map beside the touched one: the kernel's fault_around_bytes, by default.
-    package static let faultAroundBytes = 64 << 10
     package static let pageBytes = Int(getpagesize())
-    /// MADV_POPULATE_READ, Linux 5.14; not in every libc's headers.
-    private static let populateRead: Int32 = 22
-
-    /// Reads the pages of `range` from the file, if they are not cached, and maps them: the touches that follow are free.
-    package func makeResident(_ range: Range<Int>) throws(FileError) {
-        guard case .mapped(_, let path) = storage, !range.isEmpty else { return }
-        let first = range.lowerBound / Self.pageBytes * Self.pageBytes
-        let start = UnsafeMutableRawPointer(mutating: bytes.baseAddress! + first)
-        // Starts the disk on all of it; the kernel's own read-ahead would ask in small parts.
-        _ = madvise(start, range.upperBound - first, MADV_WILLNEED)
-        while madvise(start, range.upperBound - first, Self.populateRead) != 0 {
-            switch errno {
-            case EINTR, EAGAIN: continue
-            case EINVAL:
-                // An older kernel: one touch a page does the same.
-                var sum: UInt8 = 0
-                for page in stride(from: first, to: range.upperBound, by: Self.pageBytes) { sum &+= bytes[page] }
-                withExtendedLifetime(sum) {}
-                return
-            default: throw FileError(operation: "madvise", path: path, errno: errno)
-            }
-        }
-    }
 
     /// Takes whole pages of `range` out of the resident set. They stay in the page cache while the kernel has room.
     package func release(_ range: Range<Int>) {

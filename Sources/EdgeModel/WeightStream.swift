@@ -1,13 +1,13 @@
-// Frozen weights in less memory than they have bytes: a part of the model at a time is brought in from the mapped file on a
-// thread of its own while the part before it is computed with, and taken out of the resident set after use. The values are
-// the same mapping's, so not a bit changes.
+// Frozen weights in less memory than they have bytes: a part of the model at a time is read from the file on a thread of its
+// own while the part before it is computed with. Read, and not mapped: what is mapped is the kernel's to round up, to a whole
+// large folio where it likes, and a budget is kept to the byte.
 import EdgeFormats
 import EdgeTensor
 
 package enum WeightResidence: String, Equatable, Sendable, CaseIterable {
     /// Mapped, and never given back.
     case resident
-    /// Two parts at a time.
+    /// Two parts at a time, in memory of the arena.
     case streamed
 }
 
@@ -45,6 +45,7 @@ package struct WeightParts: Equatable, Sendable {
     }
 
     package var layerBytes: [Int] { zip(Self.bytes(attention), Self.bytes(mlp)).map { $0 + $1 } }
+    package var headBytes: Int { (headSlices.last?.upperBound ?? 0) * headRowBytes }
 
     /// In the file.
     package func ranges(_ part: Part) -> [Range<Int>] {
@@ -56,27 +57,25 @@ package struct WeightParts: Equatable, Sendable {
         }
     }
 
-    package var headBytes: Int { (headSlices.last?.upperBound ?? 0) * headRowBytes }
-
-    /// Pages that a part occupies, with those that the kernel maps around its ends.
-    private func residentBytes(_ part: Part) -> Int {
-        ranges(part).reduce(0) { $0 + $1.count + 2 * ByteRegion.faultAroundBytes }
+    /// What a part takes in a stream's memory: every range from a cache line on.
+    fileprivate func bytes(_ part: Part) -> ByteCount {
+        ranges(part).reduce(.zero) { $0 + .wholeLines($1.count) }
     }
 
-    /// What the weights occupy at most.
-    package func residentBytes(_ residence: WeightResidence) -> ByteCount {
-        switch residence {
-        case .resident:
-            // Rows of an embedding that is not the head as well are read, not mapped.
-            return ByteCount(layerBytes.reduce(0, +) + headBytes + ByteRegion.faultAroundBytes)
-        case .streamed:
-            func largest(_ parts: [Part]) -> Int { parts.map { residentBytes($0) }.max() ?? 0 }
-            let (attention, mlp) = (largest(attention.indices.map { .attention($0) }), largest(mlp.indices.map { .mlp($0) }))
-            let slice = largest(headSlices.indices.map { .headSlice($0) })
-            // Two of them at a time, but never two MLPs.
-            return ByteCount(max(mlp + max(attention, slice), 2 * max(attention, slice)))
-        }
+    /// Memory of a stream: the part in use and the one that comes next. Two MLPs never follow each other.
+    package var streamBytes: ByteCount {
+        func largest(_ parts: [Part]) -> ByteCount { parts.map { bytes($0) }.max() ?? .zero }
+        let small = max(
+            largest(attention.indices.map { .attention($0) }), largest(headSlices.indices.map { .headSlice($0) }))
+        return max(largest(mlp.indices.map { .mlp($0) }) + small, small + small)
     }
+
+    /// Mapped pages that stay. Rows of an embedding that is not the head as well are read, not mapped.
+    package var mappedBytes: ByteCount {
+        ByteCount(layerBytes.reduce(0, +) + headBytes + Self.mappedAround)
+    }
+    /// The kernel maps some pages around the ends of what is touched.
+    private static let mappedAround = 128 << 10
 }
 
 package final class WeightStream {
@@ -84,14 +83,26 @@ package final class WeightStream {
     package let parts: WeightParts
     private let region: ByteRegion
     private let thread: BackgroundThread?
-    /// The part in use and the one that comes next, with the ticket of its reading.
-    private var held: [(part: WeightParts.Part, ticket: BackgroundThread.Ticket)] = []
+    private let memory: UnsafeMutableRawBufferPointer
+    /// The part in use and the one that comes next: at different ends of the memory.
+    private var held: [Held] = []
 
-    package init(_ model: BaseModel, _ residence: WeightResidence) {
+    private struct Held {
+        let part: WeightParts.Part
+        let end: End
+        /// Where each of the part's ranges is.
+        let places: [(range: Range<Int>, base: UnsafeMutableRawPointer)]
+        let ticket: BackgroundThread.Ticket
+    }
+    private enum End { case low, high }
+
+    /// - Parameter arena: gives `streamBytes` where weights are streamed.
+    package init(_ model: BaseModel, _ residence: WeightResidence, arena: Arena) {
         self.residence = residence
         parts = WeightParts(model)
         region = model.file.region
         thread = residence == .streamed ? BackgroundThread() : nil
+        memory = arena.bytes(residence == .streamed ? parts.streamBytes : .zero)
     }
 
     /// Slices of the head as its products take them: one where weights stay.
@@ -99,50 +110,55 @@ package final class WeightStream {
         residence == .streamed ? parts.headSlices : [0..<(parts.headSlices.last?.upperBound ?? 0)]
     }
 
-    /// Returns when `part` is resident; reads `next` meanwhile, and takes out everything else.
+    /// Returns when `part` is in memory; reads `next` meanwhile, in the place of everything else.
     ///
     /// - Throws: `FileError` when the file cannot be read.
     package func use(_ part: WeightParts.Part, next: WeightParts.Part?) throws {
         guard let thread else { return }
         let wanted = [part] + (next.map { [$0] } ?? [])
-        for old in held where !wanted.contains(old.part) {
-            // It may be on its way still.
-            try thread.wait(old.ticket)
-            release(old.part, keeping: wanted)
-        }
+        // What is on its way and not wanted after all must land before its place is used again.
+        for old in held where !wanted.contains(old.part) { try thread.wait(old.ticket) }
         held.removeAll { !wanted.contains($0.part) }
-        for part in wanted where !held.contains(where: { $0.part == part }) {
-            let (region, ranges) = (region, parts.ranges(part))
-            held.append((part, thread.submit { for range in ranges { try region.makeResident(range) } }))
-        }
+        for part in wanted where !held.contains(where: { $0.part == part }) { held.append(read(part, thread)) }
         try thread.wait(held.first { $0.part == part }!.ticket)
     }
 
-    /// Takes everything out.
-    package func releaseAll() throws {
-        for one in held {
-            try thread?.wait(one.ticket)
-            release(one.part, keeping: [])
+    private func read(_ part: WeightParts.Part, _ thread: BackgroundThread) -> Held {
+        let end: End = held.first?.end == .low ? .high : .low
+        var place = end == .low ? memory.baseAddress! : memory.baseAddress! + (memory.count - parts.bytes(part).bytes)
+        let places = parts.ranges(part).map { range in
+            defer { place += ByteCount.wholeLines(range.count).bytes }
+            return (range: range, base: place)
         }
-        held = []
+        let region = region
+        let ticket = thread.submit {
+            for (range, base) in places { try region.read(at: range.lowerBound, count: range.count, into: base) }
+        }
+        return Held(part: part, end: end, places: places, ticket: ticket)
     }
 
-    /// With what the kernel has mapped around it, but for what is kept.
-    private func release(_ part: WeightParts.Part, keeping kept: [WeightParts.Part]) {
-        let around = ByteRegion.faultAroundBytes
-        let keptRanges = kept.flatMap(parts.ranges)
-        for range in parts.ranges(part) {
-            let first = max(0, range.lowerBound / around * around)
-            let end = min(region.bytes.count, (range.upperBound + around - 1) / around * around)
-            var rest = [first..<end]
-            for kept in keptRanges {
-                rest = rest.flatMap { piece in
-                    kept.overlaps(piece)
-                        ? [piece.lowerBound..<max(piece.lowerBound, kept.lowerBound), min(piece.upperBound, kept.upperBound)..<piece.upperBound]
-                        : [piece]
-                }
+    /// A matrix of the model where it is now: in the mapping, or in the stream's memory.
+    package func inMemory(_ matrix: QuantizedMatrix) -> QuantizedMatrix {
+        held.isEmpty ? matrix : matrix.moved(to: address(matrix.blocks))
+    }
+
+    package func inMemory(_ layer: LayerWeights) -> LayerWeights {
+        held.isEmpty
+            ? layer
+            : LayerWeights(
+                attentionNorm: address(UnsafeRawPointer(layer.attentionNorm)).assumingMemoryBound(to: Float.self),
+                mlpNorm: address(UnsafeRawPointer(layer.mlpNorm)).assumingMemoryBound(to: Float.self),
+                linears: LinearModule.allCases.map { inMemory(layer[$0]) })
+    }
+
+    /// Of bytes of the mapping; those of parts that are not held stay where they are.
+    private func address(_ mapped: UnsafeRawPointer) -> UnsafeRawPointer {
+        let offset = mapped - region.bytes.baseAddress!
+        for one in held {
+            for (range, base) in one.places where range.contains(offset) {
+                return UnsafeRawPointer(base + (offset - range.lowerBound))
             }
-            for piece in rest { region.release(piece) }
         }
+        return mapped
     }
 }

@@ -46,6 +46,12 @@ package struct QuantizedMatrix {
         return raw.rows * raw.row_bytes + blocks + (blocks + Self.nestedBlock - 1) / Self.nestedBlock * 4
     }
     package var rowBytes: Int { raw.row_bytes }
+    package var blocks: UnsafeRawPointer { raw.blocks }
+    /// The same matrix, copied to elsewhere. Not for NF4, whose scales lie apart.
+    package func moved(to blocks: UnsafeRawPointer) -> QuantizedMatrix {
+        precondition(format != .nf4)
+        return QuantizedMatrix(blocks, format: format, outFeatures: outFeatures, inFeatures: inFeatures)
+    }
     /// Some of the rows. Not for NF4, whose scales are counted from the first block of the matrix.
     package func rows(_ range: Range<Int>) -> QuantizedMatrix {
         precondition(format != .nf4 && range.lowerBound >= 0 && range.upperBound <= outFeatures)

@@ -91,18 +91,20 @@ extension Calibration {
 
         let activated = arena.tensor(tokens, features)
         let elements = time { swiglu(gate: x, up: y, into: activated, on: pool) }
-        let disk = try directory.map { try measureDisk($0, seconds: seconds) }
+        let disk = try directory.map { try measureDisk($0, arena, seconds: seconds) }
         return Calibration(
             kernelSet: kernels.name, compute: compute.rawValue, threads: threads,
             narrow: narrow, wide: wide,
             perAdapterMultiplyAdd: adapter / Double(2 * rank * features * tokens),
             perAttentionMultiplyAdd: attention / Double(7 * tokens * tokens / 2 * width),
-            perElement: elements / Double(tokens * features), perMappedByte: disk?.mapped ?? nominal.perMappedByte,
+            perElement: elements / Double(tokens * features), perCopiedByte: disk?.copied ?? nominal.perCopiedByte,
             perDiskByte: disk?.read)
     }
 
-    /// Seconds per byte: of mapping what is cached, and of reading what is not.
-    private static func measureDisk(_ directory: String, seconds: () -> Double) throws -> (mapped: Double, read: Double) {
+    /// Seconds per byte: of copying what is cached, and of reading what is not.
+    private static func measureDisk(
+        _ directory: String, _ arena: Arena, seconds: () -> Double
+    ) throws -> (copied: Double, read: Double) {
         let path = directory + "/calibration.tmp"
         defer { unlink(path) }
         try AtomicFile.write(to: path) { file in
@@ -116,9 +118,11 @@ extension Calibration {
             try body()
             return (seconds() - start) / Double(diskBytes)
         }
-        let read = try time { try region.makeResident(0..<diskBytes) }
-        region.release(0..<diskBytes)
-        let mapped = try time { try region.makeResident(0..<diskBytes) }
-        return (mapped, read)
+        let target = UnsafeMutableRawPointer(arena.floats((1 << 20) / 4))
+        func readAll() throws {
+            for offset in stride(from: 0, to: diskBytes, by: 1 << 20) { try region.read(at: offset, count: 1 << 20, into: target) }
+        }
+        let read = try time(readAll)
+        return (try time(readAll), read)
     }
 }

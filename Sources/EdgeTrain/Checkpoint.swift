@@ -114,8 +114,8 @@ package struct CheckpointStore {
     }
 
     package func restoreBest(into adapters: AdapterSet, step: Int) throws {
-        try withBest(adapters, step: step) { parameters in
-            UnsafeMutableRawBufferPointer(start: adapters.parameters, count: parameters.count).copyMemory(from: parameters)
+        try withBest(adapters, step: step) {
+            try $0.copy(into: UnsafeMutableRawBufferPointer(start: adapters.parameters, count: adapters.parameterCount * 4))
         }
     }
 
@@ -250,14 +250,13 @@ package struct CheckpointStore {
                     throw CheckpointError.noBest(path: path, best: Self.bestName(best.step))
                 }
             }
-            UnsafeMutableRawBufferPointer(start: adapters.parameters, count: parameterBytes).copyMemory(
-                from: UnsafeRawBufferPointer(rebasing: file.rest.prefix(parameterBytes)))
-            optimizer.state.copyMemory(from: UnsafeRawBufferPointer(rebasing: file.rest.dropFirst(parameterBytes)))
+            try file.copy(into: UnsafeMutableRawBufferPointer(start: adapters.parameters, count: parameterBytes))
+            try file.copy(into: optimizer.state)
             return header.state
         }
     }
 
-    private func withBest(_ adapters: AdapterSet, step: Int, _ body: (UnsafeRawBufferPointer) -> Void) throws {
+    private func withBest(_ adapters: AdapterSet, step: Int, _ body: (inout SealedFile.Reader) throws -> Void) throws {
         let path = path(Self.bestName(step))
         try SealedFile.withBytes(
             path, magic: Self.bestMagic, version: Self.version, runFingerprint: runFingerprint
@@ -265,7 +264,7 @@ package struct CheckpointStore {
             guard try file.next() == UInt64(step) else { throw CheckpointError.damaged(path: path) }
             try Self.checkSize(try file.next(), adapters, path)
             guard file.rest.count == adapters.parameterCount * 4 else { throw CheckpointError.damaged(path: path) }
-            body(file.rest)
+            try body(&file)
         }
     }
 

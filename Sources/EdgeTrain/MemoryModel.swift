@@ -188,16 +188,17 @@ package struct MemoryModel {
     package func arena(_ shape: StepShape) -> ByteCount {
         adapters + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
             + work(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
+            + (shape.weights == .streamed ? weights.streamBytes : .zero)
     }
 
     /// Eight bytes for each page that is ever mapped, in whole pages per 2 MiB; and what the program's own take.
     package func pageTables(_ shape: StepShape) -> ByteCount {
-        ByteCount(ProcessMemory.pageTables.bytes + (arena(shape).bytes + weights.fileBytes) / 512)
+        ByteCount(ProcessMemory.pageTables.bytes + (arena(shape).bytes + (shape.weights == .resident ? weights.fileBytes : 0)) / 512)
     }
 
     package func pools(_ shape: StepShape) -> [Pool] {
         [
-            Pool(name: "base weights, \(shape.weights.rawValue)", size: weights.residentBytes(shape.weights)),
+            Pool(name: "base weights, \(shape.weights.rawValue)", size: shape.weights == .resident ? weights.mappedBytes : weights.streamBytes),
             Pool(name: "adapters", size: adapters),
             Pool(name: "gradients", size: gradients(shape)),
             Pool(name: "optimizer state, \(shape.optimizer.name)", size: optimizer(shape)),

@@ -26,8 +26,8 @@ package struct Calibration: Codable, Equatable, Sendable {
     package var perAttentionMultiplyAdd: Double
     /// Of an activation's value; norms, rotations and losses are counted in these.
     package var perElement: Double
-    /// Of mapping bytes that are in the page cache.
-    package var perMappedByte: Double
+    /// Of copying bytes that are in the page cache.
+    package var perCopiedByte: Double
     /// Of reading bytes that are not; nil when it could not be measured.
     package var perDiskByte: Double?
 
@@ -35,7 +35,7 @@ package struct Calibration: Codable, Equatable, Sendable {
 
     package init(
         kernelSet: String, compute: String, threads: Int, narrow: ProductCost, wide: ProductCost,
-        perAdapterMultiplyAdd: Double, perAttentionMultiplyAdd: Double, perElement: Double, perMappedByte: Double,
+        perAdapterMultiplyAdd: Double, perAttentionMultiplyAdd: Double, perElement: Double, perCopiedByte: Double,
         perDiskByte: Double?
     ) {
         self.kernelSet = kernelSet
@@ -46,7 +46,7 @@ package struct Calibration: Codable, Equatable, Sendable {
         self.perAdapterMultiplyAdd = perAdapterMultiplyAdd
         self.perAttentionMultiplyAdd = perAttentionMultiplyAdd
         self.perElement = perElement
-        self.perMappedByte = perMappedByte
+        self.perCopiedByte = perCopiedByte
         self.perDiskByte = perDiskByte
     }
 
@@ -54,7 +54,7 @@ package struct Calibration: Codable, Equatable, Sendable {
     package static let nominal = Calibration(
         kernelSet: "", compute: "", threads: 1, narrow: ProductCost(perWeight: 60e-12, perWeightAndToken: 5e-12),
         wide: ProductCost(perWeight: 60e-12, perWeightAndToken: 4e-12), perAdapterMultiplyAdd: 8e-12,
-        perAttentionMultiplyAdd: 7e-12, perElement: 0.3e-9, perMappedByte: 0.05e-9, perDiskByte: 10e-9)
+        perAttentionMultiplyAdd: 7e-12, perElement: 0.3e-9, perCopiedByte: 0.15e-9, perDiskByte: 10e-9)
 }
 
 /// Work of one micro-batch.
@@ -128,8 +128,8 @@ package struct StepCost: Equatable, Sendable {
         seconds += adapterMultiplyAdds * board.perAdapterMultiplyAdd
         seconds += attentionMultiplyAdds * board.perAttentionMultiplyAdd
         seconds += elements * board.perElement
-        // Mapping takes a core's time; the disk works beside the computation, and only what it is longer is waited for.
-        seconds += streamedBytes * board.perMappedByte
+        // Copying takes a core's time; the disk works beside the computation, and only what it is longer is waited for.
+        seconds += streamedBytes * board.perCopiedByte
         let perDiskByte = board.perDiskByte ?? Calibration.nominal.perDiskByte!
         let disk = (weightsAreCached ? 0 : streamedBytes) * perDiskByte + spilledBytes * perDiskByte
         return max(seconds * Self.between, disk)

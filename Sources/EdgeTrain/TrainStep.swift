@@ -96,7 +96,7 @@ package final class TrainStep {
             positions: shape.longestSample, headDim: spec.headDim, theta: spec.ropeTheta, pairing: spec.rotaryPairing,
             arena: arena)
         rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
-        weights = WeightStream(model, shape.weights)
+        weights = WeightStream(model, shape.weights, arena: arena)
         let count = AdapterSet.layout(memory.modules, rank: memory.lora.rank, of: spec).count
         adapters = AdapterSet(
             memory.lora, modules: memory.modules, of: spec, parameters: arena.floats(count),
@@ -177,16 +177,18 @@ package final class TrainStep {
         dH.clear()
         try headLoss(microBatch.lossRows.count, .gradient(scale: lossScale), after: first(ofBackward: model.spec.layerCount - 1), &loss)
         for index in stride(from: model.spec.layerCount - 1, through: adapters.lowestLayer, by: -1) {
-            let layer = layer(index, .training(masks)), isLowest = index == adapters.lowestLayer
+            let isLowest = index == adapters.lowestLayer
             let input = try checkpoints.fetch(index, on: pool)
             let activations = activations(of: index)
             if !keeps(index) {
                 try weights.use(.attention(index), next: .mlp(index))
-                layer.attentionForward(input, batch, activations, workspace)
+                layer(index, .training(masks)).attentionForward(input, batch, activations, workspace)
             }
             try weights.use(.mlp(index), next: .attention(index))
-            layer.mlpBackward(dH: dH, batch, activations, keeps(index) ? .products : .input, workspace)
+            layer(index, .training(masks)).mlpBackward(
+                dH: dH, batch, activations, keeps(index) ? .products : .input, workspace)
             try weights.use(.attention(index), next: isLowest ? .attention(0) : first(ofBackward: index - 1))
+            let layer = layer(index, .training(masks))
             if keeps(index) { layer.attentionInput(input, activations, workspace) }
             layer.attentionBackward(
                 dH: dH, input, batch, activations, workspace, isLowest ? .isFrozen : .needsGradient)
@@ -213,9 +215,6 @@ package final class TrainStep {
 
     package func clearGradients() { adapters.gradients.update(repeating: 0, count: adapters.gradientCount) }
 
-    /// Takes the streamed weights out of the resident set, for the time when they are not needed.
-    package func releaseWeights() throws { try weights.releaseAll() }
-
     /// Copies the micro-batch into the arena, where the kernels read it.
     private func load(_ microBatch: MicroBatch) -> PackedBatch {
         let count = microBatch.tokens.count
@@ -238,6 +237,7 @@ package final class TrainStep {
         case measuringSmoothing
     }
 
+    /// To be asked for anew when another part of the weights is in use.
     private func layer(_ index: Int, _ pass: Pass) -> DecoderLayer {
         var masks: DropoutMasks?
         var smoothed = DecoderLayer.Smoothing.none
@@ -252,7 +252,7 @@ package final class TrainStep {
             smoothed = .measured(smoothing[index])
         }
         return DecoderLayer(
-            index: index, spec: model.spec, weights: model.layers[index], adapters: adapters, rotary: rotary,
+            index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), adapters: adapters, rotary: rotary,
             dropped: dropped, masks: masks, rounding: rounding, smoothing: smoothed, pool: pool)
     }
 
@@ -270,11 +270,11 @@ package final class TrainStep {
         checkpoints.begin(tokens: batch.tokenCount)
         try embed(into: checkpoints.input(of: 0))
         for index in 0...last {
-            let layer = layer(index, pass), activations = activations(of: index)
+            let activations = activations(of: index)
             try weights.use(.attention(index), next: .mlp(index))
-            layer.attentionForward(checkpoints.input(of: index), batch, activations, workspace)
+            layer(index, pass).attentionForward(checkpoints.input(of: index), batch, activations, workspace)
             try weights.use(.mlp(index), next: index < last ? .attention(index + 1) : .headSlice(0))
-            layer.mlpForward(batch, activations, workspace, into: try checkpoints.output(of: index))
+            layer(index, pass).mlpForward(batch, activations, workspace, into: try checkpoints.output(of: index))
             if case .training = pass { checkpoints.keep(index, on: pool) }
         }
     }
@@ -314,7 +314,7 @@ package final class TrainStep {
         let slices = weights.headSlices
         for (index, rows) in slices.enumerated() {
             try weights.use(.headSlice(index), next: index + 1 < slices.count ? .headSlice(index + 1) : next)
-            body(slices.count == 1 ? model.head : model.head.rows(rows), rows)
+            body(weights.inMemory(slices.count == 1 ? model.head : model.head.rows(rows)), rows)
         }
     }
 

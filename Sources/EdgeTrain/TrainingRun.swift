@@ -276,8 +276,7 @@ package final class TrainingRun {
     }
 
     /// The adapter as files have it. Ends the run: all its other memory is given back first.
-    package func takeTensors() throws -> [LoRATensors] {
-        try step.releaseWeights()
+    package func takeTensors() -> [LoRATensors] {
         model.releaseResidentWeights()
         arena.discard(after: adapters.parameters + adapters.parameterCount)
         return adapters.tensors(model.architecture, model.spec)

@@ -16,7 +16,21 @@ package struct HostFiles: Equatable, Sendable {
     init(environment: [String: String]) { self.init(root: environment[Self.environmentKey] ?? "") }
 
     /// Nil when the kernel has no such file, or does not let this process read it.
-    func text(_ path: String) -> String? { try? String(contentsOfFile: root + path, encoding: .utf8) }
+    func text(_ path: String) -> String? {
+        let descriptor = open(root + path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { return nil }
+        defer { close(descriptor) }
+        // To the end: these files have no size, and Foundation stops after the first page of them.
+        var bytes: [UInt8] = []
+        var page = [UInt8](repeating: 0, count: 4096)
+        while true {
+            let got = read(descriptor, &page, page.count)
+            if got < 0 && errno == EINTR { continue }
+            guard got >= 0 else { return nil }
+            if got == 0 { return String(decoding: bytes, as: UTF8.self) }
+            bytes += page[..<got]
+        }
+    }
 
     /// The numbers of lines `key value` or `key: value kB`, in the units of the file.
     func figures(_ path: String) -> [String: UInt64] { Self.figures(text(path) ?? "") }

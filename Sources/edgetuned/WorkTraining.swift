@@ -128,7 +128,7 @@ struct WorkTraining {
             }
             return nil
         case .finished(let finished):
-            return (finished, try run.takeTensors())
+            return (finished, run.takeTensors())
         }
     }
 

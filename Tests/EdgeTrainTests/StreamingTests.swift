@@ -9,49 +9,39 @@ import Testing
 
 @Suite(.serialized)
 struct StreamingTests {
-    /// Bytes of a mapped file that are in this process's resident set.
-    private func residentBytes(of path: String) throws -> Int {
-        let maps = try String(contentsOfFile: "/proc/self/smaps", encoding: .utf8)
-        var (isOurs, bytes) = (false, 0)
-        for line in maps.split(separator: "\n") {
-            if line.contains("-"), line.contains(" r--p ") || line.contains(" rw-p ") || line.contains("---p") || line.contains("r-xp") {
-                isOurs = line.hasSuffix(path)
-            } else if isOurs, line.hasPrefix("Rss:") {
-                bytes += (Int(line.filter(\.isNumber)) ?? 0) << 10
-            }
+    @Test("whatever part is in use has the file's bytes, in the memory that the plan has")
+    func streamedWeights() throws {
+        let model = try BaseModel.open(path: TestModel.path)
+        let parts = WeightParts(model)
+        #expect(parts.streamBytes.bytes < 4 << 20 && parts.headSlices.count > 10)
+        let arena = try Arena(capacity: parts.streamBytes)
+        let stream = WeightStream(model, .streamed, arena: arena)
+        #expect(arena.used == arena.capacity)
+        func isTheFiles(_ matrix: QuantizedMatrix) -> Bool {
+            let moved = stream.inMemory(matrix)
+            return moved.blocks != matrix.blocks && memcmp(moved.blocks, matrix.blocks, matrix.byteCount) == 0
         }
-        return bytes
-    }
-
-    @Test("a pass through the model forward and back never holds more of the file than the plan has")
-    func residentWeights() throws {
-        let directory = try TemporaryDirectory()
-        // A file of its own: other tests map the model too.
-        let path = directory.path + "/model.gguf"
-        try AtomicFile.write(to: path) { file in
-            try ByteRegion.map(path: TestModel.path).withBytes { try file.write($0) }
+        let last = model.spec.layerCount - 1
+        for layer in 0...last {
+            try stream.use(.attention(layer), next: .mlp(layer))
+            for module in LinearModule.allCases where !module.isOfMLP { #expect(isTheFiles(model.layers[layer][module])) }
+            try stream.use(.mlp(layer), next: layer < last ? .attention(layer + 1) : .headSlice(0))
+            for module in LinearModule.allCases where module.isOfMLP { #expect(isTheFiles(model.layers[layer][module])) }
+            let moved = stream.inMemory(model.layers[layer])
+            for i in 0..<model.spec.hiddenSize { #expect(moved.mlpNorm[i] == model.layers[layer].mlpNorm[i]) }
         }
-        let model = try BaseModel.open(path: path)
-        model.file.releaseHeader()
-        let stream = WeightStream(model, .streamed)
-        let allowed = stream.parts.residentBytes(.streamed).bytes
-        #expect(allowed < 6 << 20 && stream.parts.headSlices.count > 10)
-        let layers = (0..<model.spec.layerCount).flatMap { [WeightParts.Part.attention($0), .mlp($0)] }
-        let order = layers + stream.parts.headSlices.indices.map { .headSlice($0) } + layers.reversed()
-        var most = 0
-        for (index, part) in order.enumerated() {
-            try stream.use(part, next: index + 1 < order.count ? order[index + 1] : nil)
-            // As a product would: every page of the part.
-            var sum = 0
-            for range in stream.parts.ranges(part) {
-                for offset in stride(from: range.lowerBound, to: range.upperBound, by: 4096) { sum += Int(model.file.region.bytes[offset]) }
-            }
-            #expect(sum > 0)
-            most = max(most, try residentBytes(of: path))
+        for (index, rows) in parts.headSlices.enumerated() {
+            try stream.use(.headSlice(index), next: index + 1 < parts.headSlices.count ? .headSlice(index + 1) : .attention(last))
+            #expect(isTheFiles(model.head.rows(rows)))
         }
-        #expect(most <= allowed && most > 1 << 20, "\(most) of \(allowed)")
-        try stream.releaseAll()
-        #expect(try residentBytes(of: path) <= 128 << 10)
+        for layer in (0...last).reversed() {
+            try stream.use(.attention(layer), next: .mlp(layer))
+            try stream.use(.mlp(layer), next: .attention(layer))
+            for module in LinearModule.allCases { #expect(isTheFiles(model.layers[layer][module])) }
+            // One that was not announced.
+            try stream.use(.attention(layer), next: layer % 2 == 0 ? nil : .attention(layer - 1))
+            #expect(isTheFiles(model.layers[layer][.query]))
+        }
     }
 
     @Test("slices of a head cover it, and products over them have the whole's bits")
