@@ -221,7 +221,7 @@ package struct CheckpointStore {
         header.optimizerBytes = try file.next()
         header.parameterCount = try file.next()
         let evaluations = try file.next()
-        guard evaluations <= UInt64(file.rest.count / 24) else { throw CheckpointError.damaged(path: file.path) }
+        guard evaluations <= UInt64(file.restBytes / 24) else { throw CheckpointError.damaged(path: file.path) }
         for _ in 0..<evaluations { header.state.evaluations.append(try nextEvaluation()) }
         return header
     }
@@ -240,7 +240,7 @@ package struct CheckpointStore {
                     path: path, bytes: Int(truncatingIfNeeded: header.optimizerBytes), expected: optimizer.state.count)
             }
             let parameterBytes = adapters.parameterCount * 4
-            guard file.rest.count == parameterBytes + optimizer.state.count else {
+            guard file.restBytes == parameterBytes + optimizer.state.count else {
                 throw CheckpointError.damaged(path: path)
             }
             if let best = header.state.bestEvaluation {
@@ -263,7 +263,7 @@ package struct CheckpointStore {
         ) { file in
             guard try file.next() == UInt64(step) else { throw CheckpointError.damaged(path: path) }
             try Self.checkSize(try file.next(), adapters, path)
-            guard file.rest.count == adapters.parameterCount * 4 else { throw CheckpointError.damaged(path: path) }
+            guard file.restBytes == adapters.parameterCount * 4 else { throw CheckpointError.damaged(path: path) }
             try body(&file)
         }
     }

@@ -3,8 +3,8 @@
 //   magic 8 bytes | version u32 | reserved u32 | run fingerprint 32 bytes | header and blocks…
 //   SHA-256 of everything before, 32 bytes
 //
-// Little-endian. A file under its final name is complete (AtomicFile). It is read through a mapping, a piece at
-// a time.
+// Little-endian. A file under its final name is complete (AtomicFile). It is read a piece at a time, for a run
+// that reads one back has no memory to spare.
 import EdgeFormats
 
 struct ByteWriter {
@@ -15,7 +15,7 @@ struct ByteWriter {
 
 enum SealedFile {
     /// Read at once.
-    private static let pieceBytes = 1 << 20
+    private static let pieceBytes = 64 << 10
 
     static func write(
         to path: String, magic: String, version: UInt32, runFingerprint: [UInt8], header: [UInt8],
@@ -39,26 +39,34 @@ enum SealedFile {
     struct Reader {
         let path: String
         fileprivate let region: ByteRegion
-        fileprivate let fileBytes: Int
-        fileprivate(set) var rest: UnsafeRawBufferPointer
+        private var offset = 0
+        private let end: Int
+
+        fileprivate init(_ region: ByteRegion, path: String) {
+            self.region = region
+            self.path = path
+            end = region.bytes.count - SHA256.byteCount
+        }
+
+        /// Bytes up to the checksum.
+        var restBytes: Int { end - offset }
 
         mutating func next() throws -> UInt64 {
-            UInt64(littleEndian: try take(8).loadUnaligned(as: UInt64.self))
+            UInt64(littleEndian: try take(8).withUnsafeBytes { $0.loadUnaligned(as: UInt64.self) })
         }
 
-        /// Copies the next bytes, as many as `target` holds, and lets go of their pages: the plan has no room for both.
+        /// The next bytes, as many as `target` holds.
         mutating func copy(into target: UnsafeMutableRawBufferPointer) throws {
-            for first in stride(from: 0, to: target.count, by: SealedFile.pieceBytes) {
-                let piece = try take(min(SealedFile.pieceBytes, target.count - first))
-                UnsafeMutableRawBufferPointer(rebasing: target[first..<first + piece.count]).copyMemory(from: piece)
-                region.release(0..<fileBytes - rest.count - SHA256.byteCount)
-            }
+            guard restBytes >= target.count else { throw CheckpointError.truncated(path: path, bytes: region.bytes.count) }
+            guard let base = target.baseAddress else { return }
+            try region.read(at: offset, count: target.count, into: base)
+            offset += target.count
         }
 
-        fileprivate mutating func take(_ count: Int) throws -> UnsafeRawBufferPointer {
-            guard rest.count >= count else { throw CheckpointError.truncated(path: path, bytes: fileBytes) }
-            defer { rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(count)) }
-            return UnsafeRawBufferPointer(rebasing: rest.prefix(count))
+        fileprivate mutating func take(_ count: Int) throws -> [UInt8] {
+            var bytes = [UInt8](repeating: 0, count: count)
+            try bytes.withUnsafeMutableBytes { try copy(into: $0) }
+            return bytes
         }
     }
 
@@ -67,40 +75,39 @@ enum SealedFile {
         _ path: String, magic: String, version: UInt32, runFingerprint: [UInt8], _ body: (inout Reader) throws -> R
     ) throws -> R {
         let region = try ByteRegion.map(path: path)
-        return try region.withBytes { bytes in
-            let end = bytes.count - SHA256.byteCount
-            guard end >= 0 else { throw CheckpointError.truncated(path: path, bytes: bytes.count) }
-            var digest = SHA256()
-            for first in stride(from: 0, to: end, by: pieceBytes) {
-                digest.update(UnsafeRawBufferPointer(rebasing: bytes[first..<min(first + pieceBytes, end)]))
-                region.release(0..<first)
-            }
-            guard digest.finalize() == Array(bytes[end...]) else { throw CheckpointError.damaged(path: path) }
-            return try read(region, path, magic, version, runFingerprint, body)
+        let end = region.bytes.count - SHA256.byteCount
+        guard end >= 0 else { throw CheckpointError.truncated(path: path, bytes: region.bytes.count) }
+        var digest = SHA256()
+        var piece = [UInt8](repeating: 0, count: pieceBytes)
+        func read(_ range: Range<Int>) throws -> ArraySlice<UInt8> {
+            try piece.withUnsafeMutableBytes { try region.read(at: range.lowerBound, count: range.count, into: $0.baseAddress!) }
+            return piece[..<range.count]
         }
+        for first in stride(from: 0, to: end, by: pieceBytes) {
+            try read(first..<min(first + pieceBytes, end)).withUnsafeBytes { digest.update($0) }
+        }
+        guard digest.finalize().elementsEqual(try read(end..<end + SHA256.byteCount)) else {
+            throw CheckpointError.damaged(path: path)
+        }
+        return try open(region, path, magic, version, runFingerprint, body)
     }
 
     /// The same without the checksum, which takes reading all of the file.
     static func withUncheckedBytes<R>(
         _ path: String, magic: String, version: UInt32, runFingerprint: [UInt8], _ body: (inout Reader) throws -> R
     ) throws -> R {
-        try read(try ByteRegion.map(path: path), path, magic, version, runFingerprint, body)
+        try open(try ByteRegion.map(path: path), path, magic, version, runFingerprint, body)
     }
 
-    private static func read<R>(
+    private static func open<R>(
         _ region: ByteRegion, _ path: String, _ magic: String, _ version: UInt32, _ runFingerprint: [UInt8],
         _ body: (inout Reader) throws -> R
     ) throws -> R {
-        defer { withExtendedLifetime(region) {} }
-        var reader = Reader(
-            path: path, region: region, fileBytes: region.bytes.count,
-            rest: UnsafeRawBufferPointer(rebasing: region.bytes.dropLast(SHA256.byteCount)))
+        var reader = Reader(region, path: path)
         guard try reader.take(magic.utf8.count).elementsEqual(magic.utf8) else { throw CheckpointError.damaged(path: path) }
         let found = UInt32(truncatingIfNeeded: try reader.next())
         guard found == version else { throw CheckpointError.wrongVersion(path: path, found: found, known: version) }
-        guard try reader.take(SHA256.byteCount).elementsEqual(runFingerprint) else {
-            throw CheckpointError.otherRun(path: path)
-        }
+        guard try reader.take(SHA256.byteCount) == runFingerprint else { throw CheckpointError.otherRun(path: path) }
         return try body(&reader)
     }
 }

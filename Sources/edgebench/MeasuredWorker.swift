@@ -61,7 +61,8 @@ struct MeasuredWorker {
         var run = MeasuredRun()
         var splitter = LineSplitter(limit: WorkerLimit.lineBytes)
         let lines = FileHandle(fileDescriptor: output.read)
-        while let data = try lines.read(upToCount: 64 << 10), !data.isEmpty {
+        // As it comes: a step's figures are looked up while the worker is there.
+        while case let data = lines.availableData, !data.isEmpty {
             for line in try data.withUnsafeBytes({ try splitter.append($0) }) {
                 take(try Wire.decoder().decode(WorkMessage.self, from: line), process, &run)
             }

@@ -67,12 +67,12 @@ import Testing
         let (host, daemon) = try Self.start(directory)
         let running = try KillTests.submit("a", to: daemon)
         let job = try KillTests.submit("b", to: daemon)
-        try host.setMemory(totalMiB: 4096, availableMiB: 30)
+        try host.setMemory(totalMiB: 4096, availableMiB: 20)
         _ = try daemon.wait(for: running) { $0.state.isFinal || $0.reason?.hasPrefix("waits for memory") == true }
         let waiting = try daemon.wait(for: job) { $0.reason != nil }
         #expect(waiting.state == .queued)
         let peak = try #require(waiting.plan?.peakBytes) >> 20
-        #expect(waiting.reason == "waits for memory: needs \(peak) MiB, MemAvailable is 30 MiB", "\(waiting)")
+        #expect(waiting.reason == "waits for memory: needs \(peak) MiB, MemAvailable is 20 MiB", "\(waiting)")
         #expect(try daemon.call("POST", Endpoint.jobAction(job, .cancel)).decoded(JobStatus.self).state == .cancelled)
         try host.setMemory(totalMiB: 4096, availableMiB: 3000)
         try Self.finish(running, daemon)
