@@ -51,7 +51,7 @@ def main():
             # Evenly in the logarithm: the ladder's steps are factors.
             ratio = (least / largest) ** (1 / (options.rungs - 1))
             budgets += [int(largest * ratio ** rung) for rung in range(1, options.rungs - 1)]
-        budgets.append(least)
+        budgets.append(least + MIB)  # the worker measures itself anew
         for line in plan(options, model, context, rank, targets, budgets):
             assert line["verdict"] == "kept", line
             print(f"| {pathlib.Path(model).stem} | {context} | r {rank} {targets} | {line['planned_peak_bytes'] / MIB:.0f} "

@@ -83,6 +83,8 @@ package final class WeightStream {
     package let parts: WeightParts
     private let region: ByteRegion
     private let thread: BackgroundThread?
+    /// Held, because the thread writes into it until it is waited for.
+    private let arena: Arena
     private let memory: UnsafeMutableRawBufferPointer
     /// The part in use and the one that comes next: at different ends of the memory.
     private var held: [Held] = []
@@ -102,7 +104,13 @@ package final class WeightStream {
         parts = WeightParts(model)
         region = model.file.region
         thread = residence == .streamed ? BackgroundThread() : nil
+        self.arena = arena
         memory = arena.bytes(residence == .streamed ? parts.streamBytes : .zero)
+    }
+
+    deinit {
+        // An error of a reading that nobody waits for is of no consequence.
+        if let last = held.map(\.ticket).max() { try? thread?.wait(last) }
     }
 
     /// Slices of the head as its products take them: one where weights stay.

@@ -20,6 +20,8 @@ package final class LayerCheckpoints {
     private let buffers: [Tensor]
     private let rounded: [UnsafeMutablePointer<UInt16>]
     private var file: SpillFile?
+    /// Held, because the file's thread works on it until the file has gone.
+    private let arena: Arena
     private var tokens = 0
     /// In which buffer a layer's input is; only with a ring.
     private var holder: [Int?]
@@ -40,6 +42,8 @@ package final class LayerCheckpoints {
             bufferCount(storage, trainedLayers: trainedLayers) * one + (storage == .bf16 ? trainedLayers * half : 0))
     }
 
+    deinit { file = nil }
+
     /// Bytes of disk that `file` takes.
     package static func fileBytes(tokens: Int, trainedLayers: Int, _ spec: DecoderSpec) -> ByteCount {
         ByteCount(trainedLayers * SpillFile.stride(tokens * spec.hiddenSize))
@@ -52,6 +56,7 @@ package final class LayerCheckpoints {
     ) throws {
         let trained = spec.layerCount - lowest
         self.storage = storage
+        self.arena = arena
         self.lowest = lowest
         layerCount = spec.layerCount
         buffers = (0..<Self.bufferCount(storage, trainedLayers: trained)).map { _ in arena.tensor(tokens, spec.hiddenSize) }

@@ -90,6 +90,13 @@ package final class TrainStep {
         let spec = model.spec
         self.model = model
         self.shape = shape
+        // First in the arena: publishing gives back everything behind them.
+        let count = AdapterSet.layout(memory.modules, rank: memory.lora.rank, of: spec).count
+        adapters = AdapterSet(
+            memory.lora, modules: memory.modules, of: spec, parameters: arena.floats(count),
+            gradients: arena.floats(
+                AdapterSet.gradientCount(memory.modules, rank: memory.lora.rank, of: spec, shape.gradients)),
+            shape.gradients)
         pool = WorkerPool(
             kernels: kernels, threadCount: shape.threads, scratchFloats: memory.scratchFloats(shape), arena: arena)
         rotary = RotaryEmbedding(
@@ -97,12 +104,6 @@ package final class TrainStep {
             arena: arena)
         rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
         weights = WeightStream(model, shape.weights, arena: arena)
-        let count = AdapterSet.layout(memory.modules, rank: memory.lora.rank, of: spec).count
-        adapters = AdapterSet(
-            memory.lora, modules: memory.modules, of: spec, parameters: arena.floats(count),
-            gradients: arena.floats(
-                AdapterSet.gradientCount(memory.modules, rank: memory.lora.rank, of: spec, shape.gradients)),
-            shape.gradients)
         checkpoints = try LayerCheckpoints(
             shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestLayer, spec, directory: spillDirectory,
             arena: arena)

@@ -10,12 +10,12 @@ package struct TrainingPlan: Equatable, Sendable {
         package let what: String
         /// How much larger the peak would be without it.
         package let saves: ByteCount
-        /// How much longer a step takes than without it, as a share.
-        package let costs: Double
+        /// How much longer a step is predicted to take than without it, as a share; nil where the board has not been measured.
+        package let costs: Double?
 
         /// For people: "recompute every layer in the backward (saves 238 MiB, +19 % time)".
         package var text: String {
-            "\(what) (saves \(saves.mebibytes) MiB, +\(Int((costs * 100).rounded())) % time)"
+            "\(what) (saves \(saves.mebibytes) MiB" + (costs.map { ", +\(Int(($0 * 100).rounded())) % time" } ?? "") + ")"
         }
     }
 
@@ -260,8 +260,8 @@ private struct Planner {
             let saves = ByteCount(max(0, memory.peak(without.shape).bytes - peak.bytes))
             // What shrank only because something else did was not traded.
             guard saves > .zero else { return }
-            trades.append(
-                TrainingPlan.Trade(what: what, saves: saves, costs: max(0, seconds / secondsPerStep(without) - 1)))
+            let costs = limits.calibration.map { _ in max(0, seconds / secondsPerStep(without) - 1) }
+            trades.append(TrainingPlan.Trade(what: what, saves: saves, costs: costs))
         }
         let recomputed = memory.trainedLayers - chosen.shape.keptLayers
         if recomputed > 0 {

@@ -205,9 +205,9 @@ package struct PlanTrade: Codable, Equatable, Sendable {
     package var what: String
     /// How much larger the peak would be without it.
     package var savesBytes: UInt64
-    /// How much longer a step is predicted to take than without it, as a share.
-    package var costsTime: Double
-    package init(what: String, savesBytes: UInt64, costsTime: Double) {
+    /// How much longer a step is predicted to take than without it, as a share; nil where the board has not been measured.
+    package var costsTime: Double?
+    package init(what: String, savesBytes: UInt64, costsTime: Double?) {
         self.what = what
         self.savesBytes = savesBytes
         self.costsTime = costsTime

@@ -20,8 +20,7 @@ struct StepBench: ParsableCommand {
     @Option(help: "Worker threads.") var threads = 2
     @Option(help: "Kernel set; the strongest when absent.") var set: String?
     @Option(help: "f32, bf16, f16 or int8; what the kernel set prefers when absent.") var precision: ComputeType?
-    @Option(help: "Layers that keep their activations; the others compute them again. All when absent is \"all\".")
-    var keep = "0"
+    @Option(help: "Layers that keep their activations, or all; the others compute them again.") var keep = "0"
     @Option(help: "resident or streamed.") var weights = WeightResidence.resident
     @Option(help: "Layer inputs: memory, bf16 or file.") var checkpoints = CheckpointStorage.memory
     @Option(help: "Loss tokens whose logits exist at once.") var lossChunk = 128

@@ -88,7 +88,12 @@ enum PlanText {
         }
         parts.append(Table.text(rows))
         if let trades = plan.trades, !trades.isEmpty {
-            let lines = trades.map { [$0.what, right(Amount.bytes($0.savesBytes)), "+\(Int(($0.costsTime * 100).rounded())) %"] }
+            let lines = trades.map { trade in
+                [
+                    trade.what, right(Amount.bytes(trade.savesBytes)),
+                    trade.costsTime.map { "+\(Int(($0 * 100).rounded())) %" } ?? "unknown",
+                ]
+            }
             parts.append(Table.text(["TRADED FOR MEMORY", right("SAVES"), "TIME"], lines))
         } else {
             parts.append("traded for memory: " + (plan.choices.isEmpty ? "nothing" : plan.choices.joined(separator: "; ")))

@@ -75,8 +75,10 @@ struct Daemon: Sendable {
         return Problem(.internalError, "the worker gave an answer to another order")
     }
 
-    func budget(asked: String?) -> MemoryBound {
-        HostMemory(host).budget(asked: asked, allowed: config.now.memoryBudget)
+    func budget(asked: String?) async throws -> MemoryBound {
+        var running: UInt64 = 0
+        if let id = await queue.runningJob { running = try await store.job(id)?.progress?.rssBytes ?? 0 }
+        return HostMemory(host).budget(asked: asked, allowed: config.now.memoryBudget, running: running)
     }
 
     /// Removes a blob that nothing names any more.

@@ -40,7 +40,10 @@ package struct HostMemory: Equatable, Sendable {
 
     /// Bytes that a job may plan for: what it asked, what the configuration allows, and what is there, whichever is
     /// least. A tenth of what is available stays free for everything else on the board.
-    package func budget(asked: String?, allowed: String) -> MemoryBound {
+    ///
+    /// - Parameter running: what a running job holds: it will be gone when this one starts.
+    package func budget(asked: String?, allowed: String, running: UInt64 = 0) -> MemoryBound {
+        let bytes = available.bytes + running
         func wanted(_ text: String?, _ name: String) -> MemoryBound? {
             guard let text, let budget = MemoryBudget(text) else { return nil }
             return MemoryBound(
@@ -49,7 +52,7 @@ package struct HostMemory: Equatable, Sendable {
         }
         let bounds = [
             wanted(asked, "the job's memory_budget"), wanted(allowed, "the daemon's memory_budget"),
-            MemoryBound(bytes: available.bytes - available.bytes / 10, name: "\(available.name) less a tenth"),
+            MemoryBound(bytes: bytes - bytes / 10, name: "\(available.name) less a tenth"),
         ].compactMap { $0 }
         // The last of them is always there. `min` takes the first of equals.
         return bounds.min { $0.bytes < $1.bytes } ?? bounds[bounds.count - 1]

@@ -97,7 +97,7 @@ extension Daemon {
     }
 
     private func plan(_ request: JobRequest, files: (model: String, datasets: [String])) async throws -> PlanReport {
-        let budget = budget(asked: request.memoryBudget)
+        let budget = try await budget(asked: request.memoryBudget)
         await calibrate(request)
         var order = WorkOrder.TrainOrder(
             job: "", request: request, modelPath: blobs.path(try BlobDigest(files.model)),

@@ -64,7 +64,7 @@ struct PlanTests {
         let memory = try Self.memory()
         let plan = try Self.plan(memory, budgetMiB: 150)
         #expect(!plan.trades.isEmpty)
-        for trade in plan.trades { #expect(trade.saves > .zero && trade.costs >= 0, "\(trade.text)") }
+        for trade in plan.trades { #expect(trade.saves > .zero && trade.costs! >= 0, "\(trade.text)") }
         #expect(plan.trades.contains { $0.what.hasPrefix("recompute") })
     }
 
