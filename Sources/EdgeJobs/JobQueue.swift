@@ -206,8 +206,8 @@ package actor JobQueue {
             return
         }
         if isStopping { control.stop() }
-        // The budget that the job was planned with at submit: another one could part the micro-batches otherwise, and
-        // a resumed run would not end with the same bytes.
+        // The budget that the job was planned with at submit: another one could need 8-bit state or not, and a resumed run
+        // would not find its own checkpoint's.
         let budget = job.plan.map { ($0.budgetBytes, $0.budgetReason) } ?? settings.budget(job.request)
         var order = WorkOrder.TrainOrder(
             job: job.id, request: job.request, modelPath: settings.blobPath(job.modelBlob),

@@ -19,7 +19,7 @@ package struct AdapterSet {
     package let gradients: UnsafeMutablePointer<Float>
     package let extent: GradientExtent
     package var gradientCount: Int {
-        extent == .allLayers ? parameterCount : layerRanges.map(\.count).max() ?? 0
+        Self.gradientCount(extent, parameterCount: parameterCount, layerRanges)
     }
     /// Elements of each layer's matrices in the block.
     package let layerRanges: [Range<Int>]
@@ -49,9 +49,13 @@ package struct AdapterSet {
     /// Elements that the gradients take.
     package static func gradientCount(_ modules: [ModuleID], rank: Int, of spec: DecoderSpec, _ extent: GradientExtent) -> Int {
         let (slots, count) = layout(modules, rank: rank, of: spec)
-        return switch extent {
-        case .allLayers: count
-        case .oneLayer: layerRanges(slots, count: count, of: spec).map(\.count).max() ?? 0
+        return gradientCount(extent, parameterCount: count, layerRanges(slots, count: count, of: spec))
+    }
+
+    private static func gradientCount(_ extent: GradientExtent, parameterCount: Int, _ layerRanges: [Range<Int>]) -> Int {
+        switch extent {
+        case .allLayers: parameterCount
+        case .oneLayer: layerRanges.map(\.count).max() ?? 0
         }
     }
 

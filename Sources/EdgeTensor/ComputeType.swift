@@ -74,8 +74,7 @@ package struct RoundedRows: @unchecked Sendable {
     private static func bytes(
         _ type: ComputeType, rows: Int, columns: Int
     ) -> (codes: ByteCount, scales: ByteCount, offsets: ByteCount) {
-        func padded(_ bytes: Int) -> ByteCount { .floats((bytes + 3) / 4) }
-        let codes = padded(rows * edge_left_stride(type.raw, columns)), perBlock = ByteCount.floats(rows * blocks(columns))
+        let codes = ByteCount.wholeLines(rows * edge_left_stride(type.raw, columns)), perBlock = ByteCount.floats(rows * blocks(columns))
         return switch type {
         case .f32: (.zero, .zero, .zero)
         case .bf16: (codes, .zero, .zero)
@@ -96,7 +95,7 @@ package struct RoundedRows: @unchecked Sendable {
     package init(_ type: ComputeType, capacity: ByteCount, arena: Arena) {
         self.type = type
         self.capacity = capacity
-        base = type == .f32 ? nil : UnsafeMutableRawPointer(arena.floats(capacity.bytes / 4))
+        base = type == .f32 ? nil : arena.bytes(capacity).baseAddress
     }
 
     /// Takes tensors as they are.
@@ -144,7 +143,6 @@ package struct RoundedRows: @unchecked Sendable {
         }
         return operands
     }
-
 }
 
 /// smoothing[j] becomes the root of column j's largest magnitude, if that is more than it is: what int8 products of inputs like x

@@ -128,23 +128,26 @@ package struct SampleLengths: Sendable {
     package init(training: [Length], heldOut: [Length], spec: TrainingSpec) {
         self.training = training
         self.heldOut = heldOut
-        order = DataOrder(sampleCount: training.count, spec: spec)
+        let order = DataOrder(sampleCount: training.count, spec: spec)
+        self.order = order
+        longest = (training + heldOut).map(\.tokens).max() ?? 0
+        let tokens = Double(training.reduce(0) { $0 + $1.tokens })
+        meanStepTokens = tokens / Double(training.count) * Double(min(order.samplesPerStep, training.count))
+        meanLossShare = Double(training.reduce(0) { $0 + $1.lossTokens }) / max(1, tokens)
+        meanSampleTokens = training.reduce(0) { $0 + Double($1.tokens * $1.tokens) } / max(1, tokens)
+        mostStepTokens = training.map(\.tokens).sorted(by: >).prefix(order.samplesPerStep).reduce(0, +)
     }
 
-    package var longest: Int { (training + heldOut).map(\.tokens).max() ?? 0 }
-    package var totalSteps: Int { order.totalSteps }
-    /// Tokens of all steps together, if every step had the mean sample.
-    package var meanStepTokens: Double {
-        Double(training.reduce(0) { $0 + $1.tokens }) / Double(training.count)
-            * Double(min(order.samplesPerStep, training.count))
-    }
-    package var meanLossShare: Double {
-        Double(training.reduce(0) { $0 + $1.lossTokens }) / Double(max(1, training.reduce(0) { $0 + $1.tokens }))
-    }
+    // Walked once: a planner asks for them hundreds of times.
+    package let longest: Int
+    /// Tokens of a step, if every step had the mean sample.
+    package let meanStepTokens: Double
+    package let meanLossShare: Double
+    /// Mean over tokens, not over samples: long samples have more of them.
+    package let meanSampleTokens: Double
     /// No step has more tokens.
-    package var mostStepTokens: Int {
-        training.map(\.tokens).sorted(by: >).prefix(order.samplesPerStep).reduce(0, +)
-    }
+    package let mostStepTokens: Int
+    package var totalSteps: Int { order.totalSteps }
 
     /// Most sample visits that are gone through one by one.
     private static let exactVisits = 2_000_000

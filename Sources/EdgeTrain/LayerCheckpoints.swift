@@ -15,7 +15,6 @@ package enum CheckpointStorage: String, Equatable, Sendable, CaseIterable {
 package final class LayerCheckpoints {
     private let storage: CheckpointStorage
     private let lowest: Int
-    private let layerCount: Int
     /// In memory: one per trained layer, the last layer's output, and a spare for the frozen ones. Else a ring.
     private let buffers: [Tensor]
     private let rounded: [UnsafeMutablePointer<UInt16>]
@@ -37,7 +36,7 @@ package final class LayerCheckpoints {
 
     package static func bytes(_ storage: CheckpointStorage, tokens: Int, trainedLayers: Int, _ spec: DecoderSpec) -> ByteCount {
         let one = ByteCount.floats(tokens * spec.hiddenSize).bytes
-        let half = ByteCount.floats((tokens * spec.hiddenSize + 1) / 2).bytes
+        let half = ByteCount.wholeLines(tokens * spec.hiddenSize * 2).bytes
         return ByteCount(
             bufferCount(storage, trainedLayers: trainedLayers) * one + (storage == .bf16 ? trainedLayers * half : 0))
     }
@@ -58,12 +57,11 @@ package final class LayerCheckpoints {
         self.storage = storage
         self.arena = arena
         self.lowest = lowest
-        layerCount = spec.layerCount
         buffers = (0..<Self.bufferCount(storage, trainedLayers: trained)).map { _ in arena.tensor(tokens, spec.hiddenSize) }
         rounded =
             storage == .bf16
             ? (0..<trained).map { _ in
-                UnsafeMutableRawPointer(arena.floats((tokens * spec.hiddenSize + 1) / 2))
+                arena.bytes(.wholeLines(tokens * spec.hiddenSize * 2)).baseAddress!
                     .bindMemory(to: UInt16.self, capacity: tokens * spec.hiddenSize)
             } : []
         holder = Array(repeating: nil, count: spec.layerCount + 1)

@@ -181,7 +181,7 @@ package struct MemoryModel {
     package func scratch(_ shape: StepShape) -> ByteCount {
         WorkerPool.scratchBytes(threads: shape.threads, scratchFloats: scratchFloats(shape))
             + RotaryEmbedding.bytes(positions: shape.longestSample, headDim: spec.headDim)
-            + ByteCount(4 * ByteCount.floats(shape.tokens).bytes) + .floats((weights.embeddingRowBytes + 3) / 4)
+            + ByteCount(4 * ByteCount.floats(shape.tokens).bytes) + .wholeLines(weights.embeddingRowBytes)
     }
 
     /// Everything that one arena holds.

@@ -128,7 +128,7 @@ package final class TrainStep {
         let isSmoothed = shape.compute == .int8
         smoothing = isSmoothed ? (0..<spec.layerCount).map { _ in LayerSmoothing(spec, arena: arena) } : []
         headSmoothing = isSmoothed ? arena.floats(spec.hiddenSize) : nil
-        embeddingRow = UnsafeMutableRawPointer(arena.floats((model.embedding.rowBytes + 3) / 4))
+        embeddingRow = arena.bytes(.wholeLines(model.embedding.rowBytes)).baseAddress!
         tokens = arena.integers(shape.tokens)
         positions = arena.integers(shape.tokens)
         lossRows = arena.integers(shape.tokens)

@@ -202,17 +202,8 @@ private struct Planner {
         let tokens = max(mean, stepTokens / count)
         let cost = StepCost(
             memory, candidate.shape, tokens: tokens, lossTokens: tokens * lengths.meanLossShare,
-            sampleTokens: meanSampleTokens)
+            sampleTokens: lengths.meanSampleTokens)
         return cost.seconds(limits.calibration ?? .nominal, weightsAreCached: limits.weightsAreCached) * stepTokens / tokens
-    }
-
-    /// Mean over tokens, not over samples: long samples have more of them.
-    private var meanSampleTokens: Double {
-        let (sum, squares) = lengths.training.reduce(into: (0.0, 0.0)) {
-            $0.0 += Double($1.tokens)
-            $0.1 += Double($1.tokens * $1.tokens)
-        }
-        return squares / max(1, sum)
     }
 
     /// Nil when nothing fits.
@@ -304,9 +295,10 @@ private struct Planner {
 
     /// Whether the job would fit if it were changed so.
     private func fits(_ memory: MemoryModel, longest: Int) -> Bool {
-        let cut = SampleLengths.Length(tokens: longest, lossTokens: min(longest, batches.last!.size.lossTokens))
-        let shorter = longest < lengths.longest
-        let size = shorter ? MicroBatchSize(tokens: longest, lossTokens: cut.lossTokens, perStep: 2) : batches.last!.size
+        var size = batches.last!.size
+        if longest < lengths.longest {
+            size = MicroBatchSize(tokens: longest, lossTokens: min(longest, size.lossTokens), perStep: 2)
+        }
         for weights in WeightResidence.allCases {
             for checkpoints in CheckpointStorage.allCases {
                 var one = candidate((longest, size), lossChunk: Self.lossChunks.last!)

@@ -84,15 +84,10 @@ struct MeasuredWorker {
         case .trained: run.isTrained = true
         case .step(let progress):
             run.steps.append(progress)
-            let status = (try? String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8)) ?? ""
-            run.pageTableBytes = Self.kilobytes("VmPTE", status) * 1024
-            run.swapBytes = Self.kilobytes("VmSwap", status) * 1024
+            run.pageTableBytes = Measurement.bytes("VmPTE", in: "/proc/\(process)/status")
+            run.swapBytes = Measurement.bytes("VmSwap", in: "/proc/\(process)/status")
         default: break
         }
-    }
-
-    private static func kilobytes(_ key: String, _ status: String) -> Int {
-        status.split(separator: "\n").first { $0.hasPrefix(key + ":") }.flatMap { Int($0.filter(\.isNumber)) } ?? 0
     }
 
     private func pipe() throws -> (read: Int32, write: Int32) {

@@ -27,14 +27,17 @@ enum Measurement {
 
     /// Largest resident set of this process so far, in bytes; 0 where /proc is not there. Not `ru_maxrss`, which
     /// survives exec and so may be the parent's.
-    static var peakResidentBytes: Int {
-        guard let file = fopen("/proc/self/status", "r") else { return 0 }
+    static var peakResidentBytes: Int { bytes("VmHWM", in: "/proc/self/status") }
+
+    /// A line `key: value kB` of a file of /proc, in bytes; 0 where it is not there.
+    static func bytes(_ key: String, in path: String) -> Int {
+        guard let file = fopen(path, "r") else { return 0 }
         defer { fclose(file) }
         var line = [CChar](repeating: 0, count: 256)
         while fgets(&line, Int32(line.count), file) != nil {
             let text = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-            guard text.hasPrefix("VmHWM:") else { continue }
-            return (Int(text.dropFirst(6).filter(\.isNumber)) ?? 0) * 1024
+            guard text.hasPrefix(key + ":") else { continue }
+            return (Int(text.dropFirst(key.count + 1).filter(\.isNumber)) ?? 0) * 1024
         }
         return 0
     }

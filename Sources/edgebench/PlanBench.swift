@@ -160,9 +160,7 @@ struct PlanRunner {
             job: "job", request: request, modelPath: model, modelDigest: "sha256:0", datasetPaths: [data], directory: job,
             budgetBytes: UInt64(budget), budgetReason: nil, defaultSaveSteps: 1_000_000)
         order.calibrationPath = calibration
-        let meminfo = (try? String(contentsOfFile: "/proc/meminfo", encoding: .utf8)) ?? ""
-        order.availableBytes = meminfo.split(separator: "\n").first { $0.hasPrefix("MemAvailable:") }
-            .flatMap { UInt64($0.filter(\.isNumber)) }.map { $0 * 1024 }
+        order.availableBytes = UInt64(Measurement.bytes("MemAvailable", in: "/proc/meminfo"))
         return order
     }
 

@@ -101,13 +101,8 @@ final class WorkChannel: Sendable {
 enum ProcessFacts {
     /// Resident set now and at its largest, in bytes; zero when /proc is not readable.
     static func residentBytes() -> (now: UInt64, peak: UInt64) {
-        guard let status = HostFiles.machine.text("/proc/self/status") else { return (0, 0) }
-        func kilobytes(_ key: String) -> UInt64 {
-            status.split(separator: "\n").first { $0.hasPrefix(key) }
-                .flatMap { $0.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first }
-                .flatMap { UInt64($0) } ?? 0
-        }
-        return (kilobytes("VmRSS:") * 1024, kilobytes("VmHWM:") * 1024)
+        let kilobytes = HostFiles.machine.figures("/proc/self/status")
+        return ((kilobytes["VmRSS"] ?? 0) * 1024, (kilobytes["VmHWM"] ?? 0) * 1024)
     }
 
     /// Gives back what only the start needed: free heap, and pages of program text, which come back from the page cache when
