@@ -260,7 +260,8 @@ def run_converter(llama_cpp: Path, model: Path, file: Path, family: str) -> None
         architecture = get_model_architecture(ModelBase.load_hparams(model, False), ModelType.TEXT)
         converter = get_model_class(architecture)
         converter.set_vocab = write_vocabulary
-        converter(model, gguf.LlamaFileType.MOSTLY_F16, file, model_name=f"Tiny random {family}").write()
+        # llama.cpp looks for tokens of Phi-3's own where the name says phi3, so none says its family.
+        converter(model, gguf.LlamaFileType.MOSTLY_F16, file, model_name="Tiny random model").write()
 
 
 # --- The numbers ---------------------------------------------------------------------------------------------------
@@ -446,6 +447,7 @@ def main() -> None:
         if chosen.check:
             manifest["families"][name]["llama_cpp"] = llama_cpp_distance(name)
             print(f"{'':14s} llama.cpp: {json.dumps(manifest['families'][name]['llama_cpp'])}", flush=True)
+        path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     manifest["lora"] = LORA
     manifest["optimizer"] = {"name": "torch.optim.AdamW", "betas": [0.9, 0.999], "eps": 1e-8, "steps": STEPS,
                              "weight_decay": WEIGHT_DECAY, "clip_grad_norm": CLIP_NORM, "learning_rate": LEARNING_RATE}
