@@ -45,7 +45,7 @@ def main():
         model, context, rank, targets = (case.split(":") + ["16", "all-linear"])[:4] if case.count(":") < 3 else case.split(":")
         least = plan(options, model, context, rank, targets, [MIB])[0]["required_bytes"]
         budgets = [options.most * MIB]
-        if options.rungs > 1:
+        if options.rungs > 2:
             largest = plan(argparse.Namespace(**{**vars(options), "steps": 1}), model, context, rank, targets,
                            budgets)[0]["planned_peak_bytes"]
             # Evenly in the logarithm: the ladder's steps are factors.

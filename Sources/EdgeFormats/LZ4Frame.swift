@@ -153,8 +153,12 @@ package enum LZ4Frame {
     }
 
     /// Whether the frame is a proper start of a frame's header and no more.
+    private static let magic: [UInt8] = [0x04, 0x22, 0x4D, 0x18]
+
+    /// Whether bytes say that they are a frame.
+    package static func hasMagic(_ bytes: UnsafeRawBufferPointer) -> Bool { bytes.starts(with: magic) }
+
     private static func isHeaderCut(_ frame: UnsafeRawBufferPointer) -> Bool {
-        let magic: [UInt8] = [0x04, 0x22, 0x4D, 0x18]
         guard zip(frame, magic).allSatisfy({ $0 == $1 }) else { return false }
         guard frame.count >= Int(LZ4F_MIN_SIZE_TO_KNOW_HEADER_LENGTH) else { return true }
         let needed = LZ4F_headerSize(frame.baseAddress, frame.count)

@@ -78,6 +78,29 @@ package enum SafetensorsDType: String, CaseIterable, Sendable {
     }
 
     fileprivate var rank: Int { Self.allCases.firstIndex(of: self)! }
+
+    /// The values of F32, F16 or BF16 bytes; nil for any other type.
+    package func floats(in bytes: UnsafeRawBufferPointer) -> [Float]? {
+        let count = bytes.count / byteCount
+        switch self {
+        case .f32:
+            return (0..<count).map {
+                Float(bitPattern: UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self)))
+            }
+        case .f16:
+            return (0..<count).map {
+                let bits = UInt16(littleEndian: bytes.loadUnaligned(fromByteOffset: 2 * $0, as: UInt16.self))
+                return Float(Float16(bitPattern: bits))
+            }
+        case .bf16:
+            return (0..<count).map {
+                let bits = UInt16(littleEndian: bytes.loadUnaligned(fromByteOffset: 2 * $0, as: UInt16.self))
+                return Float(bitPattern: UInt32(bits) << 16)
+            }
+        default:
+            return nil
+        }
+    }
 }
 
 package struct SafetensorsTensor: Sendable {
@@ -97,29 +120,7 @@ package struct SafetensorsTensor: Sendable {
     }
 
     /// The values of an F32, F16 or BF16 tensor; nil for any other dtype.
-    package func floats() -> [Float]? { withBytes { floats(in: $0) } }
-
-    private func floats(in bytes: UnsafeRawBufferPointer) -> [Float]? {
-        let count = bytes.count / dtype.byteCount
-        switch dtype {
-        case .f32:
-            return (0..<count).map {
-                Float(bitPattern: UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self)))
-            }
-        case .f16:
-            return (0..<count).map {
-                let bits = UInt16(littleEndian: bytes.loadUnaligned(fromByteOffset: 2 * $0, as: UInt16.self))
-                return Float(Float16(bitPattern: bits))
-            }
-        case .bf16:
-            return (0..<count).map {
-                let bits = UInt16(littleEndian: bytes.loadUnaligned(fromByteOffset: 2 * $0, as: UInt16.self))
-                return Float(bitPattern: UInt32(bits) << 16)
-            }
-        default:
-            return nil
-        }
-    }
+    package func floats() -> [Float]? { withBytes { dtype.floats(in: $0) } }
 }
 
 package final class SafetensorsFile: Sendable {

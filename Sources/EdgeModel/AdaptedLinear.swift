@@ -5,7 +5,7 @@
 import EdgeTensor
 
 extension DecoderLayer {
-    /// y = x · Wᵀ + adapter(x), for every module that reads x.
+    /// y = x · Wᵀ + bias + adapter(x), for every module that reads x.
     ///
     /// - Parameters:
     ///   - x: `[tokens, inFeatures]`.
@@ -22,10 +22,12 @@ extension DecoderLayer {
                 linearVector(x, weights[module], into: y, accumulation, on: pool)
                 if let term { linear(term.projected, QuantizedMatrix(term.factor), into: y, .add, on: pool) }
             }
-            return
+        } else {
+            let outputs = zip(modules, terms).map { LinearOutput(weight: weights[$0.module], adapter: $1, y: $0.y) }
+            linear(
+                rounding([x], smoothing: smoothingVector(modules[0].module, x), on: pool)[0], outputs, accumulation, on: pool)
         }
-        let outputs = zip(modules, terms).map { LinearOutput(weight: weights[$0.module], adapter: $1, y: $0.y) }
-        linear(rounding([x], smoothing: smoothingVector(modules[0].module, x), on: pool)[0], outputs, accumulation, on: pool)
+        for (module, y) in modules { if let bias = weights.bias(module) { addRows(bias, to: y, on: pool) } }
     }
 
     private func smoothingVector(_ module: LinearModule, _ x: Tensor) -> UnsafePointer<Float>? {
@@ -38,7 +40,7 @@ extension DecoderLayer {
         }
     }
 
-    /// scaling · dropout(x) · Aᵀ of each adapted module, in `projected`, which is kept for the backward.
+    /// scaling · dropout(x) · Aᵀ of each adapted linear, in `projected`, which is kept for the backward.
     func lowRankTerms(
         _ modules: [LinearModule], _ x: Tensor, _ parts: [SamplePart], projected: [Tensor]
     ) -> [LowRankTerm?] {
@@ -48,7 +50,9 @@ extension DecoderLayer {
             projectDown(input, modules.map { ($0.loraA, z($0)) }, scale: scaling, on: pool)
         }
         return modules.map { module in
-            adapted.first { $0.slot.id.module == module }.map { LowRankTerm(projected: z($0), factor: $0.loraB) }
+            adapted.first { $0.slot.linear.parts.contains(module) }.map {
+                LowRankTerm(projected: z($0), factor: rows(of: module, $0.slot, $0.loraB))
+            }
         }
     }
 
@@ -59,20 +63,26 @@ extension DecoderLayer {
     ///   - dx: `[tokens, inFeatures]`; nil when nothing below needs it.
     func projectBackward(
         _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, _ parts: [SamplePart], into dx: Tensor?,
-        _ projected: [Tensor], _ gradients: LayerGradients
+        _ projected: [Tensor], _ gradients: LayerGradients, _ accumulation: Accumulation = .overwrite
     ) {
         let adapted = adaptedModules(modules.map(\.module))
         // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
         let narrow = zip(adapted, gradients.own.dProjected).map { module, dz in
             (
-                module: module, dz: dz.prefix(x.rows), dy: modules.first { $0.module == module.slot.id.module }!.dy,
+                module: module, dz: dz.prefix(x.rows), dys: modules.filter { module.slot.linear.parts.contains($0.module) },
                 z: projected[module.slot.id.module.rawValue].prefix(x.rows)
             )
         }
         if let adapters, !narrow.isEmpty {
-            projectDownBackward(narrow.map { ($0.dy, $0.module.loraB, $0.dz) }, scale: scaling, on: pool)
+            let factors = narrow.map { one in
+                (parts: one.dys.map { ($0.dy, rows(of: $0.module, one.module.slot, one.module.loraB)) }, dz: one.dz)
+            }
+            projectDownBackward(factors, scale: scaling, on: pool)
             for one in narrow {
-                addOuterProduct(one.dy, one.z, parts, into: adapters.gradientB(one.module.slot), on: pool)
+                let gradient = adapters.gradientB(one.module.slot)
+                for (module, dy) in one.dys {
+                    addOuterProduct(dy, one.z, parts, into: rows(of: module, one.module.slot, gradient), on: pool)
+                }
             }
             withInputs(adapted, x, parts) { modules, input in
                 for one in narrow where modules.contains(where: { $0.slot == one.module.slot }) {
@@ -88,7 +98,7 @@ extension DecoderLayer {
                 return LinearGradient(
                     dy: dy, weight: weights[one.module],
                     adapter: term.map { LowRankTerm(projected: $0.dz, factor: $0.module.loraA) })
-            }, into: dx, on: pool)
+            }, into: dx, accumulation, on: pool)
         guard hasDropout, let dropped else { return }
         let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
         for one in narrow {
@@ -107,13 +117,21 @@ extension DecoderLayer {
     private var scaling: Float { adapters?.spec.scaling ?? 0 }
     private var hasDropout: Bool { masks != nil && (adapters?.spec.dropout ?? 0) > 0 }
 
+    /// The adapted linears that do these products.
     private func adaptedModules(_ modules: [LinearModule]) -> [AdaptedModule] {
         guard let adapters else { return [] }
         return modules.compactMap { module in
-            adapters.slot(layer: index, module).map {
-                AdaptedModule(slot: $0, loraA: adapters.loraA($0), loraB: adapters.loraB($0))
+            adapters.slot(layer: index, module).flatMap {
+                guard $0.id.module == module else { return nil }  // its leader has brought it
+                return AdaptedModule(slot: $0, loraA: adapters.loraA($0), loraB: adapters.loraB($0))
             }
         }
+    }
+
+    /// What a product of a fused linear has of its B, or of B's gradient.
+    private func rows(of module: LinearModule, _ slot: AdapterSet.Slot, _ b: Tensor) -> Tensor {
+        let rows = slot.linear.rows(of: module, spec)
+        return Tensor(b.row(rows.lowerBound), rows: rows.count, columns: b.columns)
     }
 
     /// Calls `body` with the modules and the input that they see: all with x, or one by one when each has a mask.

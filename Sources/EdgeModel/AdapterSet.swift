@@ -6,6 +6,7 @@ package struct AdapterSet {
     /// Where a module's matrices begin in the block, in elements.
     package struct Slot: Equatable, Sendable {
         package let id: ModuleID
+        package let linear: LinearGroup
         package let inFeatures: Int
         package let outFeatures: Int
         package let offsetA: Int
@@ -64,11 +65,13 @@ package struct AdapterSet {
         func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }
         var count = 0
         let slots = modules.map { id in
-            let (inFeatures, outFeatures) = (id.module.inFeatures(spec), id.module.outFeatures(spec))
+            let linear = spec.linear(doing: id.module)
+            let (inFeatures, outFeatures) = (linear.inFeatures(spec), linear.outFeatures(spec))
             let offsetA = count
             let offsetB = offsetA + padded(rank * inFeatures)
             count = offsetB + padded(outFeatures * rank)
-            return Slot(id: id, inFeatures: inFeatures, outFeatures: outFeatures, offsetA: offsetA, offsetB: offsetB)
+            return Slot(
+                id: id, linear: linear, inFeatures: inFeatures, outFeatures: outFeatures, offsetA: offsetA, offsetB: offsetB)
         }
         return (slots, count)
     }
@@ -93,7 +96,7 @@ package struct AdapterSet {
         self.gradients = gradients ?? parameters
         var slotOfModule = [Int?](repeating: nil, count: spec.layerCount * LinearModule.allCases.count)
         for (index, slot) in slots.enumerated() {
-            slotOfModule[slot.id.layer * LinearModule.allCases.count + slot.id.module.rawValue] = index
+            for part in slot.linear.parts { slotOfModule[slot.id.layer * LinearModule.allCases.count + part.rawValue] = index }
         }
         self.slotOfModule = slotOfModule
     }
@@ -105,6 +108,7 @@ package struct AdapterSet {
 
     package var lowestLayer: Int { slots.map(\.id.layer).min() ?? 0 }
 
+    /// The slot of the linear that does `module`.
     package func slot(layer: Int, _ module: LinearModule) -> Slot? {
         slotOfModule[layer * LinearModule.allCases.count + module.rawValue].map { slots[$0] }
     }

@@ -5,20 +5,23 @@ import EdgeTensor
 
 package struct BaseModel {
     package let file: GGUFFile
-    package let architecture: Architecture
     package let spec: DecoderSpec
     /// `[vocabulary, hiddenSize]`.
     package let embedding: QuantizedMatrix
     package let layers: [LayerWeights]
-    package let outputNorm: UnsafePointer<Float>
+    package let outputNorm: Norm
     /// `[vocabulary, hiddenSize]`; the embedding itself when they are tied.
     package let head: QuantizedMatrix
     package let weightBytes: ByteCount
-    /// Where the weights of each layer's attention, and of its MLP, are in the file: in order and merged, each with its norm.
+    /// Where the weights of each layer's attention, and of its MLP, are in the file: in order and merged, each with its norms.
     package let attentionRanges: [[Range<Int>]], mlpRanges: [[Range<Int>]]
     package let embeddingRange: Range<Int>
     package let headRange: Range<Int>
     package var isHeadTied: Bool { headRange == embeddingRange }
+
+    /// What a model that was imported from Hugging Face's files calls itself; its own words are in `configKey`.
+    package static let importedArchitecture = "huggingface"
+    package static let configKey = "edgetune.config.json"
 
     /// Maps the file and checks that every tensor that the architecture needs is there, with its shape and in a
     /// format that the kernels decode, and that there is none that would be left out silently.
@@ -27,48 +30,57 @@ package struct BaseModel {
         guard let name = file.metadata["general.architecture"]?.string else {
             throw ModelError.missingMetadata("general.architecture")
         }
-        guard let architecture = Architectures.all.first(where: { $0.ggufName == name }) else {
-            throw ModelError.unsupportedArchitecture(name, supported: Architectures.all.map(\.ggufName))
+        guard name == importedArchitecture else {
+            let architecture = try Architectures.find(name) { [$0.ggufName] }
+            return try BaseModel(file: file, try architecture.spec(Hyperparameters(gguf: file, architecture: name)), .gguf)
         }
-        return try BaseModel(file: file, architecture: architecture)
+        guard let config = file.metadata[configKey]?.stringBytes else { throw ModelError.missingMetadata(configKey) }
+        return try BaseModel(file: file, try Architectures.spec(config: config), .huggingFace)
     }
 
-    private init(file: GGUFFile, architecture: Architecture) throws {
+    private init(file: GGUFFile, _ described: DecoderSpec, _ names: TensorNames) throws {
         self.file = file
-        self.architecture = architecture
         var reader = WeightReader(file)
-        var spec = try architecture.spec(file)
-        guard let embeddingShape = file.tensor(named: "token_embd.weight")?.shape else {
-            throw ModelError.missingTensor("token_embd.weight")
+        var spec = described
+        for name in Hyperparameters.tensorNames where names == .gguf { reader.leaveOut(name) }
+        let embeddingName = "\(names.embedding).weight"
+        guard let embeddingShape = file.tensor(named: embeddingName)?.shape else {
+            throw ModelError.missingTensor(embeddingName)
         }
         spec.vocabularySize = embeddingShape[0]
-        self.spec = spec
-        embedding = try reader.matrix("token_embd.weight", spec.vocabularySize, spec.hiddenSize)
+        embedding = try reader.matrix(embeddingName, spec.vocabularySize, spec.hiddenSize)
         embeddingRange = reader.takeRanges()[0]
-        outputNorm = try reader.vector("output_norm.weight", spec.hiddenSize)
+        outputNorm = try reader.norm(names.outputNorm, spec.normKind, width: spec.hiddenSize, spec)
         _ = reader.takeRanges()
-        if file.tensor(named: "output.weight") == nil {
+        let headName = "\(names.head).weight"
+        if spec.tiesEmbeddings ?? !reader.has(headName) {
             (head, headRange) = (embedding, embeddingRange)
+            reader.leaveOut(headName)  // a copy of the embedding, where there is one
         } else {
-            head = try reader.matrix("output.weight", spec.vocabularySize, spec.hiddenSize)
+            head = try reader.matrix(headName, spec.vocabularySize, spec.hiddenSize)
             headRange = reader.takeRanges()[0]
         }
+        for linear in spec.linears where reader.has("\(names.linear(linear, layer: 0)).bias") {
+            spec.biases.formUnion(linear.parts)
+        }
+        self.spec = spec
         var (attentionRanges, mlpRanges): ([[Range<Int>]], [[Range<Int>]]) = ([], [])
         layers = try (0..<spec.layerCount).map { layer in
-            func linears(_ isOfMLP: Bool) throws -> [QuantizedMatrix] {
-                try LinearModule.allCases.filter { $0.isOfMLP == isOfMLP }.map { module in
-                    try reader.matrix(
-                        ModuleID(layer: layer, module: module).ggufName, module.outFeatures(spec),
-                        module.inFeatures(spec))
-                }
-            }
-            let attentionNorm = try reader.vector("blk.\(layer).attn_norm.weight", spec.hiddenSize)
-            let attention = try linears(false)
+            let attention = try Self.linears(isOfMLP: false, layer, spec, names, &reader)
+            var norms = try Self.norms(isOfMLP: false, layer, spec, names, &reader)
             attentionRanges.append(reader.takeRanges())
-            let mlpNorm = try reader.vector("blk.\(layer).ffn_norm.weight", spec.hiddenSize)
-            let mlp = try linears(true)
+            let mlp = try Self.linears(isOfMLP: true, layer, spec, names, &reader)
+            norms.merge(try Self.norms(isOfMLP: true, layer, spec, names, &reader)) { first, _ in first }
             mlpRanges.append(reader.takeRanges())
-            return LayerWeights(attentionNorm: attentionNorm, mlpNorm: mlpNorm, linears: attention + mlp)
+            var weights = LayerWeights(
+                linears: (attention + mlp).map(\.weight), biases: (attention + mlp).map(\.bias))
+            weights.attentionInput = norms[.attentionInput]
+            weights.attentionOutput = norms[.attentionOutput]
+            weights.mlpInput = norms[.mlpInput]
+            weights.mlpOutput = norms[.mlpOutput]
+            weights.query = norms[.query]
+            weights.key = norms[.key]
+            return weights
         }
         if let unused = file.tensors.first(where: { !reader.used.contains($0.name) }) {
             throw ModelError.unexpectedTensor(unused.name)
@@ -77,70 +89,66 @@ package struct BaseModel {
         weightBytes = ByteCount(file.tensors.reduce(0) { $0 + $1.byteCount })
     }
 
+    /// The products of a half of a layer, in order.
+    private static func linears(
+        isOfMLP: Bool, _ layer: Int, _ spec: DecoderSpec, _ names: TensorNames, _ reader: inout WeightReader
+    ) throws -> [(weight: QuantizedMatrix, bias: UnsafePointer<Float>?)] {
+        var found: [(QuantizedMatrix, UnsafePointer<Float>?)] = []
+        for linear in spec.linears where linear.leader.isOfMLP == isOfMLP {
+            let name = names.linear(linear, layer: layer)
+            let whole = try reader.matrix("\(name).weight", linear.outFeatures(spec), linear.inFeatures(spec))
+            let bias = spec.biases.contains(linear.leader) ? try reader.floats("\(name).bias", linear.outFeatures(spec)) : nil
+            for part in linear.parts {
+                let rows = linear.rows(of: part, spec)
+                found.append((linear.parts.count == 1 ? whole : whole.rows(rows), bias.map { $0 + rows.lowerBound }))
+            }
+        }
+        return found
+    }
+
+    private static func norms(
+        isOfMLP: Bool, _ layer: Int, _ spec: DecoderSpec, _ names: TensorNames, _ reader: inout WeightReader
+    ) throws -> [TensorNames.Norm: Norm] {
+        var norms: [TensorNames.Norm: Norm] = [:]
+        func read(_ norm: TensorNames.Norm, _ kind: NormKind, width: Int) throws {
+            norms[norm] = try reader.norm(names.norm(norm, layer: layer, spec), kind, width: width, spec)
+        }
+        if spec.hasInputNorms { try read(isOfMLP ? .mlpInput : .attentionInput, spec.normKind, width: spec.hiddenSize) }
+        if spec.hasOutputNorms { try read(isOfMLP ? .mlpOutput : .attentionOutput, spec.normKind, width: spec.hiddenSize) }
+        if !isOfMLP, spec.headNorm != .none {
+            let isFull = spec.headNorm == .fullWidth
+            try read(.query, spec.normKind, width: isFull ? spec.queryWidth : spec.headDim)
+            try read(.key, spec.normKind, width: isFull ? spec.keyValueWidth : spec.headDim)
+        }
+        return norms
+    }
+
     /// Frees the memory that holds the weights; whoever uses one next reads it from the file again.
     package func releaseResidentWeights() { file.releaseResident() }
 
     /// Values of all tensors together.
-    package var parameterCount: Int { file.tensors.reduce(0) { $0 + $1.shape.reduce(1, *) } }
+    package var parameterCount: Int {
+        file.tensors.reduce(0) { sum, tensor in
+            // Two codes to a byte; what scales them is no parameter.
+            if tensor.name.hasSuffix(".nf4") || tensor.name.hasSuffix(".fp4") { return sum + 2 * tensor.byteCount }
+            if tensor.name.hasSuffix(".absmax") || tensor.name.hasSuffix(".nested") { return sum }
+            return sum + tensor.shape.reduce(1, *)
+        }
+    }
 
     /// Formats of the weights with their share of the bytes, largest first: "Q4_1 71 %, Q8_0 29 %".
     package var quantisation: String {
         var bytes: [String: Int] = [:]
-        for tensor in file.tensors { bytes[tensor.type.name, default: 0] += tensor.byteCount }
+        for tensor in file.tensors {
+            let parts = tensor.name.split(separator: ".")
+            let isBlockwise = ["nf4", "fp4", "absmax", "nested"].contains(parts.last ?? "")
+            let blockwise = file.tensor(named: parts.dropLast().joined(separator: ".") + ".fp4") == nil ? "NF4" : "FP4"
+            bytes[isBlockwise ? blockwise : tensor.type.name, default: 0] += tensor.byteCount
+        }
         let total = max(1, weightBytes.bytes)
         return bytes.sorted { ($0.value, $1.key) > ($1.value, $0.key) }
             .filter { $0.value * 200 > total }
             .map { "\($0.key) \(Int((Double($0.value) / Double(total) * 100).rounded())) %" }
             .joined(separator: ", ")
-    }
-}
-
-/// Views of tensors by name, and the names that were asked for.
-private struct WeightReader {
-    let file: GGUFFile
-    var used: Set<String> = []
-    private var ranges: [Range<Int>] = []
-
-    init(_ file: GGUFFile) { self.file = file }
-
-    mutating func matrix(_ name: String, _ rows: Int, _ columns: Int) throws -> QuantizedMatrix {
-        let tensor = try tensor(name, shape: [rows, columns])
-        guard let format = QuantFormat(ggmlType: tensor.type.rawValue) else {
-            throw ModelError.unsupportedFormat(
-                tensor: name, format: tensor.type.name, supported: QuantFormat.all.map(\.name))
-        }
-        return QuantizedMatrix(tensor.bytes.baseAddress!, format: format, outFeatures: rows, inFeatures: columns)
-    }
-
-    /// Norm weights; converters always write them as F32.
-    mutating func vector(_ name: String, _ count: Int) throws -> UnsafePointer<Float> {
-        let tensor = try tensor(name, shape: [count])
-        guard tensor.type == .f32 else {
-            throw ModelError.unsupportedFormat(tensor: name, format: tensor.type.name, supported: ["F32"])
-        }
-        return tensor.bytes.baseAddress!.assumingMemoryBound(to: Float.self)
-    }
-
-    /// Where in the file the tensors are that were read since the last call, in order; neighbours are one range.
-    mutating func takeRanges() -> [Range<Int>] {
-        defer { ranges = [] }
-        return ranges.sorted { $0.lowerBound < $1.lowerBound }.reduce(into: []) { merged, range in
-            // What lies between two tensors is padding.
-            if let last = merged.last, range.lowerBound - last.upperBound < file.alignment {
-                merged[merged.count - 1] = last.lowerBound..<range.upperBound
-            } else {
-                merged.append(range)
-            }
-        }
-    }
-
-    private mutating func tensor(_ name: String, shape: [Int]) throws -> GGUFTensor {
-        guard let tensor = file.tensor(named: name) else { throw ModelError.missingTensor(name) }
-        guard tensor.shape == shape else {
-            throw ModelError.badShape(tensor: name, shape: tensor.shape, expected: shape)
-        }
-        used.insert(name)
-        ranges.append(tensor.fileOffset..<tensor.fileOffset + tensor.byteCount)
-        return tensor
     }
 }

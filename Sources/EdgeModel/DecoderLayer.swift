@@ -1,258 +1,11 @@
-// One decoder layer, forward and backward written out: attention and gated MLP, each with its norm and residual.
+// One decoder layer, forward and backward written out: attention and gated MLP, each with its norms and residual.
 //
-//   n1 = rmsNorm(h)         q,k,v = n1·Wᵀ     a = attention(rotate(q), rotate(k), v)     m = h + a·Woᵀ
-//   n2 = rmsNorm(m)         g,u   = n2·Wᵀ     s = silu(g)·u                              h' = m + s·Wdᵀ
+//   n1 = norm(h)     q,k,v = n1·Wᵀ     a = attention(rotate(q), rotate(k), v)     m = h + scale · norm(a·Woᵀ)
+//   n2 = norm(m)     g,u   = n2·Wᵀ     s = activation(g)·u                        h' = m + scale · norm(s·Wdᵀ)
 //
-// Every `·Wᵀ` may carry an adapter. Gradients are named after what they differentiate: dN1 is of n1.
+// Of the norms a model has some: before, after, or both, and of q and k. Every `·Wᵀ` may carry a bias and an adapter.
+// Gradients are named after what they differentiate: dN1 is of n1.
 import EdgeTensor
-
-/// The frozen weights of a layer: views of the mapped file.
-package struct LayerWeights {
-    package let attentionNorm: UnsafePointer<Float>
-    package let mlpNorm: UnsafePointer<Float>
-    private let linears: [QuantizedMatrix]
-
-    /// - Parameter linears: in the order of `LinearModule.allCases`.
-    package init(attentionNorm: UnsafePointer<Float>, mlpNorm: UnsafePointer<Float>, linears: [QuantizedMatrix]) {
-        precondition(linears.count == LinearModule.allCases.count)
-        self.attentionNorm = attentionNorm
-        self.mlpNorm = mlpNorm
-        self.linears = linears
-    }
-
-    package subscript(module: LinearModule) -> QuantizedMatrix { linears[module.rawValue] }
-}
-
-/// What a layer's forward leaves for its backward, and what other layers may not touch until then.
-package struct LayerActivations {
-    package let q: Tensor, k: Tensor, v: Tensor, attended: Tensor, logSumExp: Tensor
-    package let middle: Tensor, gate: Tensor, up: Tensor
-    package let inverseRMS1: UnsafeMutablePointer<Float>, inverseRMS2: UnsafeMutablePointer<Float>
-    /// `[tokens, rank]` per module; empty rows where no layer adapts the module.
-    package let projected: [Tensor]
-
-    /// - Parameter mlpTokens: rows of what belongs to the MLP: all, or those that it does at once.
-    package static func bytes(
-        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec
-    ) -> ByteCount {
-        let widths = [spec.hiddenSize, spec.queryWidth, spec.queryWidth, spec.keyValueWidth, spec.keyValueWidth, spec.attentionHeadCount, 1, 1]
-        let attention = widths.reduce(ByteCount.zero) { $0 + .floats(tokens * $1) }
-        let mlp = ByteCount.floats(mlpTokens * spec.intermediateSize)
-        return adapted.reduce(attention + mlp + mlp) { $0 + .floats(($1.isOfMLP ? mlpTokens : tokens) * rank) }
-    }
-
-    package init(
-        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec, arena: Arena
-    ) {
-        q = arena.tensor(tokens, spec.queryWidth)
-        k = arena.tensor(tokens, spec.keyValueWidth)
-        v = arena.tensor(tokens, spec.keyValueWidth)
-        attended = arena.tensor(tokens, spec.queryWidth)
-        logSumExp = arena.tensor(tokens, spec.attentionHeadCount)
-        middle = arena.tensor(tokens, spec.hiddenSize)
-        gate = arena.tensor(mlpTokens, spec.intermediateSize)
-        up = arena.tensor(mlpTokens, spec.intermediateSize)
-        inverseRMS1 = arena.floats(tokens)
-        inverseRMS2 = arena.floats(tokens)
-        projected = LinearModule.allCases.map {
-            arena.tensor(adapted.contains($0) ? ($0.isOfMLP ? mlpTokens : tokens) : 0, rank)
-        }
-    }
-}
-
-/// What only the layer at work needs: one exists, for all layers. The norms' results and the activation's cost one cheap pass to
-/// make again, so no layer keeps its own.
-package struct LayerWorkspace {
-    package let n1: Tensor, n2: Tensor, activated: Tensor
-    /// Nil where there is no backward.
-    package let gradients: LayerGradients?
-
-    package enum Use: Equatable, Sendable {
-        case forwardOnly
-        case training(rank: Int)
-    }
-
-    package static func bytes(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use) -> ByteCount {
-        let n1 = ByteCount.floats(tokens * spec.hiddenSize), n2 = ByteCount.floats(mlpTokens * spec.hiddenSize)
-        let i = ByteCount.floats(mlpTokens * spec.intermediateSize)
-        return switch use {
-        case .forwardOnly: n1 + n2 + i
-        case .training(let rank):
-            n1 + n2 + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
-                + max(i + i, LayerGradients.attentionBytes(tokens: tokens, spec))
-        }
-    }
-
-    /// - Parameter mlpTokens: tokens that the MLP does at once.
-    package init(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use, arena: Arena) {
-        n1 = arena.tensor(tokens, spec.hiddenSize)
-        n2 = arena.tensor(mlpTokens, spec.hiddenSize)
-        switch use {
-        case .forwardOnly:
-            activated = arena.tensor(mlpTokens, spec.intermediateSize)
-            gradients = nil
-        case .training(let rank):
-            let own = LayerGradients.Own(tokens: tokens, rank: rank, spec, arena: arena)
-            // The MLP's backward is over when the attention's begins.
-            let (mlp, attention) = arena.either {
-                (arena.tensor(mlpTokens, spec.intermediateSize), arena.tensor(mlpTokens, spec.intermediateSize))
-            } or: {
-                LayerGradients.Attention(tokens: tokens, spec, arena: arena)
-            }
-            activated = mlp.0
-            gradients = LayerGradients(own: own, dActivated: mlp.1, attention: attention)
-        }
-    }
-}
-
-/// Working memory of the backward.
-package struct LayerGradients {
-    struct Own {
-        let dNormed: Tensor
-        /// One per module that reads the same input.
-        let dProjected: [Tensor]
-
-        init(tokens: Int, rank: Int, _ spec: DecoderSpec, arena: Arena) {
-            dNormed = arena.tensor(tokens, spec.hiddenSize)
-            dProjected = (0..<mostTogether).map { _ in arena.tensor(tokens, rank) }
-        }
-    }
-
-    struct Attention {
-        let dAttended: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, headDK: Tensor, headDV: Tensor
-
-        init(tokens: Int, _ spec: DecoderSpec, arena: Arena) {
-            dAttended = arena.tensor(tokens, spec.queryWidth)
-            dQ = arena.tensor(tokens, spec.queryWidth)
-            dK = arena.tensor(tokens, spec.keyValueWidth)
-            dV = arena.tensor(tokens, spec.keyValueWidth)
-            headDK = arena.tensor(tokens, spec.queryWidth)
-            headDV = arena.tensor(tokens, spec.queryWidth)
-        }
-    }
-
-    let own: Own
-    let dActivated: Tensor
-    let attention: Attention
-
-    private static let mostTogether = 3  // q, k, v
-
-    fileprivate static func ownBytes(tokens: Int, rank: Int, _ spec: DecoderSpec) -> ByteCount {
-        let projected = ByteCount.floats(tokens * rank).bytes * mostTogether
-        return .floats(tokens * spec.hiddenSize) + ByteCount(projected)
-    }
-
-    fileprivate static func attentionBytes(tokens: Int, _ spec: DecoderSpec) -> ByteCount {
-        let q = ByteCount.floats(tokens * spec.queryWidth), kv = ByteCount.floats(tokens * spec.keyValueWidth)
-        return q + q + q + q + kv + kv
-    }
-}
-
-/// The samples of a micro-batch as the layers see them: one flat run of tokens, no padding.
-package struct PackedBatch {
-    package let tokenCount: Int
-    package let positions: UnsafePointer<Int32>
-    package let spans: [AttentionSpan]
-    package init(tokenCount: Int, positions: UnsafePointer<Int32>, spans: [AttentionSpan]) {
-        self.tokenCount = tokenCount
-        self.positions = positions
-        self.spans = spans
-    }
-
-    /// Every sample whole.
-    var parts: [SamplePart] {
-        spans.enumerated().map { index, span in
-            SamplePart(rows: span.firstQuery..<span.firstQuery + span.queryCount, sample: index, firstToken: 0)
-        }
-    }
-
-    /// The tokens parted into runs of at most `limit`, for what can be done token by token. Samples are cut where their outer
-    /// products' sums are, so that the runs add up to the whole's bits.
-    func chunks(_ limit: Int) -> [TokenChunk] {
-        guard limit < tokenCount else { return [TokenChunk(rows: 0..<tokenCount, parts: parts)] }
-        precondition(limit >= outerProductTokens)
-        var chunks: [TokenChunk] = []
-        for part in parts {
-            for first in stride(from: 0, to: part.rows.count, by: outerProductTokens) {
-                let rows = part.rows.lowerBound + first..<min(part.rows.lowerBound + first + outerProductTokens, part.rows.upperBound)
-                if chunks.last.map({ $0.rows.count + rows.count > limit }) ?? true {
-                    chunks.append(TokenChunk(rows: rows.lowerBound..<rows.lowerBound, parts: []))
-                }
-                chunks[chunks.count - 1].add(rows, sample: part.sample, firstToken: first)
-            }
-        }
-        return chunks
-    }
-}
-
-/// Some of the tokens of a batch that follow each other.
-struct TokenChunk {
-    /// In the batch.
-    private(set) var rows: Range<Int>
-    /// With rows counted from the chunk's first.
-    private(set) var parts: [SamplePart]
-
-    mutating func add(_ added: Range<Int>, sample: Int, firstToken: Int) {
-        let offset = rows.lowerBound
-        rows = rows.lowerBound..<added.upperBound
-        let own = added.lowerBound - offset..<added.upperBound - offset
-        if let last = parts.last, last.sample == sample {
-            parts[parts.count - 1].rows = last.rows.lowerBound..<own.upperBound
-        } else {
-            parts.append(SamplePart(rows: own, sample: sample, firstToken: firstToken))
-        }
-    }
-
-    /// Its rows of a tensor of the batch, or the tensor's first where it has room for one chunk only.
-    func of(_ tensor: Tensor) -> Tensor {
-        // A module that nobody adapts has no rows.
-        guard tensor.rows > 0 else { return tensor }
-        guard tensor.rows >= rows.upperBound else { return tensor.prefix(rows.count) }
-        return Tensor(tensor.row(rows.lowerBound), rows: rows.count, columns: tensor.columns)
-    }
-}
-
-/// Which elements a micro-batch drops: a function of the step's key and the sample's number within the step alone.
-package struct DropoutMasks: Equatable, Sendable {
-    package let stepKey: UInt64
-    /// Number of the micro-batch's first sample.
-    package let firstSample: Int
-
-    package init(stepKey: UInt64, firstSample: Int) {
-        self.stepKey = stepKey
-        self.firstSample = firstSample
-    }
-
-    func key(sample: Int, stream: Int) -> UInt64 {
-        mix64(mix64(stepKey ^ UInt64(firstSample + sample)) ^ UInt64(stream))
-    }
-}
-
-/// What int8 products of a layer divide the channels of their inputs by; see `measureSmoothing`.
-package struct LayerSmoothing {
-    private let attentionInput: UnsafeMutablePointer<Float>, attended: UnsafeMutablePointer<Float>
-    private let mlpInput: UnsafeMutablePointer<Float>, activated: UnsafeMutablePointer<Float>
-
-    package static func bytes(_ spec: DecoderSpec) -> ByteCount {
-        .floats(spec.hiddenSize) + .floats(spec.queryWidth) + .floats(spec.hiddenSize) + .floats(spec.intermediateSize)
-    }
-
-    package init(_ spec: DecoderSpec, arena: Arena) {
-        attentionInput = arena.floats(spec.hiddenSize)
-        attended = arena.floats(spec.queryWidth)
-        mlpInput = arena.floats(spec.hiddenSize)
-        activated = arena.floats(spec.intermediateSize)
-    }
-
-    subscript(module: LinearModule) -> UnsafeMutablePointer<Float> {
-        switch module {
-        case .query, .key, .value: attentionInput
-        case .output: attended
-        case .gate, .up: mlpInput
-        case .down: activated
-        }
-    }
-}
 
 /// A layer, with what it needs to run; a value made anew for each use.
 package struct DecoderLayer {
@@ -260,7 +13,8 @@ package struct DecoderLayer {
     let spec: DecoderSpec
     let weights: LayerWeights
     let adapters: AdapterSet?
-    let rotary: RotaryEmbedding
+    /// Of the model, by `LayerKind.rotary`.
+    let rotaries: [RotaryEmbedding]
     /// `[tokens, widest input]` when there is dropout.
     let dropped: Tensor?
     /// Nil: no dropout (evaluation, generation).
@@ -278,14 +32,14 @@ package struct DecoderLayer {
     }
 
     package init(
-        index: Int, spec: DecoderSpec, weights: LayerWeights, adapters: AdapterSet?, rotary: RotaryEmbedding,
+        index: Int, spec: DecoderSpec, weights: LayerWeights, adapters: AdapterSet?, rotaries: [RotaryEmbedding],
         dropped: Tensor?, masks: DropoutMasks?, rounding: RoundedRows, smoothing: Smoothing, pool: WorkerPool
     ) {
         self.index = index
         self.spec = spec
         self.weights = weights
         self.adapters = adapters
-        self.rotary = rotary
+        self.rotaries = rotaries
         self.dropped = dropped
         self.masks = masks
         self.rounding = rounding
@@ -295,7 +49,8 @@ package struct DecoderLayer {
 
     private var attention: CausalAttention {
         CausalAttention(
-            headCount: spec.attentionHeadCount, keyValueHeadCount: spec.keyValueHeadCount, headDim: spec.headDim)
+            headCount: spec.attentionHeadCount, keyValueHeadCount: spec.keyValueHeadCount, headDim: spec.headDim,
+            scale: spec.attentionScale, window: spec.layerKinds[index].window, cap: spec.attentionCap)
     }
 
     /// The layer's first half, to `middle`.
@@ -303,26 +58,62 @@ package struct DecoderLayer {
     /// - Parameter h: `[tokens, hiddenSize]`, the layer's input.
     package func attentionForward(_ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
         let tokens = batch.tokenCount
-        let n1 = w.n1.prefix(tokens), q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
-        attentionInput(h, a, w)
-        project([(.query, q), (.key, k), (.value, v)], n1, batch.parts, projected: a.projected)
-        rotary.rotate(q, positions: batch.positions, .forward, on: pool)
-        rotary.rotate(k, positions: batch.positions, .forward, on: pool)
-        attend(h, q: q, k: k, v: v, batch.spans, batch.parts, a)
+        let q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
+        let x = attentionInput(h, a, w)
+        project([(.query, q), (.key, k), (.value, v)], x, batch.parts, projected: a.projected)
+        if spec.headNorm == .none {
+            rotate(q, k, batch.positions, .forward)
+        } else {
+            normalizeHeads(batch, a, w)
+        }
+        let heads = attentionHeads(a, w, tokens)
+        attend(h, q: heads.q, k: heads.k, v: v, batch.spans, batch.parts, a)
     }
 
     /// What the attention's backward needs again of a layer that has kept its products.
-    package func attentionInput(_ h: Tensor, _ a: LayerActivations, _ w: LayerWorkspace) {
-        rmsNorm(
-            h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: w.n1.prefix(h.rows),
-            inverseRMS: a.inverseRMS1, on: pool)
+    package func restoreAttention(_ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
+        _ = attentionInput(h, a, w)
+        if spec.headNorm != .none { normalizeHeads(batch, a, w) }
+    }
+
+    /// The input of q, k and v.
+    private func attentionInput(_ h: Tensor, _ a: LayerActivations, _ w: LayerWorkspace) -> Tensor {
+        guard let norm = weights.attentionInput else { return h }
+        let n1 = w.n1.prefix(h.rows)
+        normalize(h, norm, into: n1, inverse: a.inverses.attentionInput, on: pool)
+        return n1
+    }
+
+    /// From what the products gave, which the backward needs, to the workspace.
+    private func normalizeHeads(_ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
+        let (q, k) = (w.q.prefix(batch.tokenCount), w.k.prefix(batch.tokenCount))
+        normalizeHeads(a.q.prefix(q.rows), a.k.prefix(k.rows), into: q, k, a)
+        rotate(q, k, batch.positions, .forward)
+    }
+
+    private func normalizeHeads(_ q: Tensor, _ k: Tensor, into nq: Tensor, _ nk: Tensor, _ a: LayerActivations) {
+        guard let ofQuery = weights.query, let ofKey = weights.key else { preconditionFailure("head norms without weights") }
+        normalize(q, ofQuery, into: nq, inverse: a.inverses.query, on: pool)
+        normalize(k, ofKey, into: nk, inverse: a.inverses.key, on: pool)
+    }
+
+    private func rotate(_ q: Tensor, _ k: Tensor, _ positions: UnsafePointer<Int32>, _ direction: RotaryEmbedding.Direction) {
+        guard let kind = spec.layerKinds[index].rotary else { return }
+        rotaries[kind].rotate(q, positions: positions, direction, on: pool)
+        rotaries[kind].rotate(k, positions: positions, direction, on: pool)
+    }
+
+    /// What attention multiplies.
+    private func attentionHeads(_ a: LayerActivations, _ w: LayerWorkspace, _ tokens: Int) -> (q: Tensor, k: Tensor) {
+        spec.headNorm == .none
+            ? (a.q.prefix(tokens), a.k.prefix(tokens)) : (w.q.prefix(tokens), w.k.prefix(tokens))
     }
 
     /// The layer's second half, from `middle`.
     ///
     /// - Parameter output: `[tokens, hiddenSize]`.
     package func mlpForward(_ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor) {
-        for chunk in batch.chunks(w.n2.rows) { mlp(chunk, a, w, into: chunk.of(output)) }
+        for chunk in batch.chunks(w.mlpTokens) { mlp(chunk, a, w, into: chunk.of(output)) }
     }
 
     /// One layer over new tokens of a sequence whose earlier keys and values are cached.
@@ -335,14 +126,13 @@ package struct DecoderLayer {
     ) {
         let tokens = h.rows
         let parts = [SamplePart(rows: 0..<tokens, sample: 0, firstToken: 0)]
-        let n1 = w.n1.prefix(tokens), q = a.q.prefix(tokens)
+        let q = a.q.prefix(tokens)
         let k = Tensor(keyCache.row(past), rows: tokens, columns: keyCache.columns)
         let v = Tensor(valueCache.row(past), rows: tokens, columns: valueCache.columns)
-        rmsNorm(
-            h, weight: weights.attentionNorm, epsilon: spec.rmsNormEpsilon, into: n1, inverseRMS: a.inverseRMS1, on: pool)
-        project([(.query, q), (.key, k), (.value, v)], n1, parts, projected: a.projected)
-        rotary.rotate(q, positions: positions, .forward, on: pool)
-        rotary.rotate(k, positions: positions, .forward, on: pool)
+        let x = attentionInput(h, a, w)
+        project([(.query, q), (.key, k), (.value, v)], x, parts, projected: a.projected)
+        if spec.headNorm != .none { normalizeHeads(q, k, into: q, k, a) }
+        rotate(q, k, positions, .forward)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
         attend(h, q: q, k: keyCache, v: valueCache, [span], parts, a)
         mlp(TokenChunk(rows: 0..<tokens, parts: parts), a, w, into: output)
@@ -355,30 +145,57 @@ package struct DecoderLayer {
         let attended = a.attended.prefix(h.rows), middle = a.middle.prefix(h.rows)
         attention.forward(
             q: q, k: k, v: v, spans: spans, into: attended, logSumExp: a.logSumExp.prefix(h.rows), on: pool)
-        middle.copy(from: h)
-        project([(.output, middle)], attended, parts, .add, projected: a.projected)
+        addToResidual(
+            .output, attended, parts, residual: h, into: middle, norm: weights.attentionOutput,
+            output: a.attentionOutput.prefix(h.rows), inverse: a.inverses.attentionOutput, projected: a.projected)
+    }
+
+    /// sum = residual + scale · norm(x · Wᵀ).
+    ///
+    /// - Parameter output: x · Wᵀ is kept there where there is a norm.
+    private func addToResidual(
+        _ module: LinearModule, _ x: Tensor, _ parts: [SamplePart], residual: Tensor, into sum: Tensor, norm: Norm?,
+        output: Tensor, inverse: UnsafeMutablePointer<Float>, projected: [Tensor]
+    ) {
+        guard spec.hasOwnOutputs else {
+            sum.copy(from: residual)
+            project([(module, sum)], x, parts, .add, projected: projected)
+            return
+        }
+        if let norm {
+            project([(module, output)], x, parts, projected: projected)
+            normalize(output, norm, into: sum, inverse: inverse, on: pool)
+        } else {
+            project([(module, sum)], x, parts, projected: projected)
+        }
+        if spec.residualScale != 1 { multiply(sum, by: spec.residualScale, on: pool) }
+        addScaled(residual, to: sum, on: pool)
     }
 
     /// From the middle of the layer to its output.
     private func mlp(_ chunk: TokenChunk, _ a: LayerActivations, _ w: LayerWorkspace, into output: Tensor) {
-        mlpInput(chunk, a, w)
-        gates(chunk, a, w)
-        swiglu(gate: chunk.of(a.gate), up: chunk.of(a.up), into: w.activated.prefix(chunk.rows.count), on: pool)
-        output.copy(from: chunk.of(a.middle))
-        project(
-            [(.down, output)], w.activated.prefix(chunk.rows.count), chunk.parts, .add, projected: a.projected.map(chunk.of))
-    }
-
-    private func mlpInput(_ chunk: TokenChunk, _ a: LayerActivations, _ w: LayerWorkspace) {
-        rmsNorm(
-            chunk.of(a.middle), weight: weights.mlpNorm, epsilon: spec.rmsNormEpsilon, into: w.n2.prefix(chunk.rows.count),
-            inverseRMS: a.inverseRMS2 + chunk.rows.lowerBound, on: pool)
-    }
-
-    private func gates(_ chunk: TokenChunk, _ a: LayerActivations, _ w: LayerWorkspace) {
-        project(
-            [(.gate, chunk.of(a.gate)), (.up, chunk.of(a.up))], w.n2.prefix(chunk.rows.count), chunk.parts,
+        let x = mlpInput(chunk, a, w)
+        gates(chunk, x, a)
+        let activated = w.activated.prefix(chunk.rows.count)
+        activate(spec.activation, gate: chunk.of(a.gate), up: chunk.of(a.up), into: activated, on: pool)
+        addToResidual(
+            .down, activated, chunk.parts, residual: chunk.of(a.middle), into: output, norm: weights.mlpOutput,
+            output: chunk.of(a.mlpOutput), inverse: a.inverses.mlpOutput + chunk.rows.lowerBound,
             projected: a.projected.map(chunk.of))
+    }
+
+    /// The input of gate and up.
+    private func mlpInput(_ chunk: TokenChunk, _ a: LayerActivations, _ w: LayerWorkspace) -> Tensor {
+        let middle = chunk.of(a.middle)
+        guard let norm = weights.mlpInput else { return middle }
+        let n2 = w.n2.prefix(chunk.rows.count)
+        normalize(middle, norm, into: n2, inverse: a.inverses.mlpInput + chunk.rows.lowerBound, on: pool)
+        return n2
+    }
+
+    private func gates(_ chunk: TokenChunk, _ x: Tensor, _ a: LayerActivations) {
+        project(
+            [(.gate, chunk.of(a.gate)), (.up, chunk.of(a.up))], x, chunk.parts, projected: a.projected.map(chunk.of))
     }
 
     /// What a layer's forward has left for its backward.
@@ -400,21 +217,30 @@ package struct DecoderLayer {
     ) {
         guard let g = w.gradients else { preconditionFailure("a workspace without room for gradients") }
         let dNormed = g.own.dNormed.prefix(batch.tokenCount)
-        for chunk in batch.chunks(w.n2.rows) {
+        for chunk in batch.chunks(w.mlpTokens) {
             let count = chunk.rows.count
             let gate = chunk.of(a.gate), up = chunk.of(a.up), dH = chunk.of(dH), dNormed = chunk.of(dNormed)
             let activated = w.activated.prefix(count), dActivated = g.dActivated.prefix(count)
-            let projected = a.projected.map(chunk.of)
-            mlpInput(chunk, a, w)
-            if kept == .input { gates(chunk, a, w) }
-            swiglu(gate: gate, up: up, into: activated, on: pool)
-            if kept == .input { _ = lowRankTerms([.down], activated, chunk.parts, projected: projected) }
-            projectBackward([(.down, dH)], x: activated, chunk.parts, into: dActivated, projected, g)
-            swigluBackward(dy: dActivated, gate: gate, up: up, on: pool)
-            projectBackward([(.gate, gate), (.up, up)], x: w.n2.prefix(count), chunk.parts, into: dNormed, projected, g)
-            rmsNormBackward(
-                dNormed, chunk.of(a.middle), weight: weights.mlpNorm, inverseRMS: a.inverseRMS2 + chunk.rows.lowerBound,
-                addingTo: dH, on: pool)
+            let projected = a.projected.map(chunk.of), inverse = a.inverses.mlpOutput + chunk.rows.lowerBound
+            let output = chunk.of(a.mlpOutput)
+            let x = mlpInput(chunk, a, w)
+            if kept == .input { gates(chunk, x, a) }
+            activate(spec.activation, gate: gate, up: up, into: activated, on: pool)
+            if kept == .input {
+                // The norm's backward needs the product again; without one the adapter's narrow part of it is enough.
+                if let norm = weights.mlpOutput {
+                    project([(.down, output)], activated, chunk.parts, projected: projected)
+                    normalize(output, norm, into: dNormed, inverse: inverse, on: pool)
+                } else {
+                    _ = lowRankTerms([.down], activated, chunk.parts, projected: projected)
+                }
+            }
+            let dOutput = ofOutput(dH, output, weights.mlpOutput, inverse, into: dNormed)
+            projectBackward([(.down, dOutput)], x: activated, chunk.parts, into: dActivated, projected, g)
+            activateBackward(spec.activation, dy: dActivated, gate: gate, up: up, on: pool)
+            throughInput(
+                [(.gate, gate), (.up, up)], x: x, input: chunk.of(a.middle), chunk.parts, weights.mlpInput,
+                a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g)
         }
     }
 
@@ -429,22 +255,57 @@ package struct DecoderLayer {
     ) {
         guard let g = w.gradients else { preconditionFailure("a workspace without room for gradients") }
         let tokens = batch.tokenCount, parts = batch.parts
-        let dNormed = g.own.dNormed.prefix(tokens), n1 = w.n1.prefix(tokens)
+        let dNormed = g.own.dNormed.prefix(tokens)
         let dQ = g.attention.dQ.prefix(tokens), dK = g.attention.dK.prefix(tokens), dV = g.attention.dV.prefix(tokens)
         let dAttended = g.attention.dAttended.prefix(tokens)
-        projectBackward([(.output, dH)], x: a.attended.prefix(tokens), parts, into: dAttended, a.projected, g)
+        let dOutput = ofOutput(
+            dH, a.attentionOutput.prefix(tokens), weights.attentionOutput, a.inverses.attentionOutput, into: dNormed)
+        projectBackward([(.output, dOutput)], x: a.attended.prefix(tokens), parts, into: dAttended, a.projected, g)
+        let heads = attentionHeads(a, w, tokens)
         attention.backward(
-            dO: dAttended, q: a.q.prefix(tokens), k: a.k.prefix(tokens), v: a.v.prefix(tokens),
+            dO: dAttended, q: heads.q, k: heads.k, v: a.v.prefix(tokens),
             o: a.attended.prefix(tokens), logSumExp: a.logSumExp.prefix(tokens), spans: batch.spans, dQ: dQ,
             headDK: g.attention.headDK.prefix(tokens), headDV: g.attention.headDV.prefix(tokens), dK: dK, dV: dV, on: pool)
-        rotary.rotate(dQ, positions: batch.positions, .backward, on: pool)
-        rotary.rotate(dK, positions: batch.positions, .backward, on: pool)
-
-        let dN1 = below == .needsGradient ? dNormed : nil
-        projectBackward([(.query, dQ), (.key, dK), (.value, dV)], x: n1, parts, into: dN1, a.projected, g)
-        if let dN1 {
-            rmsNormBackward(
-                dN1, h, weight: weights.attentionNorm, inverseRMS: a.inverseRMS1, addingTo: dH, on: pool)
+        rotate(dQ, dK, batch.positions, .backward)
+        if let ofQuery = weights.query, let ofKey = weights.key {
+            normalizeBackward(dQ, a.q.prefix(tokens), ofQuery, inverse: a.inverses.query, into: dQ, .overwrite, on: pool)
+            normalizeBackward(dK, a.k.prefix(tokens), ofKey, inverse: a.inverses.key, into: dK, .overwrite, on: pool)
         }
+        let x = weights.attentionInput == nil ? h : w.n1.prefix(tokens)
+        let modules: [(LinearModule, Tensor)] = [(.query, dQ), (.key, dK), (.value, dV)]
+        guard below == .needsGradient else {
+            projectBackward(modules, x: x, parts, into: nil, a.projected, g)
+            return
+        }
+        throughInput(
+            modules, x: x, input: h, parts, weights.attentionInput, a.inverses.attentionInput, dNormed: dNormed, addingTo: dH,
+            a.projected, g)
+    }
+
+    /// The gradient of x · Wᵀ, given that of what became of it in the residual: the same, or made in `place`.
+    private func ofOutput(
+        _ dH: Tensor, _ output: Tensor, _ norm: Norm?, _ inverse: UnsafePointer<Float>, into place: Tensor
+    ) -> Tensor {
+        guard spec.hasOwnOutputs else { return dH }
+        if let norm {
+            normalizeBackward(dH, output, norm, inverse: inverse, into: place, .overwrite, on: pool)
+        } else {
+            place.copy(from: dH)
+        }
+        if spec.residualScale != 1 { multiply(place, by: spec.residualScale, on: pool) }
+        return place
+    }
+
+    /// dH += the gradient of the half's input, by way of its products and its norm.
+    private func throughInput(
+        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, input: Tensor, _ parts: [SamplePart], _ norm: Norm?,
+        _ inverse: UnsafePointer<Float>, dNormed: Tensor, addingTo dH: Tensor, _ projected: [Tensor], _ g: LayerGradients
+    ) {
+        guard let norm else {
+            projectBackward(modules, x: x, parts, into: dH, projected, g, .add)
+            return
+        }
+        projectBackward(modules, x: x, parts, into: dNormed, projected, g)
+        normalizeBackward(dNormed, input, norm, inverse: inverse, into: dH, .add, on: pool)
     }
 }

@@ -147,17 +147,10 @@ package final class WeightStream {
 
     /// A matrix of the model where it is now: in the mapping, or in the stream's memory.
     package func inMemory(_ matrix: QuantizedMatrix) -> QuantizedMatrix {
-        held.isEmpty ? matrix : matrix.moved(to: address(matrix.blocks))
+        held.isEmpty ? matrix : matrix.moved(address)
     }
 
-    package func inMemory(_ layer: LayerWeights) -> LayerWeights {
-        held.isEmpty
-            ? layer
-            : LayerWeights(
-                attentionNorm: address(UnsafeRawPointer(layer.attentionNorm)).assumingMemoryBound(to: Float.self),
-                mlpNorm: address(UnsafeRawPointer(layer.mlpNorm)).assumingMemoryBound(to: Float.self),
-                linears: LinearModule.allCases.map { inMemory(layer[$0]) })
-    }
+    package func inMemory(_ layer: LayerWeights) -> LayerWeights { held.isEmpty ? layer : layer.moved(address) }
 
     /// Of bytes of the mapping; those of parts that are not held stay where they are.
     private func address(_ mapped: UnsafeRawPointer) -> UnsafeRawPointer {

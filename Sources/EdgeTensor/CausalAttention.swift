@@ -26,6 +26,12 @@ package struct CausalAttention {
     package let headCount: Int
     package let keyValueHeadCount: Int
     package let headDim: Int
+    /// What scores are multiplied by.
+    package let scale: Float
+    /// A query sees so many keys, its own the last; nil: all before it.
+    package let window: Int?
+    /// Scores s become cap · tanh(s / cap) (arXiv:2408.00118 §2); nil: they stay.
+    package let cap: Float?
 
     package static let queryBlock = 64
 
@@ -35,17 +41,28 @@ package struct CausalAttention {
         Int(EDGE_PRODUCT_SCRATCH) + max(queryBlock * longest, 2 * queryBlock * queryBlock + 2 * longest)
     }
 
-    package init(headCount: Int, keyValueHeadCount: Int, headDim: Int) {
+    /// Keys that a query of a sample of so many tokens is multiplied with, in the mean: half of them, and half of a block on
+    /// the diagonal, whose later half is computed for nothing.
+    package static func meanKeys(_ tokens: Double, window: Int? = nil) -> Double {
+        min((tokens + Double(queryBlock)) / 2, window.map { Double($0 + queryBlock) } ?? .infinity)
+    }
+
+    /// - Parameter scale: nil: 1 / √headDim.
+    package init(
+        headCount: Int, keyValueHeadCount: Int, headDim: Int, scale: Float? = nil, window: Int? = nil, cap: Float? = nil
+    ) {
         precondition(headCount % keyValueHeadCount == 0)
+        self.scale = scale ?? 1 / Float(headDim).squareRoot()
+        self.window = window
+        self.cap = cap
         self.headCount = headCount
         self.keyValueHeadCount = keyValueHeadCount
         self.headDim = headDim
     }
 
-    private var scale: Float { 1 / Float(headDim).squareRoot() }
     private func keyValueHead(_ head: Int) -> Int { head / (headCount / keyValueHeadCount) }
 
-    /// o = softmax(q · kᵀ / √headDim, causal) · v, head by head.
+    /// o = softmax(cap(scale · q · kᵀ), causal, in the window) · v, head by head.
     ///
     /// - Parameters:
     ///   - q, o: `[tokens, headCount · headDim]`.
@@ -62,9 +79,12 @@ package struct CausalAttention {
             let (span, first) = blocks[piece / headCount]
             let head = piece % headCount
             let queries = min(Self.queryBlock, span.queryCount - first)
-            let keys = span.keyCount - span.queryCount + first + queries
+            let lastKeys = span.keyCount - span.queryCount + first + queries
+            // What the first query sees first.
+            let unseen = max(0, lastKeys - queries + 1 - (window ?? .max))
+            let keys = lastKeys - unseen
             let queryRows = span.firstQuery + first..<span.firstQuery + first + queries
-            let keyRows = span.firstKey..<span.firstKey + keys
+            let keyRows = span.firstKey + unseen..<span.firstKey + lastKeys
             let scores = DenseBlock(scratch + Int(EDGE_PRODUCT_SCRATCH), stride: keys, rows: queries, columns: keys)
             if span.queryCount == 1 {
                 let lse = attendOne(block(q, queryRows, head), keyBlock(k, keyRows, head), keyBlock(v, keyRows, head),
@@ -76,11 +96,20 @@ package struct CausalAttention {
             for i in 0..<queries {
                 let row = scores.base + i * keys
                 let seen = keys - queries + i + 1
-                logSumExp.row(queryRows.lowerBound + i)[head] = kernels.softmax(row, seen, scale)
+                let before = max(0, seen - (window ?? .max))
+                logSumExp.row(queryRows.lowerBound + i)[head] = softmax(row + before, seen - before, kernels)
+                row.update(repeating: 0, count: before)
                 (row + seen).update(repeating: 0, count: keys - seen)
             }
             pool.multiply(scores, by: keyBlock(v, keyRows, head), into: block(o, queryRows, head), .overwrite, scratch)
         }
+    }
+
+    /// Scores become probabilities; returns log-sum-exp.
+    private func softmax(_ scores: UnsafeMutablePointer<Float>, _ count: Int, _ kernels: edge_kernel_set) -> Float {
+        guard let cap else { return kernels.softmax(scores, count, scale) }
+        kernels.soft_cap(scores, count, scale, cap)
+        return kernels.softmax(scores, count, 1)
     }
 
     /// One query, as in generation: packing keys for a single row would cost more than the products. Returns log-sum-exp.
@@ -89,7 +118,7 @@ package struct CausalAttention {
         _ kernels: edge_kernel_set
     ) -> Float {
         for key in 0..<k.rows { scores[key] = kernels.dot(q.base, k.base + key * k.stride, headDim) }
-        let lse = kernels.softmax(scores, k.rows, scale)
+        let lse = softmax(scores, k.rows, kernels)
         o.base.update(repeating: 0, count: headDim)
         for key in 0..<v.rows { kernels.add_scaled(v.base + key * v.stride, o.base, headDim, scores[key]) }
         return lse
@@ -104,11 +133,11 @@ package struct CausalAttention {
         DenseBlock(x, rows: rows, column: keyValueHead(head) * headDim, columns: headDim)
     }
 
-    /// Half of the square is computed.
+    /// Half of the square is computed, or what the window shows of it.
     private func cost(_ spans: [AttentionSpan], products: Int) -> OperationCost {
         var (flop, bytes) = (0.0, 0.0)
         for span in spans {
-            flop += Double(products * span.queryCount * span.keyCount * headCount * headDim)
+            flop += Double(products * span.queryCount * min(span.keyCount, 2 * (window ?? .max / 2)) * headCount * headDim)
             bytes += 4 * Double((span.queryCount + span.keyCount) * 2 * headCount * headDim)
         }
         return OperationCost(flop: flop, bytes: bytes)
@@ -144,6 +173,9 @@ package struct CausalAttention {
                 let keys = min(side, count - firstKey)
                 let keyRows = span.firstKey + firstKey..<span.firstKey + firstKey + keys
                 for firstQuery in stride(from: firstKey, to: count, by: side) {
+                    // Keys that no query of the block sees, nor of those behind it.
+                    if firstQuery - (firstKey + keys - 1) >= window ?? .max { break }
+                    let firstSeen = max(0, firstQuery + 1 - (window ?? .max)) / side * side
                     let queries = min(side, count - firstQuery)
                     let queryRows = span.firstQuery + firstQuery..<span.firstQuery + firstQuery + queries
                     let p = DenseBlock(squares, stride: side, rows: keys, columns: queries)
@@ -152,14 +184,20 @@ package struct CausalAttention {
                     let kBlock = keyBlock(k, keyRows, head)
                     pool.multiply(kBlock, byTransposed: qBlock, into: p, scratch)
                     pool.multiply(keyBlock(v, keyRows, head), byTransposed: dOBlock, into: ds, scratch)
-                    kernels.softmax_backward(
-                        p.base, ds.base, side, keys, queries, lse + firstQuery, delta + firstQuery, scale,
-                        firstQuery - firstKey)
+                    if window == nil && cap == nil {
+                        kernels.softmax_backward(
+                            p.base, ds.base, side, keys, queries, lse + firstQuery, delta + firstQuery, scale,
+                            firstQuery - firstKey)
+                    } else {
+                        kernels.softmax_backward_limited(
+                            p.base, ds.base, side, keys, queries, lse + firstQuery, delta + firstQuery, scale,
+                            firstQuery - firstKey, window ?? .max, cap ?? 0)
+                    }
                     let toKeys: Accumulation = firstQuery == firstKey ? .overwrite : .add
                     pool.multiply(p, by: dOBlock, into: block(headDV, keyRows, head), toKeys, scratch)
                     pool.multiply(ds, by: qBlock, into: block(headDK, keyRows, head), toKeys, scratch)
                     pool.multiply(
-                        transposed: ds, by: kBlock, into: block(dQ, queryRows, head), firstKey == 0 ? .overwrite : .add,
+                        transposed: ds, by: kBlock, into: block(dQ, queryRows, head), firstKey == firstSeen ? .overwrite : .add,
                         scratch)
                 }
             }

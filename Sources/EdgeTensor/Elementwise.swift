@@ -11,6 +11,27 @@ package func addScaled(_ x: Tensor, scale: Float = 1, to y: Tensor, on pool: Wor
     }
 }
 
+/// Every row of y += x: a bias.
+///
+/// - Parameters:
+///   - x: `[columns]`.
+///   - y: `[tokens, columns]`.
+package func addRows(_ x: UnsafePointer<Float>, to y: Tensor, on pool: WorkerPool) {
+    let kernel = pool.kernels.raw.add_rows!
+    pool.run(rowPieces(y.rows), as: .elementwise, .pass(y.count, streams: 2, flopEach: 1)) { piece, _ in
+        let first = piece * elementwiseRows
+        kernel(x, y.row(first), y.columns, min(elementwiseRows, y.rows - first), y.columns)
+    }
+}
+
+/// x · scale, in place.
+package func multiply(_ x: Tensor, by scale: Float, on pool: WorkerPool) {
+    pool.run(rowPieces(x.rows), as: .elementwise, .pass(x.count, streams: 2, flopEach: 1)) { piece, _ in
+        let first = piece * elementwiseRows
+        pool.kernels.scale(x.row(first), count: min(elementwiseRows, x.rows - first) * x.columns, by: scale)
+    }
+}
+
 /// y = dropout(x): elements are zero with `probability`, the others grow by 1 / (1 - probability). `x` and `y` may be
 /// the same. The mask of a sample is a function of its key and the element's index within the sample, so the backward (and
 /// a recomputation) gets it again by the same call, whatever else is in the batch.

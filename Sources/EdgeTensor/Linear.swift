@@ -193,23 +193,25 @@ package func projectDown(_ x: Tensor, _ factors: [(a: Tensor, z: Tensor)], scale
 
 /// dz = scale · dy · B for every adapter.
 ///
-/// - Parameter factors: dy `[tokens, outFeatures]`, B `[outFeatures, rank]` and dz `[tokens, rank]` of each.
+/// - Parameter factors: dz `[tokens, rank]` of each, and its parts: dy `[tokens, outFeatures]` and B `[outFeatures, rank]`.
 package func projectDownBackward(
-    _ factors: [(dy: Tensor, b: Tensor, dz: Tensor)], scale: Float, on pool: WorkerPool
+    _ factors: [(parts: [(dy: Tensor, b: Tensor)], dz: Tensor)], scale: Float, on pool: WorkerPool
 ) {
-    let rows = factors[0].dy.rows
+    let rows = factors[0].dz.rows
     let chunks = (rows + narrowTokens - 1) / narrowTokens
-    let cost = factors.map {
+    let cost = factors.flatMap(\.parts).map {
         OperationCost(flop: 2 * Double($0.dy.count) * Double($0.b.columns), bytes: 4 * Double($0.dy.count))
     }
     pool.perform(.adapterProduct, cost.sum) {
         pool.run(chunks * factors.count) { piece, scratch in
-            let (dy, b, dz) = factors[piece / chunks]
+            let (parts, dz) = factors[piece / chunks]
             let first = piece % chunks * narrowTokens
             let tokens = first..<min(first + narrowTokens, rows)
-            pool.productSlices(
-                edge_product_backward, QuantizedMatrix(b).raw, LeftOperand(dy).from(first), tokens.count,
-                into: dz.row(first), dz.columns, columns: b.columns, .overwrite, scratch)
+            for (index, part) in parts.enumerated() {
+                pool.productSlices(
+                    edge_product_backward, QuantizedMatrix(part.b).raw, LeftOperand(part.dy).from(first), tokens.count,
+                    into: dz.row(first), dz.columns, columns: part.b.columns, index == 0 ? .overwrite : .add, scratch)
+            }
             pool.kernels.scale(dz.row(first), count: tokens.count * dz.columns, by: scale)
         }
     }

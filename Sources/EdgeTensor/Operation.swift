@@ -2,7 +2,7 @@
 
 package enum Operation: String, CaseIterable, Sendable {
     case frozenProduct, headProduct, adapterProduct, adapterGradient, attention, attentionBackward, rounding
-    case norm, rotary, activation, loss, elementwise
+    case norm, rotary, activation, loss, elementwise, optimizer
 }
 
 /// Work of one operation.

@@ -47,11 +47,15 @@ package struct QuantizedMatrix {
     }
     package var rowBytes: Int { raw.row_bytes }
     package var blocks: UnsafeRawPointer { raw.blocks }
-    /// The same matrix, copied to elsewhere. Not for NF4, whose scales lie apart.
-    package func moved(to blocks: UnsafeRawPointer) -> QuantizedMatrix {
-        precondition(format != .nf4)
-        return QuantizedMatrix(blocks, format: format, outFeatures: outFeatures, inFeatures: inFeatures)
+    /// The same matrix, its blocks and scales being where `place` says.
+    package func moved(_ place: (UnsafeRawPointer) -> UnsafeRawPointer) -> QuantizedMatrix {
+        var moved = raw
+        moved.blocks = place(raw.blocks)
+        moved.absmax_codes = raw.absmax_codes.map { place($0).assumingMemoryBound(to: UInt8.self) }
+        moved.nested_absmax = raw.nested_absmax.map { place($0).assumingMemoryBound(to: Float.self) }
+        return QuantizedMatrix(moved)
     }
+    private init(_ raw: edge_matrix) { self.raw = raw }
     /// Some of the rows. Not for NF4, whose scales are counted from the first block of the matrix.
     package func rows(_ range: Range<Int>) -> QuantizedMatrix {
         precondition(format != .nf4 && range.lowerBound >= 0 && range.upperBound <= outFeatures)

@@ -48,29 +48,45 @@ package struct AdamW {
     ///   - gradientScale: what gradients are multiplied by first.
     package func update(
         slots: Range<Int>, parameters: UnsafeMutablePointer<Float>, gradients: UnsafePointer<Float>,
-        gradientScale: Double, step: Int, learningRate: Double, _ spec: TrainingSpec, kernels: KernelSet
+        gradientScale: Double, step: Int, learningRate: Double, _ spec: TrainingSpec, on pool: WorkerPool
     ) {
-        let group = matrices[2 * slots.lowerBound..<2 * slots.upperBound]
-        guard let first = group.first?.elements.lowerBound else { return }
-        var settings = edge_adamw(
+        let settings = edge_adamw(
             decay: Float(1 - learningRate * Double(spec.weightDecay)),
             step: Float(learningRate / (1 - pow(spec.beta1, Double(step + 1)))),
             root_correction2: Float((1 - pow(spec.beta2, Double(step + 1))).squareRoot()),
             beta1: Float(spec.beta1), rate1: Float(1 - spec.beta1), beta2: Float(spec.beta2), rate2: Float(1 - spec.beta2),
             epsilon: spec.adamEpsilon, gradient_scale: Float(gradientScale))
-        for matrix in group {
+        update(slots: slots, parameters: parameters, gradients: gradients, settings, on: pool)
+    }
+
+    func update(
+        slots: Range<Int>, parameters: UnsafeMutablePointer<Float>, gradients: UnsafePointer<Float>, _ settings: edge_adamw,
+        on pool: WorkerPool
+    ) {
+        let group = matrices[2 * slots.lowerBound..<2 * slots.upperBound]
+        guard let first = group.first?.elements.lowerBound else { return }
+        // Matrices are independent of each other: as many threads as there are, the same bits.
+        let count = group.reduce(0) { $0 + $1.elements.count }
+        pool.run(group.count, as: .optimizer, Self.cost(count, kind)) { piece, _ in
+            let matrix = group[group.startIndex + piece]
             update(
                 matrix, parameters + matrix.elements.lowerBound, gradients + (matrix.elements.lowerBound - first),
-                &settings, kernels)
+                settings, pool.kernels)
         }
+    }
+
+    /// Parameter, gradient and moments are read, all but the gradient are written.
+    private static func cost(_ count: Int, _ kind: OptimizerState) -> OperationCost {
+        OperationCost(flop: Double(16 * count), bytes: Double(12 * count + 2 * kind.bytes(count: count).bytes))
     }
 
     private func update(
         _ matrix: Matrix, _ parameters: UnsafeMutablePointer<Float>, _ gradients: UnsafePointer<Float>,
-        _ settings: inout edge_adamw, _ kernels: KernelSet
+        _ settings: edge_adamw, _ kernels: KernelSet
     ) {
         let moments = state.baseAddress! + matrix.offset
         let count = matrix.elements.count
+        var settings = settings
         switch matrix.stored {
         case .f32:
             let moment1 = moments.assumingMemoryBound(to: Float.self)

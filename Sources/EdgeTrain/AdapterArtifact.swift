@@ -58,6 +58,7 @@ package enum AdapterError: Error, Equatable, Sendable {
     case badRowOrder(module: String)
     /// rsLoRA with several ranks: a GGUF adapter has one alpha.
     case mixedRanks([Int])
+    case badMetadata(key: String, found: String, expected: String)
 }
 
 extension AdapterError: CustomStringConvertible {
@@ -87,6 +88,7 @@ extension AdapterError: CustomStringConvertible {
         case .badRowOrder(let module): "the row order of \(module) is not a permutation of its rows"
         case .mixedRanks(let ranks):
             "rank-stabilized scaling with ranks \(ranks) does not fit a GGUF adapter's one alpha"
+        case .badMetadata(let key, let found, let expected): "\(key) of the GGUF adapter is \(found), not \(expected)"
         }
     }
 }
@@ -134,10 +136,22 @@ package struct AdapterArtifact: Equatable, Sendable {
     ///
     /// - Throws: `AdapterError`, `FileError`, `JSONTextError`, `LZ4FrameError`, `SafetensorsError`.
     package static func open(directory: String) throws -> AdapterArtifact {
-        let config = try AdapterConfig(json: ByteRegion.map(path: directory + "/" + configName))
-        let file = try SafetensorsFile(tensorFile(of: directory))
+        try open(config: ByteRegion.map(path: directory + "/" + configName), plain: tensorFile(of: directory))
+    }
+
+    /// The same of two files, whatever they are called.
+    ///
+    /// - Parameter tensors: safetensors, as they are or in an LZ4 frame.
+    package static func open(config: ByteRegion, tensors: ByteRegion) throws -> AdapterArtifact {
+        let isFramed = tensors.withBytes { LZ4Frame.hasMagic($0) }
+        return try open(config: config, plain: isFramed ? unframed(tensors) : tensors)
+    }
+
+    private static func open(config: ByteRegion, plain: ByteRegion) throws -> AdapterArtifact {
+        let file = try SafetensorsFile(plain)
         return AdapterArtifact(
-            config: config, provenance: file.metadata.filter { $0.key != "format" }, tensors: try read(file))
+            config: try AdapterConfig(json: config), provenance: file.metadata.filter { $0.key != "format" },
+            tensors: try read(file))
     }
 
     /// The plain `adapter_model.safetensors`, byte for byte as framed.
@@ -156,25 +170,6 @@ package struct AdapterArtifact: Equatable, Sendable {
             try staging.write(configName) { try config.withBytes($0.write) }
             try staging.write(plainName) { try region.withBytes($0.write) }
         }
-    }
-
-    /// A llama.cpp adapter. `target` gives a module's tensor in the base GGUF and the order of its rows there.
-    package static func exportGGUF(
-        _ directory: String, architecture: String, to path: String,
-        target: (_ modulePath: String) -> (ggufName: String, rowOrder: [Int]?)?
-    ) throws {
-        let artifact = try open(directory: directory)
-        let tensors = try artifact.tensors.map { tensors in
-            guard let found = target(tensors.modulePath) else {
-                throw AdapterError.noGGUFName(module: tensors.modulePath)
-            }
-            var named = tensors
-            named.ggufName = found.ggufName
-            named.ggufRowOrder = found.rowOrder
-            return named
-        }
-        let file = try gguf(tensors, artifact.config, architecture: architecture)
-        try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
     }
 }
 
@@ -229,42 +224,6 @@ extension AdapterArtifact {
         }
         guard read.finalize() == digest else { throw AdapterError.readBackDiffers(tensor: framedName) }
     }
-
-    /// llama.cpp src/llama-adapter.cpp: `ne` of A is [in, r], of B [r, out], which is PEFT's row-major layout.
-    private static func gguf(
-        _ tensors: [LoRATensors], _ config: AdapterConfig, architecture: String
-    ) throws -> GGUFWriter {
-        var file = GGUFWriter()
-        try file.add("general.type", .string("adapter"))
-        try file.add("general.architecture", .string(architecture))
-        try file.add("adapter.type", .string("lora"))
-        try file.add("adapter.lora.alpha", .float32(Float(try ggufAlpha(tensors, config))))
-        for each in tensors {
-            guard let name = each.ggufName else { throw AdapterError.noGGUFName(module: each.modulePath) }
-            try file.addTensor(
-                name + ".lora_a", shape: [each.rank, each.inFeatures], type: .f32, body: .floats(each.loraA))
-            try file.addTensor(
-                name + ".lora_b", shape: [each.outFeatures, each.rank], type: .f32,
-                body: .floats(rowsInGGUFOrder(each)))
-        }
-        return file
-    }
-
-    /// llama.cpp scales by alpha/r, whatever the adapter was trained with.
-    private static func ggufAlpha(_ tensors: [LoRATensors], _ config: AdapterConfig) throws(AdapterError) -> Double {
-        guard config.usesRankStabilizedScaling else { return config.loraAlpha }
-        let ranks = Set(tensors.map(\.rank)).sorted()
-        guard let rank = ranks.first, ranks.count == 1 else { throw .mixedRanks(ranks) }
-        return config.loraAlpha * Double(rank).squareRoot()
-    }
-
-    private static func rowsInGGUFOrder(_ tensors: LoRATensors) throws(AdapterError) -> [Float] {
-        guard let order = tensors.ggufRowOrder else { return tensors.loraB }
-        guard order.count == tensors.outFeatures, Set(order).count == order.count,
-            order.allSatisfy((0..<tensors.outFeatures).contains)
-        else { throw .badRowOrder(module: tensors.modulePath) }
-        return order.flatMap { tensors.loraB[$0 * tensors.rank..<($0 + 1) * tensors.rank] }
-    }
 }
 
 // Reading.
@@ -282,10 +241,13 @@ extension AdapterArtifact {
         case (.some, .some): throw AdapterError.ambiguousTensorFiles(directory: directory)
         case (nil, nil): throw AdapterError.noTensorFile(directory: directory)
         case (nil, .some(let plain)): return plain
-        case (.some(let framed), nil):
-            let content = try framed.withBytes { try LZ4Frame.decompress($0, limitBytes: tensorFileLimitBytes) }
-            return ByteRegion.copy(of: content)
+        case (.some(let framed), nil): return try unframed(framed)
         }
+    }
+
+    private static func unframed(_ framed: ByteRegion) throws -> ByteRegion {
+        let content = try framed.withBytes { try LZ4Frame.decompress($0, limitBytes: tensorFileLimitBytes) }
+        return ByteRegion.copy(of: content)
     }
 
     private static func mapIfThere(_ path: String) throws(FileError) -> ByteRegion? {

@@ -20,36 +20,37 @@ package enum AdapterMismatch: Error, Equatable, CustomStringConvertible {
 
 extension AdapterSet {
     /// A copy of every module's matrices, in the layers' order.
-    package func tensors(_ architecture: Architecture, _ model: DecoderSpec) -> [LoRATensors] {
+    package func tensors(_ model: DecoderSpec) -> [LoRATensors] {
         slots.map { slot in
             let (a, b) = (loraA(slot), loraB(slot))
-            let order = architecture.rowOrder(slot.id.module, model)
+            let order = model.rowOrder(slot.id.module)
             var rows = [Float](repeating: 0, count: b.count)
             for row in 0..<b.rows {
                 let place = (order?[row] ?? row) * b.columns
                 for column in 0..<b.columns { rows[place + column] = b.row(row)[column] }
             }
             return LoRATensors(
-                modulePath: slot.id.path, ggufName: slot.id.ggufName, rank: spec.rank, inFeatures: slot.inFeatures,
+                modulePath: slot.id.path(model), ggufName: slot.id.ggufName(model), rank: spec.rank, inFeatures: slot.inFeatures,
                 outFeatures: slot.outFeatures, loraA: Array(UnsafeBufferPointer(start: a.base, count: a.count)),
-                loraB: rows, ggufRowOrder: order)
+                loraB: rows, ggufRowOrder: model.ggufRowOrder(slot.id.module))
         }
     }
 
     /// Fills every module from `tensors`; each must be there, once, with the base model's shape.
-    package func load(_ tensors: [LoRATensors], _ architecture: Architecture, _ model: DecoderSpec) throws {
+    package func load(_ tensors: [LoRATensors], _ model: DecoderSpec) throws {
         let byPath = Dictionary(tensors.map { ($0.modulePath, $0) }, uniquingKeysWith: { first, _ in first })
         for slot in slots {
-            guard let tensor = byPath[slot.id.path] else { throw AdapterMismatch.missingModule(slot.id.path) }
+            let path = slot.id.path(model)
+            guard let tensor = byPath[path] else { throw AdapterMismatch.missingModule(path) }
             let expected = [spec.rank, slot.inFeatures, slot.outFeatures]
             guard [tensor.rank, tensor.inFeatures, tensor.outFeatures] == expected else {
                 throw AdapterMismatch.wrongShape(
-                    module: slot.id.path, found: [tensor.rank, tensor.inFeatures, tensor.outFeatures],
+                    module: path, found: [tensor.rank, tensor.inFeatures, tensor.outFeatures],
                     expected: expected)
             }
             let (a, b) = (loraA(slot), loraB(slot))
             for i in 0..<a.count { a.base[i] = tensor.loraA[i] }
-            let order = architecture.rowOrder(slot.id.module, model)
+            let order = model.rowOrder(slot.id.module)
             for row in 0..<b.rows {
                 let place = (order?[row] ?? row) * b.columns
                 for column in 0..<b.columns { b.row(row)[column] = tensor.loraB[place + column] }
@@ -62,8 +63,8 @@ extension ModuleID {
     /// The module that `path` names in a model of this shape.
     package init(path: String, in spec: DecoderSpec) throws {
         for layer in 0..<spec.layerCount where path.hasPrefix("model.layers.\(layer).") {
-            for module in LinearModule.allCases where ModuleID(layer: layer, module: module).path == path {
-                self.init(layer: layer, module: module)
+            for linear in spec.linears where path == "model.layers.\(layer).\(linear.path)" {
+                self.init(layer: layer, module: linear.leader)
                 return
             }
         }

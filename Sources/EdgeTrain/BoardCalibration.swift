@@ -1,4 +1,5 @@
 // Measures a board for `Calibration`: one operation of each kind on made-up numbers, a second or two in all.
+import CEdgeKernels
 import EdgeFormats
 import EdgeModel
 import EdgeTensor
@@ -90,15 +91,28 @@ extension Calibration {
         }
 
         let activated = arena.tensor(tokens, features)
-        let elements = time { swiglu(gate: x, up: y, into: activated, on: pool) }
+        let elements = time { activate(.swiglu, gate: x, up: y, into: activated, on: pool) }
+        // As many matrices as have work for every thread.
+        let matrices = (0..<8).map { $0 * rank * features..<($0 + 1) * rank * features }
+        let settings = edge_adamw(
+            decay: 1, step: 1e-4, root_correction2: 1, beta1: 0.9, rate1: 0.1, beta2: 0.999, rate2: 0.001, epsilon: 1e-8,
+            gradient_scale: 1)
+        func update(_ kind: OptimizerState) -> Double {
+            let optimizer = AdamW(matrices, kind, arena: arena)
+            let seconds = time {
+                optimizer.update(
+                    slots: 0..<matrices.count / 2, parameters: activated.base, gradients: x.base, settings, on: pool)
+            }
+            return seconds / Double(matrices.count * rank * features)
+        }
         let disk = try directory.map { try measureDisk($0, arena, seconds: seconds) }
         return Calibration(
             kernelSet: kernels.name, compute: compute.rawValue, threads: threads,
             narrow: narrow, wide: wide,
             perAdapterMultiplyAdd: adapter / Double(2 * rank * features * tokens),
-            perAttentionMultiplyAdd: attention / Double(7 * tokens * tokens / 2 * width),
-            perElement: elements / Double(tokens * features), perCopiedByte: disk?.copied ?? nominal.perCopiedByte,
-            perDiskByte: disk?.read)
+            perAttentionMultiplyAdd: attention / (7 * Double(tokens) * CausalAttention.meanKeys(Double(tokens)) * Double(width)),
+            perElement: elements / Double(tokens * features), perParameter: update(.f32), perParameter8Bit: update(.eightBit),
+            perCopiedByte: disk?.copied ?? nominal.perCopiedByte, perDiskByte: disk?.read)
     }
 
     /// Seconds per byte: of copying what is cached, and of reading what is not.

@@ -33,7 +33,7 @@ package final class Generator {
     private let model: BaseModel
     private let adapters: AdapterSet?
     private let pool: WorkerPool
-    private let rotary: RotaryEmbedding
+    private let rotaries: [RotaryEmbedding]
     private let arena: Arena
     private let context: Int
     private let keys: [Tensor], values: [Tensor]
@@ -41,7 +41,7 @@ package final class Generator {
     private let workspace: LayerWorkspace
     private let hidden: (Tensor, Tensor)
     private let lastNormed: Tensor
-    private let inverseRMS: UnsafeMutablePointer<Float>
+    private let inverseNorm: UnsafeMutablePointer<Float>
     private let logits: Tensor
     private let tokens: UnsafeMutablePointer<Int32>
     private let positions: UnsafeMutablePointer<Int32>
@@ -62,7 +62,7 @@ package final class Generator {
             + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, context: context))
-            + RotaryEmbedding.bytes(positions: context, headDim: spec.headDim)
+            + RotaryEmbedding.bytes(positions: context, spec)
     }
 
     private static func scratchFloats(_ spec: DecoderSpec, context: Int) -> Int {
@@ -85,8 +85,7 @@ package final class Generator {
         pool = WorkerPool(
             kernels: kernels, threadCount: threads, scratchFloats: Self.scratchFloats(spec, context: context),
             arena: arena)
-        rotary = RotaryEmbedding(
-            positions: context, headDim: spec.headDim, theta: spec.ropeTheta, pairing: spec.rotaryPairing, arena: arena)
+        rotaries = RotaryEmbedding.tables(positions: context, spec, arena: arena)
         if let adapter {
             let count = AdapterSet.layout(adapter.modules, rank: adapter.lora.rank, of: spec).count
             let set = AdapterSet(
@@ -106,7 +105,7 @@ package final class Generator {
             tokens: Self.promptChunk, mlpTokens: Self.promptChunk, spec, .forwardOnly, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
         lastNormed = arena.tensor(1, spec.hiddenSize)
-        inverseRMS = arena.floats(1)
+        inverseNorm = arena.floats(1)
         logits = arena.tensor(1, spec.vocabularySize)
         tokens = arena.integers(Self.promptChunk)
         positions = arena.integers(Self.promptChunk)
@@ -144,13 +143,14 @@ package final class Generator {
         let spec = model.spec
         for (offset, token) in new.enumerated() {
             tokens[offset] = token
-            positions[offset] = Int32(past + offset)
+            positions[offset] = rotaries.row(position: past + offset, length: context)
         }
         var (input, output) = (hidden.0.prefix(new.count), hidden.1.prefix(new.count))
         decodeRows(model.embedding, tokens, into: input, on: pool)
+        if spec.embeddingScale != 1 { multiply(input, by: spec.embeddingScale, on: pool) }
         for index in 0..<spec.layerCount {
             DecoderLayer(
-                index: index, spec: spec, weights: model.layers[index], adapters: adapters, rotary: rotary,
+                index: index, spec: spec, weights: model.layers[index], adapters: adapters, rotaries: rotaries,
                 dropped: nil, masks: nil, rounding: .unrounded, smoothing: .none, pool: pool
             ).forwardCached(
                 input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
@@ -158,10 +158,10 @@ package final class Generator {
             swap(&input, &output)
         }
         let last = Tensor(input.row(new.count - 1), rows: 1, columns: spec.hiddenSize)
-        rmsNorm(
-            last, weight: model.outputNorm, epsilon: spec.rmsNormEpsilon, into: lastNormed, inverseRMS: inverseRMS,
-            on: pool)
+        normalize(last, model.outputNorm, into: lastNormed, inverse: inverseNorm, on: pool)
+        if spec.logitScale != 1 { multiply(lastNormed, by: spec.logitScale, on: pool) }
         linearVector(lastNormed, model.head, into: logits, on: pool)
+        if let cap = spec.logitCap { softCap(logits, cap, on: pool) }
     }
 
     private func choose(_ settings: GenerationSettings, _ random: RandomSource, _ index: Int) -> TokenID {

@@ -74,6 +74,8 @@ package struct MemoryModel {
     package let modules: [ModuleID]
     package let weights: WeightParts
     package let process: ProcessMemory
+    /// Of the adapters, with the padding between their matrices.
+    package let parameterCount: Int
     package let adapters: ByteCount
     /// Gradients of the layer that has most.
     private let largestLayer: ByteCount
@@ -91,6 +93,7 @@ package struct MemoryModel {
         self.process = process
         // Walked once: a planner asks for hundreds of peaks.
         let (slots, count) = AdapterSet.layout(modules, rank: lora.rank, of: spec)
+        parameterCount = count
         adapters = .floats(count)
         largestLayer = .floats(AdapterSet.gradientCount(modules, rank: lora.rank, of: spec, .oneLayer))
         let matrices = AdapterSet.matrices(of: slots, rank: lora.rank)
@@ -180,7 +183,7 @@ package struct MemoryModel {
 
     package func scratch(_ shape: StepShape) -> ByteCount {
         WorkerPool.scratchBytes(threads: shape.threads, scratchFloats: scratchFloats(shape))
-            + RotaryEmbedding.bytes(positions: shape.longestSample, headDim: spec.headDim)
+            + RotaryEmbedding.bytes(positions: shape.longestSample, spec)
             + ByteCount(4 * ByteCount.floats(shape.tokens).bytes) + .wholeLines(weights.embeddingRowBytes)
     }
 

@@ -26,6 +26,9 @@ package struct Calibration: Codable, Equatable, Sendable {
     package var perAttentionMultiplyAdd: Double
     /// Of an activation's value; norms, rotations and losses are counted in these.
     package var perElement: Double
+    /// Of AdamW, by how its moments are stored.
+    package var perParameter: Double
+    package var perParameter8Bit: Double
     /// Of copying bytes that are in the page cache.
     package var perCopiedByte: Double
     /// Of reading bytes that are not; nil when it could not be measured.
@@ -35,8 +38,8 @@ package struct Calibration: Codable, Equatable, Sendable {
 
     package init(
         kernelSet: String, compute: String, threads: Int, narrow: ProductCost, wide: ProductCost,
-        perAdapterMultiplyAdd: Double, perAttentionMultiplyAdd: Double, perElement: Double, perCopiedByte: Double,
-        perDiskByte: Double?
+        perAdapterMultiplyAdd: Double, perAttentionMultiplyAdd: Double, perElement: Double, perParameter: Double,
+        perParameter8Bit: Double, perCopiedByte: Double, perDiskByte: Double?
     ) {
         self.kernelSet = kernelSet
         self.compute = compute
@@ -46,6 +49,8 @@ package struct Calibration: Codable, Equatable, Sendable {
         self.perAdapterMultiplyAdd = perAdapterMultiplyAdd
         self.perAttentionMultiplyAdd = perAttentionMultiplyAdd
         self.perElement = perElement
+        self.perParameter = perParameter
+        self.perParameter8Bit = perParameter8Bit
         self.perCopiedByte = perCopiedByte
         self.perDiskByte = perDiskByte
     }
@@ -54,7 +59,7 @@ package struct Calibration: Codable, Equatable, Sendable {
     package static let nominal = Calibration(
         kernelSet: "", compute: "", threads: 1, narrow: ProductCost(perWeight: 60e-12, perWeightAndToken: 5e-12),
         wide: ProductCost(perWeight: 60e-12, perWeightAndToken: 4e-12), perAdapterMultiplyAdd: 8e-12,
-        perAttentionMultiplyAdd: 7e-12, perElement: 0.3e-9, perCopiedByte: 0.15e-9, perDiskByte: 10e-9)
+        perAttentionMultiplyAdd: 7e-12, perElement: 0.3e-9, perParameter: 2e-9, perParameter8Bit: 10e-9, perCopiedByte: 0.15e-9, perDiskByte: 10e-9)
 }
 
 /// Work of one micro-batch.
@@ -99,9 +104,9 @@ package struct StepCost: Equatable, Sendable {
             // Forward, two gradients of its matrices, the gradient of its input; and again where it is computed again.
             adapterMultiplyAdds += size * tokens * (3 + (trained > 0 ? again / trained : 0))
         }
-        // Two products over half of the square in the forward, five in the backward.
-        attentionMultiplyAdds =
-            (2 * layers + 2 * again + 5 * trained) * tokens * sampleTokens / 2 * Double(spec.queryWidth)
+        // Two products in the forward, five in the backward.
+        let keys = spec.layerKinds.reduce(0) { $0 + CausalAttention.meanKeys(sampleTokens, window: $1.window) } / layers
+        attentionMultiplyAdds = (2 * layers + 2 * again + 5 * trained) * tokens * keys * Double(spec.queryWidth)
         // Norms and rotations of a layer take as long as so many activations; a backward, as two forwards.
         elements =
             tokens * Double(spec.intermediateSize + spec.hiddenSize) * (layers + again + 2 * trained)

@@ -41,8 +41,8 @@ package final class TrainStep {
     private let model: BaseModel
     package let adapters: AdapterSet
     private let shape: StepShape
-    private let pool: WorkerPool
-    private let rotary: RotaryEmbedding
+    package let pool: WorkerPool
+    private let rotaries: [RotaryEmbedding]
     private let rounding: RoundedRows
     private let weights: WeightStream
     private let checkpoints: LayerCheckpoints
@@ -66,7 +66,7 @@ package final class TrainStep {
     /// What the head needs for one chunk of loss tokens.
     private struct HeadMemory {
         let logits: Tensor, input: Tensor, normed: Tensor, dInput: Tensor
-        let inverseRMS: UnsafeMutablePointer<Float>
+        let inverseNorm: UnsafeMutablePointer<Float>
         let losses: UnsafeMutablePointer<Float>
 
         init(_ shape: StepShape, _ spec: DecoderSpec, arena: Arena) {
@@ -74,7 +74,7 @@ package final class TrainStep {
             input = arena.tensor(shape.lossChunk, spec.hiddenSize)
             normed = arena.tensor(shape.lossChunk, spec.hiddenSize)
             dInput = arena.tensor(shape.lossChunk, spec.hiddenSize)
-            inverseRMS = arena.floats(shape.lossChunk)
+            inverseNorm = arena.floats(shape.lossChunk)
             losses = arena.floats(shape.lossChunk)
         }
     }
@@ -99,9 +99,7 @@ package final class TrainStep {
             shape.gradients)
         pool = WorkerPool(
             kernels: kernels, threadCount: shape.threads, scratchFloats: memory.scratchFloats(shape), arena: arena)
-        rotary = RotaryEmbedding(
-            positions: shape.longestSample, headDim: spec.headDim, theta: spec.ropeTheta, pairing: spec.rotaryPairing,
-            arena: arena)
+        rotaries = RotaryEmbedding.tables(positions: shape.longestSample, spec, arena: arena)
         rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
         weights = WeightStream(model, shape.weights, arena: arena)
         checkpoints = try LayerCheckpoints(
@@ -154,11 +152,9 @@ package final class TrainStep {
         guard let headSmoothing else { return }
         let batch = load(MicroBatch([sample]))
         try forward(batch, .measuringSmoothing)
-        // The head's input: the layers are done with the workspace.
-        let normed = workspace.n1.prefix(batch.tokenCount)
-        rmsNorm(
-            checkpoints.input(of: model.spec.layerCount), weight: model.outputNorm, epsilon: model.spec.rmsNormEpsilon,
-            into: normed, inverseRMS: activations.inverseRMS1, on: pool)
+        // The head's input, where gradients will be.
+        let normed = dH.prefix(batch.tokenCount)
+        normalizeForHead(checkpoints.input(of: model.spec.layerCount), into: normed, inverse: activations.logSumExp.base)
         EdgeTensor.measureSmoothing(normed, into: headSmoothing, on: pool)
     }
 
@@ -190,7 +186,7 @@ package final class TrainStep {
                 dH: dH, batch, activations, keeps(index) ? .products : .input, workspace)
             try weights.use(.attention(index), next: isLowest ? .attention(0) : first(ofBackward: index - 1))
             let layer = layer(index, .training(masks))
-            if keeps(index) { layer.attentionInput(input, activations, workspace) }
+            if keeps(index) { layer.restoreAttention(input, batch, activations, workspace) }
             layer.attentionBackward(
                 dH: dH, input, batch, activations, workspace, isLowest ? .isFrozen : .needsGradient)
             if !adapters.layerRanges[index].isEmpty { try finished(index, loss) }
@@ -210,7 +206,9 @@ package final class TrainStep {
         for row in 0..<batch.tokenCount { lossRows[row] = Int32(row) }
         for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, batch.tokenCount - first)
-            body(first, try headLogits(first: first, rows: rows, .unrounded, after: .headSlice(0)))
+            let logits = try headLogits(first: first, rows: rows, .unrounded, after: .headSlice(0))
+            if let cap = model.spec.logitCap { softCap(logits, cap, on: pool) }
+            body(first, logits)
         }
     }
 
@@ -221,7 +219,11 @@ package final class TrainStep {
         let count = microBatch.tokens.count
         precondition(count <= shape.tokens, "\(count) tokens in a step planned for \(shape.tokens)")
         microBatch.tokens.withUnsafeBufferPointer { tokens.update(from: $0.baseAddress!, count: count) }
-        microBatch.positions.withUnsafeBufferPointer { positions.update(from: $0.baseAddress!, count: count) }
+        for span in microBatch.spans {
+            for token in span.firstQuery..<span.firstQuery + span.queryCount {
+                positions[token] = rotaries.row(position: Int(microBatch.positions[token]), length: span.queryCount)
+            }
+        }
         let losses = microBatch.lossRows.count
         if losses > 0 {
             microBatch.lossRows.withUnsafeBufferPointer { lossRows.update(from: $0.baseAddress!, count: losses) }
@@ -253,7 +255,7 @@ package final class TrainStep {
             smoothed = .measured(smoothing[index])
         }
         return DecoderLayer(
-            index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), adapters: adapters, rotary: rotary,
+            index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), adapters: adapters, rotaries: rotaries,
             dropped: dropped, masks: masks, rounding: rounding, smoothing: smoothed, pool: pool)
     }
 
@@ -282,6 +284,7 @@ package final class TrainStep {
 
     /// Rows of the embedding are read, not mapped, unless they are the head's and stay in any case.
     private func embed(into h: Tensor) throws {
+        defer { if model.spec.embeddingScale != 1 { multiply(h, by: model.spec.embeddingScale, on: pool) } }
         if shape.weights == .resident && model.isHeadTied {
             decodeRows(model.embedding, tokens, into: h, on: pool)
             return
@@ -299,14 +302,18 @@ package final class TrainStep {
         for row in 0..<rows {
             input.row(row).update(from: hidden.row(Int(lossRows[first + row])), count: hidden.columns)
         }
-        rmsNorm(
-            input, weight: model.outputNorm, epsilon: model.spec.rmsNormEpsilon, into: normed,
-            inverseRMS: head.inverseRMS, on: pool)
+        normalizeForHead(input, into: normed, inverse: head.inverseNorm)
         let x = rounding([normed], smoothing: headSmoothing.map { UnsafePointer($0) }, on: pool)[0]
         try forEachHeadSlice(then: next) { slice, rows in
             linear(x, [LinearOutput(weight: slice, adapter: nil, y: logits, column: rows.lowerBound)], as: .headProduct, on: pool)
         }
         return logits
+    }
+
+    /// A factor of the logits is one of what the head reads.
+    private func normalizeForHead(_ hidden: Tensor, into normed: Tensor, inverse: UnsafeMutablePointer<Float>) {
+        normalize(hidden, model.outputNorm, into: normed, inverse: inverse, on: pool)
+        if model.spec.logitScale != 1 { multiply(normed, by: model.spec.logitScale, on: pool) }
     }
 
     private func forEachHeadSlice(
@@ -336,7 +343,7 @@ package final class TrainStep {
                 }
             let logits = try headLogits(first: first, rows: rows, rounding, after: afterLogits)
             crossEntropy(
-                logits: logits, targets: targets + first, gradientScale: scale, losses: head.losses, addingTo: &loss,
+                logits: logits, targets: targets + first, gradientScale: scale, cap: model.spec.logitCap, losses: head.losses, addingTo: &loss,
                 on: pool)
             guard case .gradient = work else { continue }
             let dInput = head.dInput.prefix(rows)
@@ -347,10 +354,10 @@ package final class TrainStep {
                     [LinearGradient(dy: dLogits.columns(rows), weight: slice, adapter: nil)], into: dNormed,
                     rows.lowerBound == 0 ? .overwrite : .add, as: .headProduct, on: pool)
             }
-            dInput.clear()
-            rmsNormBackward(
-                dNormed, head.input.prefix(rows), weight: model.outputNorm, inverseRMS: head.inverseRMS,
-                addingTo: dInput, on: pool)
+            if model.spec.logitScale != 1 { multiply(dNormed, by: model.spec.logitScale, on: pool) }
+            normalizeBackward(
+                dNormed, head.input.prefix(rows), model.outputNorm, inverse: head.inverseNorm, into: dInput, .overwrite,
+                on: pool)
             // A row carries loss once, so this is a copy and not a sum.
             for row in 0..<rows {
                 dH.row(Int(lossRows[first + row])).update(from: dInput.row(row), count: dInput.columns)

@@ -203,7 +203,10 @@ private struct Planner {
         let cost = StepCost(
             memory, candidate.shape, tokens: tokens, lossTokens: tokens * lengths.meanLossShare,
             sampleTokens: lengths.meanSampleTokens)
-        return cost.seconds(limits.calibration ?? .nominal, weightsAreCached: limits.weightsAreCached) * stepTokens / tokens
+        let board = limits.calibration ?? .nominal
+        let perParameter = candidate.shape.optimizer == .eightBit ? board.perParameter8Bit : board.perParameter
+        return cost.seconds(board, weightsAreCached: limits.weightsAreCached) * stepTokens / tokens
+            + Double(memory.parameterCount) * perParameter
     }
 
     /// Nil when nothing fits.

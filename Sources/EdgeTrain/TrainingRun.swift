@@ -88,15 +88,19 @@ package final class TrainingRun {
     private let checkpoints: CheckpointStore
     private let emit: (TrainingEvent) -> Void
     private let direction: () -> RunDirection
+    /// Asked for once, when the run begins and is not resumed.
+    private let initial: (() throws -> InitialAdapter)?
     private var state = RunState()
 
     /// - Parameters:
     ///   - checkpoints: where resumable state is written and found.
+    ///   - initial: the adapter that a run begins from, read when it begins; nil: PEFT's start.
     ///   - spillDirectory: where layer inputs go when the plan has them in a file.
     ///   - direction: asked after every micro-batch.
     package init(
         model: BaseModel, memory: MemoryModel, spec: TrainingSpec, plan: TrainingPlan, dataset: Dataset,
-        kernels: KernelSet, checkpoints: CheckpointStore, spillDirectory: String, emit: @escaping (TrainingEvent) -> Void,
+        kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> InitialAdapter)? = nil, spillDirectory: String,
+        emit: @escaping (TrainingEvent) -> Void,
         direction: @escaping () -> RunDirection
     ) throws {
         self.model = model
@@ -106,6 +110,7 @@ package final class TrainingRun {
         self.checkpoints = checkpoints
         self.emit = emit
         self.direction = direction
+        self.initial = initial
         arena = try Arena(capacity: memory.arena(plan.shape))
         step = try TrainStep(
             model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: arena,
@@ -152,7 +157,11 @@ package final class TrainingRun {
             state = found
             emit(.log("resumed after step \(state.step)"))
         } else {
-            adapters.initialize(seed: spec.seed)
+            if let initial {
+                try adapters.load(try initial().tensors, model.spec)
+            } else {
+                adapters.initialize(seed: spec.seed)
+            }
             if !dataset.heldOut.isEmpty {
                 let evaluation = try measure()
                 state.evaluations.append(evaluation)
@@ -225,7 +234,7 @@ package final class TrainingRun {
         optimizer.update(
             slots: slots, parameters: adapters.parameters, gradients: gradients,
             gradientScale: AdamW.clipping(norm: squares.squareRoot(), spec), step: state.step,
-            learningRate: spec.learningRate(step: state.step, of: order.totalSteps), spec, kernels: step.kernels)
+            learningRate: spec.learningRate(step: state.step, of: order.totalSteps), spec, on: step.pool)
         return squares
     }
 
@@ -279,7 +288,7 @@ package final class TrainingRun {
     package func takeTensors() -> [LoRATensors] {
         model.releaseResidentWeights()
         arena.discard(after: adapters.parameters + adapters.parameterCount)
-        return adapters.tensors(model.architecture, model.spec)
+        return adapters.tensors(model.spec)
     }
 
     /// Leaves the adapter to publish in `adapters`.

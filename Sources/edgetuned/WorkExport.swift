@@ -11,10 +11,10 @@ func export(_ order: WorkOrder.ExportOrder) throws -> String {
     case .gguf:
         let model = try BaseModel.open(path: order.modelPath)
         try AdapterArtifact.exportGGUF(
-            order.adapterDirectory, architecture: model.spec.architecture, to: order.outputPath
+            order.adapterDirectory, architecture: model.spec.ggufArchitecture, to: order.outputPath
         ) { path in
             guard let id = try? ModuleID(path: path, in: model.spec) else { return nil }
-            return (id.ggufName, model.architecture.rowOrder(id.module, model.spec))
+            return (id.ggufName(model.spec), model.spec.ggufRowOrder(id.module))
         }
     }
     return order.outputPath

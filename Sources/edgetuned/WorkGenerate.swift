@@ -76,5 +76,5 @@ private func loadedAdapter(
     let lora = LoRASpec(
         rank: rank, alpha: Float(artifact.config.scaling(rank: rank)) * Float(rank), dropout: 0, targets: .allLinear,
         layers: nil)
-    return (lora, modules, { try $0.load(artifact.tensors, model.architecture, model.spec) })
+    return (lora, modules, { try $0.load(artifact.tensors, model.spec) })
 }

@@ -10,7 +10,7 @@ func modelReport(_ path: String) throws -> ModelReport {
         architecture: model.spec.architecture, title: model.file.metadata["general.name"]?.string,
         layers: model.spec.layerCount, hiddenSize: model.spec.hiddenSize, vocabulary: model.spec.vocabularySize,
         contextLength: model.spec.contextLength, parameters: model.parameterCount, quantisation: model.quantisation,
-        fileBytes: UInt64(model.file.fileBytes), targetModules: LinearModule.allCases.map(\.name))
+        fileBytes: UInt64(model.file.fileBytes), targetModules: model.spec.linears.map(\.name))
 }
 
 func datasetReport(_ path: String) throws -> DatasetReport {

@@ -58,7 +58,7 @@ struct WorkTraining {
             pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
             peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text),
             precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.modules.reduce(0) {
-                $0 + spec.lora.rank * ($1.module.inFeatures(model.spec) + $1.module.outFeatures(model.spec))
+                $0 + spec.lora.rank * ($1.inFeatures(model.spec) + $1.outFeatures(model.spec))
             },
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
@@ -159,7 +159,7 @@ struct WorkTraining {
             to: order.directory + "/adapter", tensors: tensors,
             config: AdapterConfig(
                 rank: spec.lora.rank, loraAlpha: Double(spec.lora.alpha), loraDropout: Double(spec.lora.dropout),
-                targetModules: Array(Set(memory.modules.map(\.module.name))),
+                targetModules: Array(Set(memory.modules.map { model.spec.linear(doing: $0.module).name })),
                 layersToTransform: spec.lora.layers, baseModelNameOrPath: order.request.baseModel),
             provenance: [
                 "base_fingerprint": order.modelDigest, "base_quantisation": model.quantisation,

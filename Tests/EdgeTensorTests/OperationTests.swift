@@ -9,26 +9,39 @@ struct OperationTests {
             kernels: set, threadCount: 2, scratchFloats: CausalAttention.scratchFloats(longest: longest), arena: arena)
     }
 
-    @Test("rmsNorm's backward is its derivative")
-    func rmsNormDerivative() throws {
+    @Test("a norm's backward is its derivative, over whole rows and over heads, added or in the place of what comes in",
+        arguments: [NormKind.rootMeanSquare(weightOffset: 0), .rootMeanSquare(weightOffset: 1), .layer], [37, 111])
+    func normDerivative(_ kind: NormKind, _ width: Int) throws {
         let arena = try testArena()
         let pool = Self.pool(arena)
         var random = Values(seed: 1)
-        let x = arena.tensor(5, 37), w = arena.tensor(1, 37), y = arena.tensor(5, 37), dy = arena.tensor(5, 37)
-        let dx = arena.tensor(5, 37), inverse = arena.floats(5)
-        for t in [x, w, dy] { random.fill(t) }
-        func forward() { rmsNorm(x, weight: w.base, epsilon: 1e-5, into: y, inverseRMS: inverse, on: pool) }
+        let x = arena.tensor(5, 111), w = arena.tensor(1, width), b = arena.tensor(1, width), y = arena.tensor(5, 111)
+        let dy = arena.tensor(5, 111), dx = arena.tensor(5, 111), inverse = arena.floats(15)
+        for t in [x, w, b, dy] { random.fill(t) }
+        let norm = Norm(
+            kind, epsilon: 1e-5, width: width, weight: UnsafePointer(w.base),
+            bias: kind == .layer ? UnsafePointer(b.base) : nil)
+        func forward() { normalize(x, norm, into: y, inverse: inverse, on: pool) }
         forward()
-        rmsNormBackward(dy, x, weight: w.base, inverseRMS: inverse, addingTo: dx, on: pool)
-        let error = finiteDifferenceError(x, gradient: dx, step: 1e-3) {
+        normalizeBackward(dy, x, norm, inverse: inverse, into: dx, .add, on: pool)
+        let error = finiteDifferenceError(x, gradient: dx, step: 1e-2) {
             forward()
             return weighted(y, dy)
         }
         #expect(error < 1e-2, "\(error)")
+        forward()
+        let inPlace = arena.tensor(5, 111)
+        inPlace.copy(from: dy)
+        normalizeBackward(inPlace, x, norm, inverse: inverse, into: inPlace, .overwrite, on: pool)
+        for i in 0..<dx.count { #expect(inPlace.base[i] == dx.base[i]) }
+        let normed = arena.tensor(5, 111)
+        normed.copy(from: x)
+        normalize(normed, norm, into: normed, inverse: inverse, on: pool)
+        for i in 0..<y.count { #expect(normed.base[i] == y.base[i]) }
     }
 
-    @Test("swiglu's backward is its derivative, by gate and by up")
-    func swigluDerivative() throws {
+    @Test("a gated activation's backward is its derivative, by gate and by up", arguments: [Activation.swiglu, .geglu])
+    func gatedDerivative(_ activation: Activation) throws {
         let arena = try testArena()
         let pool = Self.pool(arena)
         var random = Values(seed: 2)
@@ -39,31 +52,43 @@ struct OperationTests {
         let dGate = arena.tensor(3, 41), dUp = arena.tensor(3, 41)
         dGate.copy(from: gate)
         dUp.copy(from: up)
-        swigluBackward(dy: dy, gate: dGate, up: dUp, on: pool)
+        activateBackward(activation, dy: dy, gate: dGate, up: dUp, on: pool)
         func loss() -> Double {
-            swiglu(gate: gate, up: up, into: y, on: pool)
+            activate(activation, gate: gate, up: up, into: y, on: pool)
             return weighted(y, dy)
         }
         #expect(finiteDifferenceError(gate, gradient: dGate, loss: loss) < 1e-2)
         #expect(finiteDifferenceError(up, gradient: dUp, loss: loss) < 1e-2)
     }
 
-    @Test("cross-entropy's gradient is its derivative, and its loss is -log softmax")
-    func crossEntropyDerivative() throws {
+    @Test("cross-entropy's gradient is its derivative, and its loss is -log softmax", arguments: [Float?.none, 3])
+    func crossEntropyDerivative(_ cap: Float?) throws {
         let arena = try testArena()
         let pool = Self.pool(arena)
         var random = Values(seed: 3)
-        let logits = arena.tensor(4, 50), gradient = arena.tensor(4, 50), losses = arena.floats(4)
+        let logits = arena.tensor(4, 50), gradient = arena.tensor(4, 50), scratch = arena.tensor(4, 50), losses = arena.floats(4)
         random.fill(logits, scale: 5)
         gradient.copy(from: logits)
         let targets: [Int32] = [3, 0, 49, 17]
         func value(_ logits: Tensor, _ gradientScale: Float) -> Double {
             var loss = 0.0
+            // Capped logits are left in the place of what came in.
+            let copy = gradientScale == 0 ? scratch : logits
+            if gradientScale == 0 { copy.copy(from: logits) }
             crossEntropy(
-                logits: logits, targets: targets, gradientScale: gradientScale, losses: losses, addingTo: &loss, on: pool)
+                logits: copy, targets: targets, gradientScale: gradientScale, cap: cap, losses: losses, addingTo: &loss,
+                on: pool)
             return loss
         }
+        let exact = (0..<4).reduce(0.0) { sum, row in
+            let values = (0..<50).map { column in
+                let x = Double(logits.row(row)[column])
+                return cap.map { Double($0) * tanh(x / Double($0)) } ?? x
+            }
+            return sum + log(values.reduce(0) { $0 + exp($1) }) - values[Int(targets[row])]
+        }
         let loss = value(gradient, 1), again = value(logits, 0)
+        #expect(abs(loss - exact) < 1e-5)
         #expect(abs(loss - again) < 1e-5)
         let error = finiteDifferenceError(logits, gradient: gradient) {
             value(logits, 0)
@@ -77,7 +102,8 @@ struct OperationTests {
             let arena = try testArena()
             let pool = Self.pool(arena)
             var random = Values(seed: 4)
-            let rotary = RotaryEmbedding(positions: 64, headDim: 16, theta: 10_000, pairing: pairing, arena: arena)
+            let spec = RotarySpec(theta: 10_000, rotated: pairing == .halves ? 12 : 16)
+            let rotary = RotaryEmbedding(positions: 64, headDim: 16, spec, pairing: pairing, arena: arena)
             let x = arena.tensor(20, 48), kept = arena.tensor(20, 48)
             random.fill(x)
             kept.copy(from: x)
@@ -90,11 +116,13 @@ struct OperationTests {
         }
     }
 
-    @Test("attention's backward is its derivative, for grouped heads and packed samples")
-    func attentionDerivative() throws {
+    @Test("attention's backward is its derivative, for grouped heads and packed samples, with a window and a cap",
+        arguments: [Int?.none, 3], [Float?.none, 0.7])
+    func attentionDerivative(_ window: Int?, _ cap: Float?) throws {
         let arena = try testArena()
         let pool = Self.pool(arena)
-        let attention = CausalAttention(headCount: 4, keyValueHeadCount: 2, headDim: 8)
+        let attention = CausalAttention(
+            headCount: 4, keyValueHeadCount: 2, headDim: 8, scale: 0.5, window: window, cap: cap)
         let spans = [
             AttentionSpan(firstQuery: 0, queryCount: 5, firstKey: 0, keyCount: 5),
             AttentionSpan(firstQuery: 5, queryCount: 3, firstKey: 5, keyCount: 3),
@@ -118,43 +146,61 @@ struct OperationTests {
         #expect(finiteDifferenceError(v, gradient: dV, loss: loss) < 1e-2)
     }
 
-    @Test("attention over several query blocks equals the naive sum, and sees neither the future nor other samples")
-    func attentionEqualsNaive() throws {
+    @Test("attention over several blocks equals the naive sums, and sees neither the future, other samples, nor what the window hides",
+        arguments: [Int?.none, 1, 3, 64, 70, 149], [Float?.none, 1.5])
+    func attentionEqualsNaive(_ window: Int?, _ cap: Float?) throws {
         let arena = try testArena()
-        let attention = CausalAttention(headCount: 2, keyValueHeadCount: 1, headDim: 16)
+        let attention = CausalAttention(headCount: 2, keyValueHeadCount: 1, headDim: 16, window: window, cap: cap)
         let lengths = [150, 70]
         let total = lengths.reduce(0, +)
         let pool = Self.pool(arena, longest: 150)
         var random = Values(seed: 6)
-        let q = arena.tensor(total, 32), k = arena.tensor(total, 16), v = arena.tensor(total, 16)
-        for t in [q, k, v] { random.fill(t) }
-        let o = arena.tensor(total, 32)
+        let q = arena.tensor(total, 32), k = arena.tensor(total, 16), v = arena.tensor(total, 16), dO = arena.tensor(total, 32)
+        for t in [q, k, v, dO] { random.fill(t) }
+        let o = arena.tensor(total, 32), lse = arena.tensor(total, 2)
         let spans = [
             AttentionSpan(firstQuery: 0, queryCount: 150, firstKey: 0, keyCount: 150),
             AttentionSpan(firstQuery: 150, queryCount: 70, firstKey: 150, keyCount: 70),
         ]
-        attention.forward(q: q, k: k, v: v, spans: spans, into: o, logSumExp: arena.tensor(total, 2), on: pool)
+        attention.forward(q: q, k: k, v: v, spans: spans, into: o, logSumExp: lse, on: pool)
+        let dQ = arena.tensor(total, 32), dK = arena.tensor(total, 16), dV = arena.tensor(total, 16)
+        attention.backward(
+            dO: dO, q: q, k: k, v: v, o: o, logSumExp: lse, spans: spans, dQ: dQ, headDK: arena.tensor(total, 32),
+            headDV: arena.tensor(total, 32), dK: dK, dV: dV, on: pool)
+        var naive = (q: [Double](repeating: 0, count: total * 32), k: [Double](repeating: 0, count: total * 16),
+                     v: [Double](repeating: 0, count: total * 16))
         for (first, count) in [(0, 150), (150, 70)] {
             for head in 0..<2 {
-                for i in 0..<count {
-                    var weights: [Double] = []
-                    for j in 0...i {
-                        var s = 0.0
-                        for d in 0..<16 {
-                            s += Double(q.row(first + i)[head * 16 + d]) * Double(k.row(first + j)[d])
-                        }
-                        weights.append(s / 4)
+                for i in first..<first + count {
+                    let query = q.row(i) + head * 16, gradient = dO.row(i) + head * 16
+                    let seen = max(first, i + 1 - (window ?? .max))...i
+                    let scores = seen.map { j in
+                        let s = (0..<16).reduce(0.0) { $0 + Double(query[$1]) * Double(k.row(j)[$1]) } / 4
+                        return cap.map { Double($0) * tanh(s / Double($0)) } ?? s
                     }
-                    let top = weights.max()!
-                    let exps = weights.map { Double.exp($0 - top) }
-                    let sum = exps.reduce(0, +)
+                    let sum = scores.reduce(0) { $0 + exp($1) }
+                    let p = scores.map { exp($0) / sum }
+                    let dp = seen.map { j in (0..<16).reduce(0.0) { $0 + Double(gradient[$1]) * Double(v.row(j)[$1]) } }
+                    let delta = zip(p, dp).reduce(0) { $0 + $1.0 * $1.1 }
                     for d in 0..<16 {
-                        var expected = 0.0
-                        for j in 0...i { expected += exps[j] / sum * Double(v.row(first + j)[d]) }
-                        #expect(abs(Double(o.row(first + i)[head * 16 + d]) - expected) < 2e-6)
+                        let expected = zip(seen, p).reduce(0) { $0 + $1.1 * Double(v.row($1.0)[d]) }
+                        #expect(abs(Double(o.row(i)[head * 16 + d]) - expected) < 2e-6)
+                    }
+                    for (index, j) in seen.enumerated() {
+                        let tanhOf = cap.map { scores[index] / Double($0) } ?? 0
+                        let ds = p[index] * (dp[index] - delta) * (1 - tanhOf * tanhOf) / 4
+                        for d in 0..<16 {
+                            naive.q[i * 32 + head * 16 + d] += ds * Double(k.row(j)[d])
+                            naive.k[j * 16 + d] += ds * Double(query[d])
+                            naive.v[j * 16 + d] += p[index] * Double(gradient[d])
+                        }
                     }
                 }
             }
+        }
+        for (found, expected) in [(dQ, naive.q), (dK, naive.k), (dV, naive.v)] {
+            let worst = expected.indices.map { abs(Double(found.base[$0]) - expected[$0]) }.max()!
+            #expect(worst < 2e-5, "\(worst)")
         }
     }
 
@@ -210,7 +256,7 @@ struct OperationTests {
             bits.append(raw.cross_entropy(x.base, n, 5, 0.25).bitPattern)
             keep(x)
             (x, y, z) = copies()
-            raw.rms_norm(x.base, y.base, z.base, y.base, 1, n, 1e-5)
+            raw.rms_norm(x.base, y.base, 1, z.base, y.base, 1, n, 1e-5)
             keep(z)
             (x, y, z) = copies()
             let settings = edge_adamw(

@@ -16,10 +16,11 @@ private struct Stepped {
     private let noise: [Float]
     private let arena: Arena
     private let spec: TrainingSpec
-    private let kernels: KernelSet
+    private let pool: WorkerPool
 
     init(_ golden: Golden, _ kind: OptimizerState, _ kernels: KernelSet) throws {
-        self.kernels = kernels
+        let poolArena = try Arena(capacity: ByteCount(8 << 20))
+        pool = WorkerPool(kernels: kernels, threadCount: 2, scratchFloats: 16, arena: poolArena)
         noise = try golden.floats("noise")
         let initial = try Self.names.map { try golden.floats("initial.\($0)") } + [[Float](repeating: 0, count: 5)]
         var count = 0
@@ -51,7 +52,7 @@ private struct Stepped {
         for slot in 0..<2 {
             optimizer.update(
                 slots: slot..<slot + 1, parameters: parameters, gradients: gradients + matrices[2 * slot].lowerBound,
-                gradientScale: 1, step: step, learningRate: learningRate(step), spec, kernels: kernels)
+                gradientScale: 1, step: step, learningRate: learningRate(step), spec, on: pool)
         }
     }
 }

@@ -211,11 +211,11 @@ struct PlanTests {
 struct LoRATargetTests {
     static let spec = DecoderSpec(
         architecture: "llama", layerCount: 3, hiddenSize: 64, intermediateSize: 128, attentionHeadCount: 4,
-        keyValueHeadCount: 2, headDim: 16, vocabularySize: 100, contextLength: 64, rmsNormEpsilon: 1e-5,
-        ropeTheta: 10_000, rotaryPairing: .interleaved)
+        keyValueHeadCount: 2, headDim: 16, vocabularySize: 100, contextLength: 64, normEpsilon: 1e-5,
+        rotary: RotarySpec(theta: 10_000, rotated: 16))
 
     static func modules(_ targets: LoRASpec.Targets, layers: [Int]? = nil) throws -> [String] {
-        try LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: targets, layers: layers).modules(of: spec).map(\.path)
+        try LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: targets, layers: layers).modules(of: spec).map { $0.path(spec) }
     }
 
     @Test("names match the end of a path at a dot, as in PEFT")

@@ -28,7 +28,8 @@ struct StreamingTests {
             try stream.use(.mlp(layer), next: layer < last ? .attention(layer + 1) : .headSlice(0))
             for module in LinearModule.allCases where module.isOfMLP { #expect(isTheFiles(model.layers[layer][module])) }
             let moved = stream.inMemory(model.layers[layer])
-            for i in 0..<model.spec.hiddenSize { #expect(moved.mlpNorm[i] == model.layers[layer].mlpNorm[i]) }
+            let norm = try #require(moved.mlpInput), mapped = try #require(model.layers[layer].mlpInput)
+            for i in 0..<model.spec.hiddenSize { #expect(norm.weight[i] == mapped.weight[i]) }
         }
         for (index, rows) in parts.headSlices.enumerated() {
             try stream.use(.headSlice(index), next: index + 1 < parts.headSlices.count ? .headSlice(index + 1) : .attention(last))

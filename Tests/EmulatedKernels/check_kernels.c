@@ -717,41 +717,65 @@ static void check_result(float found, float expected) {
             bits_of(expected));
 }
 
-static void check_norms(size_t columns) {
+static void check_norms(size_t columns, float offset, bool accumulate) {
     enum { ROWS = 3 };
     const size_t count = ROWS * columns;
     float inverse[ROWS];
     fill_inputs(2);
-    portable.rms_norm(in_a, in_b, out_a, inverse, ROWS, columns, 1e-5f);
+    portable.rms_norm(in_a, in_b, offset, out_a, inverse, ROWS, columns, 1e-5f);
     memcpy(out_b, in_c, count * sizeof *out_b);
-    portable.rms_norm_backward(in_d, in_a, in_b, inverse, out_b, ROWS, columns);
+    portable.rms_norm_backward(in_d, in_a, in_b, offset, inverse, out_b, ROWS, columns, accumulate);
     for (size_t s = 0; s < set_count; s++) {
-        begin(s, "rms_norm, %zu columns", columns);
+        begin(s, "rms_norm, %zu columns, offset %g", columns, (double)offset);
         const float *x = input(&region_a, in_a, count), *weight = input(&region_b, in_b, columns);
         float *y = tail_of(&region_c, count * sizeof *y), *found = tail_of(&region_d, sizeof inverse);
-        sets[s].rms_norm(x, weight, y, found, ROWS, columns, 1e-5f);
+        sets[s].rms_norm(x, weight, offset, y, found, ROWS, columns, 1e-5f);
         check_same("y", y, out_a, count);
         check_same("inverse_rms", found, inverse, ROWS);
-        begin(s, "rms_norm_backward, %zu columns", columns);
+        begin(s, "rms_norm_backward, %zu columns, offset %g", columns, (double)offset);
         const float *dy = input(&region_e, in_d, count);
         float *dx = input(&region_c, in_c, count);
-        sets[s].rms_norm_backward(dy, x, weight, found, dx, ROWS, columns);
+        sets[s].rms_norm_backward(dy, x, weight, offset, found, dx, ROWS, columns, accumulate);
         check_same("dx", dx, out_b, count);
     }
 }
 
-static void check_rotate(size_t pairs, size_t pair_stride, float direction) {
+static void check_layer_norms(size_t columns, bool accumulate) {
+    enum { ROWS = 3 };
+    const size_t count = ROWS * columns;
+    float inverse[ROWS];
+    fill_inputs(2);
+    portable.layer_norm(in_a, in_b, in_c, out_a, inverse, ROWS, columns, 1e-5f);
+    memcpy(out_b, in_c, count * sizeof *out_b);
+    portable.layer_norm_backward(in_d, in_a, in_b, inverse, out_b, ROWS, columns, accumulate);
+    for (size_t s = 0; s < set_count; s++) {
+        begin(s, "layer_norm, %zu columns", columns);
+        const float *x = input(&region_a, in_a, count), *weight = input(&region_b, in_b, columns);
+        const float *bias = input(&region_e, in_c, columns);
+        float *y = tail_of(&region_c, count * sizeof *y), *found = tail_of(&region_d, sizeof inverse);
+        sets[s].layer_norm(x, weight, bias, y, found, ROWS, columns, 1e-5f);
+        check_same("y", y, out_a, count);
+        check_same("inverse_deviation", found, inverse, ROWS);
+        begin(s, "layer_norm_backward, %zu columns", columns);
+        const float *dy = input(&region_e, in_d, count);
+        float *dx = input(&region_c, in_c, count);
+        sets[s].layer_norm_backward(dy, x, weight, found, dx, ROWS, columns, accumulate);
+        check_same("dx", dx, out_b, count);
+    }
+}
+
+static void check_rotate(size_t pairs, size_t unrotated, size_t pair_stride, float direction) {
     enum { ROWS = 3, HEADS = 2 };
-    const size_t head_dim = 2 * pairs, ldx = HEADS * head_dim + 1, count = (ROWS - 1) * ldx + HEADS * head_dim;
+    const size_t head_dim = 2 * pairs + unrotated, ldx = HEADS * head_dim + 1, count = (ROWS - 1) * ldx + HEADS * head_dim;
     static const int32_t positions[ROWS] = {4, 0, 2};
     fill_inputs(1);
     memcpy(out_a, in_a, count * sizeof *out_a);
-    portable.rotate(out_a, ldx, positions, in_b, in_c, ROWS, HEADS, head_dim, pair_stride, direction);
+    portable.rotate(out_a, ldx, positions, in_b, in_c, ROWS, HEADS, head_dim, pairs, pair_stride, direction);
     for (size_t s = 0; s < set_count; s++) {
         begin(s, "rotate, head_dim %zu, pair_stride %zu, direction %g", head_dim, pair_stride, (double)direction);
         float *x = input(&region_a, in_a, count);
         const float *cosines = input(&region_b, in_b, 5 * pairs), *sines = input(&region_c, in_c, 5 * pairs);
-        sets[s].rotate(x, ldx, positions, cosines, sines, ROWS, HEADS, head_dim, pair_stride, direction);
+        sets[s].rotate(x, ldx, positions, cosines, sines, ROWS, HEADS, head_dim, pairs, pair_stride, direction);
         check_same("x", x, out_a, count);
     }
 }
@@ -791,21 +815,69 @@ static void check_softmax_backward(size_t columns) {
     }
 }
 
-static void check_swiglu(size_t count) {
+static void check_softmax_backward_limited(size_t columns) {
+    enum { ROWS = 5 };
+    static const struct { size_t diagonal, window; float cap; } cases[] = {{0, 3, 0}, {9, 4, 7}, {2, SIZE_MAX, 2}};
+    const size_t ld = columns + 2, count = (ROWS - 1) * ld + columns;
+    for (int i = 0; i < 3; i++) {
+        const size_t diagonal = cases[i].diagonal, window = cases[i].window;
+        const float cap = cases[i].cap;
+        fill_inputs(60);
+        memcpy(out_a, in_a, count * sizeof *out_a);
+        memcpy(out_b, in_b, count * sizeof *out_b);
+        portable.softmax_backward_limited(out_a, out_b, ld, ROWS, columns, in_c, in_d, 0.25f, diagonal, window, cap);
+        for (size_t s = 0; s < set_count; s++) {
+            begin(s, "softmax_backward_limited, %zu columns, window %zu, cap %g", columns, window, (double)cap);
+            float *scores = input(&region_a, in_a, count), *dp = input(&region_b, in_b, count);
+            const float *log_sum_exp = input(&region_c, in_c, columns), *delta = input(&region_d, in_d, columns);
+            sets[s].softmax_backward_limited(
+                scores, dp, ld, ROWS, columns, log_sum_exp, delta, 0.25f, diagonal, window, cap);
+            check_same("s", scores, out_a, count);
+            check_same("dp", dp, out_b, count);
+        }
+    }
+}
+
+static void check_soft_cap(size_t count) {
     fill_inputs(100);
-    portable.swiglu(in_a, in_b, out_a, count);
+    memcpy(out_a, in_a, count * sizeof *out_a);
+    portable.soft_cap(out_a, count, 0.25f, 3);
+    for (size_t s = 0; s < set_count; s++) {
+        begin(s, "soft_cap, %zu values", count);
+        float *x = input(&region_a, in_a, count);
+        sets[s].soft_cap(x, count, 0.25f, 3);
+        check_same("x", x, out_a, count);
+    }
+}
+
+struct gated {
+    const char *name;
+    size_t forward, backward; // where the kernels are in a set
+};
+typedef void (*gated_fn)(const float *, const float *, float *, size_t);
+typedef void (*gated_backward_fn)(const float *, float *, float *, size_t);
+static gated_fn gated_forward(const struct edge_kernel_set *set, const struct gated *g) {
+    return *(const gated_fn *)((const char *)set + g->forward);
+}
+static gated_backward_fn gated_backward(const struct edge_kernel_set *set, const struct gated *g) {
+    return *(const gated_backward_fn *)((const char *)set + g->backward);
+}
+
+static void check_gated(const struct gated *g, size_t count) {
+    fill_inputs(g->name[0] == 's' ? 100 : 5);
+    gated_forward(&portable, g)(in_a, in_b, out_a, count);
     memcpy(out_b, in_a, count * sizeof *out_b);
     memcpy(out_c, in_b, count * sizeof *out_c);
-    portable.swiglu_backward(in_c, out_b, out_c, count);
+    gated_backward(&portable, g)(in_c, out_b, out_c, count);
     for (size_t s = 0; s < set_count; s++) {
-        begin(s, "swiglu, %zu values", count);
+        begin(s, "%s, %zu values", g->name, count);
         float *gate = input(&region_a, in_a, count), *up = input(&region_b, in_b, count);
         float *y = tail_of(&region_c, count * sizeof *y);
-        sets[s].swiglu(gate, up, y, count);
+        gated_forward(&sets[s], g)(gate, up, y, count);
         check_same("y", y, out_a, count);
-        begin(s, "swiglu_backward, %zu values", count);
+        begin(s, "%s_backward, %zu values", g->name, count);
         const float *dy = input(&region_c, in_c, count);
-        sets[s].swiglu_backward(dy, gate, up, count);
+        gated_backward(&sets[s], g)(dy, gate, up, count);
         check_same("gate", gate, out_b, count);
         check_same("up", up, out_c, count);
     }
@@ -824,6 +896,37 @@ static void check_cross_entropy(size_t count) {
             check_result(sets[s].cross_entropy(logits, count, target, scales[i]), expected);
             check_same("logits", logits, out_a, count);
         }
+    }
+}
+
+static void check_cross_entropy_capped(size_t count) {
+    static const float scales[] = {0, 0.37f};
+    for (int i = 0; i < 2; i++) {
+        fill_inputs(15);
+        const size_t target = random_bits() % count;
+        memcpy(out_a, in_a, count * sizeof *out_a);
+        const float expected = portable.cross_entropy_capped(out_a, count, target, scales[i], 4);
+        for (size_t s = 0; s < set_count; s++) {
+            begin(s, "cross_entropy_capped, %zu values, scale %g", count, (double)scales[i]);
+            float *logits = input(&region_a, in_a, count);
+            check_result(sets[s].cross_entropy_capped(logits, count, target, scales[i], 4), expected);
+            check_same("logits", logits, out_a, count);
+        }
+    }
+}
+
+static void check_add_rows(size_t columns) {
+    enum { ROWS = 3 };
+    const size_t ldy = columns + 1, count = (ROWS - 1) * ldy + columns;
+    fill_inputs(3);
+    memcpy(out_a, in_b, count * sizeof *out_a);
+    portable.add_rows(in_a, out_a, ldy, ROWS, columns);
+    for (size_t s = 0; s < set_count; s++) {
+        begin(s, "add_rows, %zu columns", columns);
+        const float *x = input(&region_a, in_a, columns);
+        float *y = input(&region_b, in_b, count);
+        sets[s].add_rows(x, y, ldy, ROWS, columns);
+        check_same("y", y, out_a, count);
     }
 }
 
@@ -932,18 +1035,29 @@ static void check_optimizer(size_t count) {
 
 static void check_elementwise(void) {
     static const size_t vocabularies[] = {511, 512, 513, 1025};
+    static const struct gated gated[] = {
+        {"swiglu", offsetof(struct edge_kernel_set, swiglu), offsetof(struct edge_kernel_set, swiglu_backward)},
+        {"geglu", offsetof(struct edge_kernel_set, geglu), offsetof(struct edge_kernel_set, geglu_backward)},
+    };
     static const size_t optimized[] = {255, 256, 257, 512, MOST_OPTIMIZED};
     for (size_t t = 0; t < TAILS; t++) {
         const size_t count = tails[t];
-        check_norms(count);
+        for (int variant = 0; variant < 2; variant++) {
+            check_norms(count, (float)variant, variant == 0);
+            check_layer_norms(count, variant == 0);
+        }
         for (int direction = -1; direction <= 1; direction += 2) {
-            check_rotate(count, 1, (float)direction);
-            check_rotate(count, count, (float)direction);
+            check_rotate(count, 0, 1, (float)direction);
+            check_rotate(count, 6, count, (float)direction);
         }
         check_softmax(count);
         check_softmax_backward(count);
-        check_swiglu(count);
+        check_softmax_backward_limited(count);
+        check_soft_cap(count);
+        for (size_t g = 0; g < sizeof gated / sizeof *gated; g++) check_gated(&gated[g], count);
         check_cross_entropy(count);
+        check_cross_entropy_capped(count);
+        check_add_rows(count);
         check_vectors(count);
         check_optimizer(count);
     }

@@ -177,18 +177,24 @@ struct edge_kernel_set {
     /// smoothing[j] = the root of column j's largest magnitude; 1 where that is 0 or infinite.
     void (*smooth_columns)(const float *x, size_t ldx, size_t rows, size_t columns, float *smoothing);
 
-    /// y = x / rms(x) · weight, per row; inverse_rms[i] = 1 / sqrt(mean(x²) + epsilon) (arXiv:1910.07467).
-    void (*rms_norm)(const float *x, const float *weight, float *y, float *inverse_rms, size_t rows, size_t columns,
-                     float epsilon);
-    /// dx += the gradient of rms_norm with respect to x.
-    void (*rms_norm_backward)(const float *dy, const float *x, const float *weight, const float *inverse_rms, float *dx,
-                              size_t rows, size_t columns);
+    /// y = x / rms(x) · (weight_offset + weight), per row; inverse_rms[i] = 1 / sqrt(mean(x²) + epsilon) (arXiv:1910.07467).
+    void (*rms_norm)(const float *x, const float *weight, float weight_offset, float *y, float *inverse_rms, size_t rows,
+                     size_t columns, float epsilon);
+    /// dx (+)= the gradient of rms_norm with respect to x. Where it overwrites, dx may be dy.
+    void (*rms_norm_backward)(const float *dy, const float *x, const float *weight, float weight_offset,
+                              const float *inverse_rms, float *dx, size_t rows, size_t columns, bool accumulate);
+    /// y = (x - mean(x)) · inverse_deviation · weight + bias, per row (arXiv:1607.06450).
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float *y, float *inverse_deviation, size_t rows,
+                       size_t columns, float epsilon);
+    /// dx (+)= the gradient of layer_norm with respect to x. Where it overwrites, dx may be dy.
+    void (*layer_norm_backward)(const float *dy, const float *x, const float *weight, const float *inverse_deviation, float *dx,
+                                size_t rows, size_t columns, bool accumulate);
 
-    /// Rotates pairs of each head by the angles of the row's position, in place (arXiv:2104.09864). `cosines` and
-    /// `sines` are [positions][head_dim / 2]. `pair_stride` 1: pairs (2i, 2i+1); head_dim / 2: pairs (i, i + head_dim/2).
+    /// Rotates the first `pairs` pairs of each head by the angles of the row's position, in place (arXiv:2104.09864). `cosines`
+    /// and `sines` are [positions][pairs]. `pair_stride` 1: pairs (2i, 2i+1); else pairs (i, i + pair_stride).
     /// `direction` 1 is forward, -1 is backward (the inverse rotation is the transpose).
     void (*rotate)(float *x, size_t ldx, const int32_t *positions, const float *cosines, const float *sines, size_t rows,
-                   size_t heads, size_t head_dim, size_t pair_stride, float direction);
+                   size_t heads, size_t head_dim, size_t pairs, size_t pair_stride, float direction);
 
     /// x = softmax(scale · x) over the first `count` values; returns log(sum(exp(scale · x))).
     float (*softmax)(float *x, size_t count, float scale);
@@ -198,15 +204,31 @@ struct edge_kernel_set {
     void (*softmax_backward)(float *s, float *dp, size_t ld, size_t rows, size_t columns, const float *log_sum_exp,
                              const float *delta, float scale, size_t diagonal);
 
+    /// x = cap · tanh(scale · x / cap) (Gemma 2, arXiv:2408.00118 §2).
+    void (*soft_cap)(float *x, size_t count, float scale, float cap);
+    /// softmax_backward where query j sees only the last `window` keys up to its own, and scores were soft-capped; `cap` 0: not.
+    void (*softmax_backward_limited)(float *s, float *dp, size_t ld, size_t rows, size_t columns, const float *log_sum_exp,
+                                     const float *delta, float scale, size_t diagonal, size_t window, float cap);
+
     /// y = silu(gate) · up (arXiv:2002.05202).
     void (*swiglu)(const float *gate, const float *up, float *y, size_t count);
     /// gate and up become their gradients.
     void (*swiglu_backward)(const float *dy, float *gate, float *up, size_t count);
 
+    /// y = gelu(gate) · up, gelu in its tanh form.
+    void (*geglu)(const float *gate, const float *up, float *y, size_t count);
+    void (*geglu_backward)(const float *dy, float *gate, float *up, size_t count);
+
     /// Returns log(sum(exp(logits))) - logits[target], in nats; logits becomes (softmax(logits) - onehot) · scale.
     /// With `scale` 0 logits are left as they are.
     float (*cross_entropy)(float *logits, size_t count, size_t target, float scale);
 
+    /// The same of cap · tanh(logits / cap), the gradient being that of the logits before the cap. With `scale` 0 logits become
+    /// capped.
+    float (*cross_entropy_capped)(float *logits, size_t count, size_t target, float scale, float cap);
+
+    /// Every row of y += x.
+    void (*add_rows)(const float *x, float *y, size_t ldy, size_t rows, size_t columns);
     /// y += scale · x.
     void (*add_scaled)(const float *x, float *y, size_t count, float scale);
     float (*dot)(const float *x, const float *y, size_t count);

@@ -54,8 +54,14 @@ extension LoRASpec {
         if let layer = layers?.first(where: { !(0..<spec.layerCount).contains($0) }) {
             throw LoRATargetError.layerOutOfRange(layer, layerCount: spec.layerCount)
         }
+        let linears = spec.linears
+        let available = linears.map(\.name)
         let all = (0..<spec.layerCount).filter { layers?.contains($0) ?? true }.flatMap { layer in
-            LinearModule.allCases.map { ModuleID(layer: layer, module: $0) }
+            linears.map { ModuleID(layer: layer, module: $0.leader) }
+        }
+        func matches(_ id: ModuleID, _ name: String) -> Bool {
+            let path = id.path(spec)
+            return path == name || path.hasSuffix("." + name)
         }
         let chosen: [ModuleID]
         let asked: String
@@ -64,10 +70,10 @@ extension LoRASpec {
             return all
         case .names(let names):
             asked = names.joined(separator: ", ")
-            for name in names where !all.contains(where: { $0.path == name || $0.path.hasSuffix("." + name) }) {
-                throw LoRATargetError.noModule(targets: name, available: LinearModule.allCases.map(\.name))
+            for name in names where !all.contains(where: { matches($0, name) }) {
+                throw LoRATargetError.noModule(targets: name, available: available)
             }
-            chosen = all.filter { id in names.contains { id.path == $0 || id.path.hasSuffix("." + $0) } }
+            chosen = all.filter { id in names.contains { matches(id, $0) } }
         case .pattern(let pattern):
             asked = pattern
             let regex: Regex<AnyRegexOutput>
@@ -76,10 +82,10 @@ extension LoRASpec {
             } catch {
                 throw LoRATargetError.badPattern(pattern, reason: "\(error)")
             }
-            chosen = try all.filter { try regex.wholeMatch(in: $0.path) != nil }
+            chosen = try all.filter { try regex.wholeMatch(in: $0.path(spec)) != nil }
         }
         guard !chosen.isEmpty else {
-            throw LoRATargetError.noModule(targets: asked, available: LinearModule.allCases.map(\.name))
+            throw LoRATargetError.noModule(targets: asked, available: available)
         }
         return chosen
     }

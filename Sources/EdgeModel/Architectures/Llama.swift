@@ -1,85 +1,69 @@
-// Llama and what is stored as it: SmolLM, TinyLlama. llama.cpp's converter permutes the rows of q and k, so that the
-// rotation works on neighbours instead of halves.
-import EdgeFormats
+// Llama and its near relatives: SmolLM, TinyLlama, Falcon 3 and Mistral are stored as it, SmolLM 3 and Granite change a little.
 import EdgeTensor
 
 extension Architecture {
     package static let llama = Architecture(
-        ggufName: "llama",
-        spec: { file in
-            let values = ArchitectureMetadata(file, prefix: "llama")
-            let heads = try values.count("attention.head_count", in: 1...1024)
-            let hidden = try values.count("embedding_length", in: 1...65_536)
-            let headDim = try values.count("attention.key_length", in: 2...1024, default: hidden / heads)
-            let rotated = try values.count("rope.dimension_count", in: 2...1024, default: headDim)
-            guard rotated == headDim else {
-                throw ModelError.badMetadata(
-                    key: "llama.rope.dimension_count", value: "\(rotated)", expected: "\(headDim), the whole head")
-            }
-            // Scaled positions give other angles: refuse rather than train something else.
-            if let scaling = file.metadata["llama.rope.scaling.type"]?.string, scaling != "none" {
-                throw ModelError.badMetadata(key: "llama.rope.scaling.type", value: scaling, expected: "none")
-            }
-            let keyValueHeads = try values.count("attention.head_count_kv", in: 1...heads, default: heads)
-            guard heads % keyValueHeads == 0, headDim % 2 == 0 else {
-                throw ModelError.badMetadata(
-                    key: "llama.attention.head_count_kv", value: "\(keyValueHeads)",
-                    expected: "a divisor of the \(heads) heads, of even length")
-            }
-            return DecoderSpec(
-                architecture: "llama", layerCount: try values.count("block_count", in: 1...1024), hiddenSize: hidden,
-                intermediateSize: try values.count("feed_forward_length", in: 1...1_048_576),
-                attentionHeadCount: heads, keyValueHeadCount: keyValueHeads, headDim: headDim,
-                vocabularySize: 0,  // set from the embedding's shape
-                contextLength: try values.count("context_length", in: 1...16_777_216),
-                rmsNormEpsilon: try values.number("attention.layer_norm_rms_epsilon"),
-                ropeTheta: Double(try values.number("rope.freq_base", default: 10_000)), rotaryPairing: .interleaved)
-        },
-        rowOrder: { module, spec in
-            switch module {
-            case .query: interleavedRows(heads: spec.attentionHeadCount, headDim: spec.headDim)
-            case .key: interleavedRows(heads: spec.keyValueHeadCount, headDim: spec.headDim)
-            default: nil
-            }
-        })
+        ggufName: "llama", huggingFaceNames: ["LlamaForCausalLM"], ggufInterleavesPairs: true
+    ) { try $0.llama(FamilyDefaults(contextLength: 2048)) }
 
-    /// File row h·d + 2j + t is Hugging Face's row h·d + t·d/2 + j.
-    private static func interleavedRows(heads: Int, headDim: Int) -> [Int] {
-        (0..<heads * headDim).map { row in
-            let (head, within) = row.quotientAndRemainder(dividingBy: headDim)
-            return head * headDim + within % 2 * (headDim / 2) + within / 2
+    /// Converters write Mistral as "llama", and without its window.
+    package static let mistral = Architecture(
+        ggufName: "llama", huggingFaceNames: ["MistralForCausalLM"], ggufInterleavesPairs: true
+    ) { values in
+        var spec = try values.llama(FamilyDefaults(intermediateSize: 14_336, keyValueHeads: 8, contextLength: 131_072))
+        // Without the key there is one; null is none.
+        let window = values.has("sliding_window") ? try values.window() : 4096
+        try values.windows(&spec, window) { _ in window != nil }
+        return spec
+    }
+
+    /// Some layers have no position embedding (NoPE).
+    package static let smollm3 = Architecture(
+        ggufName: "smollm3", huggingFaceNames: ["SmolLM3ForCausalLM"], ggufInterleavesPairs: true
+    ) { values in
+        var spec = try values.llama(
+            FamilyDefaults(
+                hiddenSize: 2048, layerCount: 36, heads: 16, keyValueHeads: 4, theta: 2_000_000, contextLength: 32_768,
+                tiesEmbeddings: true))
+        let isRotated = Hyperparameters.Key(nil, "no_rope_layers")
+        let interval = try values.count(Hyperparameters.Key(nil, "no_rope_layer_interval"), in: 1...1024, default: 4)
+        let flags = try values.flags(isRotated) ?? (0..<spec.layerCount).map { ($0 + 1) % interval != 0 }
+        guard flags.count == spec.layerCount else {
+            throw values.bad(isRotated, "a list of \(flags.count)", expected: "one for each of \(spec.layerCount) layers")
         }
+        for (layer, flag) in flags.enumerated() where !flag { spec.layerKinds[layer].rotary = nil }
+        let slides = Hyperparameters.Key(nil, "use_sliding_window")
+        try values.windows(&spec, try values.flag(slides, default: false) ? try values.window() : nil) { _ in false }
+        return spec
+    }
+
+    package static let granite = Architecture(
+        ggufName: "granite", huggingFaceNames: ["GraniteForCausalLM"], ggufInterleavesPairs: true
+    ) { values in
+        var spec = try values.llama(FamilyDefaults(contextLength: 2048))
+        let scale = Hyperparameters.Key("attention.scale", "attention_multiplier")
+        if let given = try values.optionalNumber(scale) ?? (values.isHuggingFace ? 1 : nil) { spec.attentionScale = Float(given) }
+        spec.embeddingScale = Float(
+            try values.number(Hyperparameters.Key("embedding_scale", "embedding_multiplier"), default: 1))
+        spec.residualScale = Float(try values.number(Hyperparameters.Key("residual_scale", "residual_multiplier"), default: 1))
+        spec.logitScale = 1 / Float(try values.number(Hyperparameters.Key("logit_scale", "logits_scaling"), default: 1))
+        return spec
     }
 }
 
-/// Reads `<prefix>.<key>` values with their ranges.
-struct ArchitectureMetadata {
-    let file: GGUFFile
-    let prefix: String
-
-    init(_ file: GGUFFile, prefix: String) {
-        self.file = file
-        self.prefix = prefix
-    }
-
-    func count(_ key: String, in range: ClosedRange<Int>, default fallback: Int? = nil) throws -> Int {
-        guard let value = file.metadata["\(prefix).\(key)"]?.integer ?? fallback else {
-            throw ModelError.missingMetadata("\(prefix).\(key)")
+extension Hyperparameters {
+    func llama(_ defaults: FamilyDefaults) throws -> DecoderSpec {
+        var spec = try decoder(defaults)
+        let activation = Key(nil, "hidden_act")
+        try require(activation, try word(activation), isOneOf: ["silu"])
+        if !isHuggingFace {
+            // Rows are permuted over whole heads.
+            guard spec.rotaries[0].rotated == spec.headDim else {
+                throw bad(
+                    Key("rope.dimension_count", nil), "\(spec.rotaries[0].rotated)", expected: "\(spec.headDim), the whole head")
+            }
+            spec.rotaryPairing = .interleaved
         }
-        guard range.contains(value) else {
-            throw ModelError.badMetadata(
-                key: "\(prefix).\(key)", value: "\(value)", expected: "\(range.lowerBound) to \(range.upperBound)")
-        }
-        return value
-    }
-
-    func number(_ key: String, default fallback: Float? = nil) throws -> Float {
-        guard let value = file.metadata["\(prefix).\(key)"]?.float.map({ Float($0) }) ?? fallback else {
-            throw ModelError.missingMetadata("\(prefix).\(key)")
-        }
-        guard value.isFinite, value > 0 else {
-            throw ModelError.badMetadata(key: "\(prefix).\(key)", value: "\(value)", expected: "a number above 0")
-        }
-        return value
+        return spec
     }
 }

@@ -1,0 +1,134 @@
+// llama.cpp's form of an adapter: written, and read to begin from (src/llama-adapter.cpp, convert_lora_to_gguf.py).
+import EdgeFormats
+import EdgeModel
+
+extension AdapterArtifact {
+    /// A llama.cpp adapter. `target` gives a module's tensor in the base GGUF and the order of its rows there.
+    package static func exportGGUF(
+        _ directory: String, architecture: String, to path: String,
+        target: (_ modulePath: String) -> (ggufName: String, rowOrder: [Int]?)?
+    ) throws {
+        let artifact = try open(directory: directory)
+        let tensors = try artifact.tensors.map { tensors in
+            guard let found = target(tensors.modulePath) else {
+                throw AdapterError.noGGUFName(module: tensors.modulePath)
+            }
+            var named = tensors
+            named.ggufName = found.ggufName
+            named.ggufRowOrder = found.rowOrder
+            return named
+        }
+        let file = try gguf(tensors, artifact.config, architecture: architecture)
+        try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
+    }
+
+    /// llama.cpp src/llama-adapter.cpp: `ne` of A is [in, r], of B [r, out], which is PEFT's row-major layout.
+    private static func gguf(
+        _ tensors: [LoRATensors], _ config: AdapterConfig, architecture: String
+    ) throws -> GGUFWriter {
+        var file = GGUFWriter()
+        try file.add("general.type", .string("adapter"))
+        try file.add("general.architecture", .string(architecture))
+        try file.add("adapter.type", .string("lora"))
+        try file.add(alphaKey, .float32(Float(try ggufAlpha(tensors, config))))
+        for each in tensors {
+            guard let name = each.ggufName else { throw AdapterError.noGGUFName(module: each.modulePath) }
+            try file.addTensor(
+                name + ".lora_a", shape: [each.rank, each.inFeatures], type: .f32, body: .floats(each.loraA))
+            try file.addTensor(
+                name + ".lora_b", shape: [each.outFeatures, each.rank], type: .f32,
+                body: .floats(rowsInGGUFOrder(each)))
+        }
+        return file
+    }
+
+    /// llama.cpp scales by alpha/r, whatever the adapter was trained with.
+    private static func ggufAlpha(_ tensors: [LoRATensors], _ config: AdapterConfig) throws(AdapterError) -> Double {
+        guard config.usesRankStabilizedScaling else { return config.loraAlpha }
+        let ranks = Set(tensors.map(\.rank)).sorted()
+        guard let rank = ranks.first, ranks.count == 1 else { throw .mixedRanks(ranks) }
+        return config.loraAlpha * Double(rank).squareRoot()
+    }
+
+    private static func rowsInGGUFOrder(_ tensors: LoRATensors) throws(AdapterError) -> [Float] {
+        guard let order = tensors.ggufRowOrder else { return tensors.loraB }
+        guard order.count == tensors.outFeatures, Set(order).count == order.count,
+            order.allSatisfy((0..<tensors.outFeatures).contains)
+        else { throw .badRowOrder(module: tensors.modulePath) }
+        return order.flatMap { tensors.loraB[$0 * tensors.rank..<($0 + 1) * tensors.rank] }
+    }
+
+    private static let alphaKey = "adapter.lora.alpha"
+
+    /// An adapter for a base of this shape. Its tensors keep the GGUF's names to themselves: rows are in Hugging Face's order.
+    ///
+    /// - Returns: the adapter's alpha, and its tensors as `open(directory:)` gives them.
+    /// - Throws: `GGUFError` and `AdapterError`.
+    package static func openGGUF(_ region: ByteRegion, for spec: DecoderSpec) throws -> (alpha: Double, tensors: [LoRATensors]) {
+        let file = try GGUFFile(region)
+        func require(_ key: String, _ value: String) throws(AdapterError) {
+            let found = file.metadata[key]?.string
+            guard found == value else { throw .badMetadata(key: key, found: found ?? "missing", expected: value) }
+        }
+        try require("general.type", "adapter")
+        try require("adapter.type", "lora")
+        try require("general.architecture", spec.ggufArchitecture)
+        let alpha = try file.float(alphaKey)
+        guard alpha.isFinite, alpha > 0 else {
+            throw AdapterError.badMetadata(key: alphaKey, found: "\(alpha)", expected: "a number above 0")
+        }
+        var used: Set<String> = []
+        var found: [LoRATensors] = []
+        for layer in 0..<spec.layerCount {
+            for linear in spec.linears {
+                let id = ModuleID(layer: layer, module: linear.leader)
+                let name = id.ggufName(spec)
+                guard file.tensor(named: name + ".lora_a") != nil || file.tensor(named: name + ".lora_b") != nil else { continue }
+                let (a, aShape) = try matrix(name + ".lora_a", in: file), (b, bShape) = try matrix(name + ".lora_b", in: file)
+                guard aShape[0] == bShape[1] else {
+                    throw AdapterError.rankMismatch(module: name, loraA: aShape[0], loraB: bShape[1])
+                }
+                used.formUnion([name + ".lora_a", name + ".lora_b"])
+                found.append(
+                    LoRATensors(
+                        modulePath: id.path(spec), ggufName: nil, rank: aShape[0], inFeatures: aShape[1], outFeatures: bShape[0],
+                        loraA: a, loraB: rowsFromGGUF(b, rank: bShape[1], spec.ggufRowOrder(id.module)), ggufRowOrder: nil))
+            }
+        }
+        if let unused = file.tensors.first(where: { !used.contains($0.name) }) { throw AdapterError.unknownTensor(unused.name) }
+        guard !found.isEmpty else { throw AdapterError.noTensors }
+        return (alpha, found)
+    }
+
+    private static func rowsFromGGUF(_ values: [Float], rank: Int, _ order: [Int]?) -> [Float] {
+        // A matrix of another shape is refused where it meets its base.
+        guard let order, order.count * rank == values.count else { return values }
+        var rows = [Float](repeating: 0, count: values.count)
+        for (row, place) in order.enumerated() {
+            for column in 0..<rank { rows[place * rank + column] = values[row * rank + column] }
+        }
+        return rows
+    }
+
+    private static func matrix(_ name: String, in file: GGUFFile) throws(AdapterError) -> (values: [Float], shape: [Int]) {
+        guard let tensor = file.tensor(named: name) else { throw .missingTensor(name) }
+        guard tensor.shape.count == 2 else { throw .badShape(tensor: name, shape: tensor.shape) }
+        guard let dtype = tensor.type.plainDType, let values = tensor.withBytes({ dtype.floats(in: $0) }) else {
+            throw .badDType(tensor: name, dtype: tensor.type.name)
+        }
+        if let index = values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: name, index: index) }
+        return (values, tensor.shape)
+    }
+}
+
+extension GGMLType {
+    /// The same type in a safetensors file; nil for blocks.
+    fileprivate var plainDType: SafetensorsDType? {
+        switch self {
+        case .f32: .f32
+        case .f16: .f16
+        case .bf16: .bf16
+        default: nil
+        }
+    }
+}
