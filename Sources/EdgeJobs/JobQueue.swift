@@ -216,6 +216,10 @@ package actor JobQueue {
             budgetBytes: budget.0, budgetReason: budget.1,
             defaultSaveSteps: settings.defaultSaveSteps())
         order.processBytes = job.plan?.processBytes
+        if let name = job.request.initFromAdapter {
+            // It cannot be removed before the job has ended.
+            order.initialAdapterDirectory = try await store.adapter(name).map { directory(of: $0.job) + "/adapter" }
+        }
         order.calibrationPath = settings.calibrationPath(job.request)
         order.availableBytes = settings.availableBytes()
         let group = settings.runGroup(job.id, job.plan?.peakBytes ?? order.budgetBytes)
@@ -347,7 +351,8 @@ private actor WorkerTranscript {
             let text = String(text.prefix(WireLimit.eventLineBytes / 8))
             try log.append(text, to: job, at: settings.now())
             event = .log(text)
-        case .generated, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .inspectedDataset, .exported, .failure:
+        case .generated, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .inspectedDataset, .importedAdapter,
+            .exported, .failure:
             return
         }
         pending.append(event)

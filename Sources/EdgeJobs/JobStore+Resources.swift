@@ -12,6 +12,16 @@ package struct StoredAdapter: Equatable, Sendable {
     package let modelBlob: String
     package let ownerUid: UInt32
     package let createdAt: Date
+
+    /// - Parameter job: of an adapter that was brought in, an id that no job has: what its directory is called.
+    package init(name: String, job: String, baseModel: String, modelBlob: String, ownerUid: UInt32, createdAt: Date) {
+        self.name = name
+        self.job = job
+        self.baseModel = baseModel
+        self.modelBlob = modelBlob
+        self.ownerUid = ownerUid
+        self.createdAt = createdAt
+    }
 }
 
 extension JobStore {
@@ -142,8 +152,28 @@ extension JobStore {
         }
     }
 
+    package func add(_ adapter: StoredAdapter) async throws {
+        try await queue.write { db in
+            guard try String.fetchOne(db, sql: "SELECT name FROM adapters WHERE name = ?", arguments: [adapter.name]) == nil else {
+                throw Problem(
+                    .conflict, "there is another adapter \"\(adapter.name)\"", hint: "another name, or remove it first")
+            }
+            try Self.insert(adapter, db)
+        }
+    }
+
     package func removeAdapter(_ name: String) async throws {
         try await queue.write { db in
+            let user = try String.fetchOne(
+                db,
+                sql: """
+                    SELECT id FROM jobs WHERE state NOT IN ('cancelled', 'failed', 'succeeded')
+                    AND json_extract(request, '$.init_from_adapter') = ? LIMIT 1
+                    """, arguments: [name])
+            if let user {
+                throw Problem(
+                    .wrongState, "adapter \"\(name)\" is in use by job \(user)", hint: "wait for the job, or cancel it")
+            }
             try db.execute(sql: "DELETE FROM adapters WHERE name = ?", arguments: [name])
             guard db.changesCount == 1 else { throw Problem(.notFound, "there is no adapter \"\(name)\"") }
             try db.execute(sql: "UPDATE jobs SET adapter = NULL WHERE adapter = ?", arguments: [name])
@@ -151,12 +181,20 @@ extension JobStore {
     }
 
     static func insertAdapter(of job: Job, at now: Date, _ db: Database) throws {
+        try insert(
+            StoredAdapter(
+                name: job.name, job: job.id, baseModel: job.request.baseModel, modelBlob: job.modelBlob, ownerUid: job.ownerUid,
+                createdAt: now), db)
+    }
+
+    private static func insert(_ adapter: StoredAdapter, _ db: Database) throws {
         try db.execute(
             sql: """
                 INSERT INTO adapters (name, job, base_model, model_blob, owner_uid, created_at) VALUES (?, ?, ?, ?, ?, ?)
                 """,
             arguments: [
-                job.name, job.id, job.request.baseModel, job.modelBlob, job.ownerUid, now.timeIntervalSince1970,
+                adapter.name, adapter.job, adapter.baseModel, adapter.modelBlob, adapter.ownerUid,
+                adapter.createdAt.timeIntervalSince1970,
             ])
     }
 

@@ -11,6 +11,8 @@ package enum WorkOrder: Codable, Sendable {
     case calibrate(CalibrateOrder)
     /// Answers with `inspectedModel`.
     case inspectModel(path: String)
+    /// Answers with `importedAdapter`.
+    case importAdapter(ImportAdapterOrder)
     /// Answers with `inspectedDataset`.
     case inspectDataset(path: String)
     /// Streams `generated`; the last one has `done` or a problem, and ends the worker.
@@ -38,6 +40,8 @@ package enum WorkOrder: Codable, Sendable {
         package var calibrationPath: String?
         /// MemAvailable: whether the model's file can stay in the page cache.
         package var availableBytes: UInt64?
+        /// Of the adapter that training begins from; nil: PEFT's start.
+        package var initialAdapterDirectory: String?
         /// Directory of the cgroup that the worker joins first of all; nil where the daemon has none to give.
         package var controlGroup: String?
 
@@ -82,6 +86,24 @@ package enum WorkOrder: Codable, Sendable {
         }
     }
 
+    package struct ImportAdapterOrder: Codable, Sendable {
+        package var tensorsPath: String
+        package var configPath: String?
+        package var modelPath: String
+        /// What the model is called, for the adapter's own record.
+        package var baseModel: String
+        package var outputDirectory: String
+        package init(
+            tensorsPath: String, configPath: String?, modelPath: String, baseModel: String, outputDirectory: String
+        ) {
+            self.tensorsPath = tensorsPath
+            self.configPath = configPath
+            self.modelPath = modelPath
+            self.baseModel = baseModel
+            self.outputDirectory = outputDirectory
+        }
+    }
+
     package struct ExportOrder: Codable, Sendable {
         package enum Format: String, Codable, Sendable { case safetensors, gguf }
         package var format: Format
@@ -119,6 +141,7 @@ package enum WorkMessage: Codable, Sendable {
     case calibrated
     case inspectedModel(ModelReport)
     case inspectedDataset(DatasetReport)
+    case importedAdapter
     case exported(path: String)
     case failure(Problem)
 
@@ -126,7 +149,9 @@ package enum WorkMessage: Codable, Sendable {
     package var isLast: Bool {
         switch self {
         case .plan, .step, .evaluation, .checkpoint, .log, .generated: false
-        case .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .inspectedDataset, .exported, .failure: true
+        case .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .inspectedDataset, .importedAdapter, .exported,
+            .failure:
+            true
         }
     }
 }

@@ -8,7 +8,7 @@ package struct InitialAdapter: Sendable {
     package let rank: Int
     /// What B · A is multiplied by.
     package let scaling: Double
-    let tensors: [LoRATensors]
+    private let tensors: [LoRATensors]
 
     /// - Parameters:
     ///   - tensors: a path: safetensors, LZ4-framed or not, or a GGUF adapter.
@@ -26,6 +26,40 @@ package struct InitialAdapter: Sendable {
         }
     }
 
+    /// - Parameter directory: an artifact as `publish` leaves it.
+    package init(directory: String) throws {
+        let artifact = try AdapterArtifact.open(directory: directory)
+        try self.init(artifact.tensors, scaling: artifact.config.scaling)
+    }
+
+    /// The artifact of an adapter that was not trained here.
+    ///
+    /// - Throws: `AdapterMismatch` where the base has no such module, or one of another shape.
+    package func publish(to directory: String, baseModel: String, spec: DecoderSpec) throws {
+        let modules = try modules(of: spec)
+        let layers = Set(modules.map(\.layer)).sorted()
+        let config = AdapterConfig(
+            rank: rank, loraAlpha: scaling * Double(rank), loraDropout: 0,
+            targetModules: Set(modules.map { spec.linear(doing: $0.module).name }).sorted(),
+            layersToTransform: layers.count == spec.layerCount ? nil : layers, baseModelNameOrPath: baseModel)
+        try AdapterArtifact.publish(
+            to: directory, tensors: tensors, config: config, provenance: ["source": "imported"], trainingJSON: Array("{}\n".utf8),
+            modelCard: "# An adapter for \(baseModel)\n\nBrought in, not trained here: LoRA of rank \(rank).\n")
+    }
+
+    /// The modules that it changes, each checked against the base.
+    private func modules(of spec: DecoderSpec) throws -> [ModuleID] {
+        try tensors.map { one in
+            let id = try ModuleID(path: one.modulePath, in: spec)
+            let expected = [rank, id.inFeatures(spec), id.outFeatures(spec)]
+            guard [one.rank, one.inFeatures, one.outFeatures] == expected else {
+                throw AdapterMismatch.wrongShape(
+                    module: one.modulePath, found: [one.rank, one.inFeatures, one.outFeatures], expected: expected)
+            }
+            return id
+        }
+    }
+
     private init(_ tensors: [LoRATensors], scaling: (_ rank: Int) -> Double) throws {
         let ranks = Set(tensors.map(\.rank)).sorted()
         guard let rank = ranks.first, ranks.count == 1 else { throw InitialAdapterError.severalRanks(ranks) }
@@ -34,13 +68,16 @@ package struct InitialAdapter: Sendable {
         self.tensors = tensors
     }
 
+    /// Fills every module of a set that it was checked for.
+    package func load(into set: AdapterSet, _ spec: DecoderSpec) throws { try set.load(tensors, spec) }
+
     /// Memory that reading it takes beside the run's own block: its values, and the file's when it is decompressed.
     package static func loadingBytes(_ adapters: ByteCount) -> ByteCount { adapters + adapters }
 
     /// - Throws: `InitialAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
     ///   base has no such module, or one of another shape.
     package func check(_ lora: LoRASpec, modules: [ModuleID], spec: DecoderSpec) throws {
-        let found = try Set(tensors.map { try ModuleID(path: $0.modulePath, in: spec) })
+        let found = Set(try self.modules(of: spec))
         var lines: [String] = []
         if rank != lora.rank { lines.append("lora_r: \(rank)") }
         // To what f32 keeps of alpha / r.

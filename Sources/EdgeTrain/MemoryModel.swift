@@ -74,6 +74,8 @@ package struct MemoryModel {
     package let modules: [ModuleID]
     package let weights: WeightParts
     package let process: ProcessMemory
+    /// Whether the run begins from an adapter that is read into its place.
+    package let loadsAdapter: Bool
     /// Of the adapters, with the padding between their matrices.
     package let parameterCount: Int
     package let adapters: ByteCount
@@ -84,9 +86,11 @@ package struct MemoryModel {
     let adaptedModules: Set<LinearModule>
 
     package init(
-        spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical
+        spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical,
+        loadsAdapter: Bool = false
     ) {
         self.spec = spec
+        self.loadsAdapter = loadsAdapter
         self.lora = lora
         self.modules = modules
         self.weights = weights
@@ -103,10 +107,12 @@ package struct MemoryModel {
         adaptedModules = Set(modules.map(\.module))
     }
 
-    package init(_ model: BaseModel, lora: LoRASpec, process: ProcessMemory = .typical) throws {
+    package init(
+        _ model: BaseModel, lora: LoRASpec, process: ProcessMemory = .typical, loadsAdapter: Bool = false
+    ) throws {
         self.init(
             spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weights: WeightParts(model),
-            process: process)
+            process: process, loadsAdapter: loadsAdapter)
     }
 
     package var trainedLayers: Int { spec.layerCount - lowestLayer }
@@ -215,9 +221,13 @@ package struct MemoryModel {
         ]
     }
 
-    /// The largest of the training's, the publication's and the preparation's; the first, but for the smallest jobs.
+    /// Before the first step there are the adapters' own block and what is read into it.
+    private var loading: ByteCount { loadsAdapter ? adapters + InitialAdapter.loadingBytes(adapters) : .zero }
+
+    /// The largest of the training's, the publication's, the loading's and the preparation's; the first, but for the smallest jobs.
     package func peak(_ shape: StepShape) -> ByteCount {
         max(
-            pools(shape).reduce(.zero) { $0 + $1.size }, publication + process.resident, process.preparation)
+            pools(shape).reduce(.zero) { $0 + $1.size }, publication + process.resident, loading + process.resident,
+            process.preparation)
     }
 }

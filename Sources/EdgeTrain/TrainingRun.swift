@@ -158,7 +158,7 @@ package final class TrainingRun {
             emit(.log("resumed after step \(state.step)"))
         } else {
             if let initial {
-                try adapters.load(try initial().tensors, model.spec)
+                try initial().load(into: adapters, model.spec)
             } else {
                 adapters.initialize(seed: spec.seed)
             }

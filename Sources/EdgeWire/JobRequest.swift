@@ -23,6 +23,10 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// Layers that get an adapter; nil: all. The backward pass stops at the lowest.
     package var layersToTransform: [Int]?
 
+    /// An adapter that the daemon holds, whose weights training begins from; nil: PEFT's start. In a job file it may be a path: of a
+    /// PEFT directory or a GGUF adapter.
+    package var initFromAdapter: String?
+
     /// Longest sample in tokens. A longer one is left out and reported, never cut.
     package var sequenceLen: Int = 512
     /// Samples per micro-batch, packed without padding.
@@ -68,6 +72,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, loraDropout, loraTargetModules, layersToTransform
+        case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
         case optimizer, adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, precision, trainOnInputs
@@ -94,6 +99,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.loraDropout, into: &loraDropout)
         try read(.loraTargetModules, into: &loraTargetModules)
         try read(.layersToTransform, into: &layersToTransform)
+        try read(.initFromAdapter, into: &initFromAdapter)
         try read(.sequenceLen, into: &sequenceLen)
         try read(.microBatchSize, into: &microBatchSize)
         try read(.gradientAccumulationSteps, into: &gradientAccumulationSteps)

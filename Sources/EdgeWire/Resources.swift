@@ -12,6 +12,23 @@ package struct ImportRequest: Codable, Equatable, Sendable {
     }
 }
 
+/// `POST /v1/adapters`: an adapter that another program has made, from uploaded blobs.
+package struct AdapterImportRequest: Codable, Equatable, Sendable {
+    package var name: String
+    /// A model that the daemon holds: its shape is what the adapter is checked against.
+    package var baseModel: String
+    /// safetensors, LZ4-framed or not, or a GGUF adapter.
+    package var tensors: String
+    /// adapter_config.json; a GGUF adapter has none.
+    package var config: String?
+    package init(name: String, baseModel: String, tensors: String, config: String?) {
+        self.name = name
+        self.baseModel = baseModel
+        self.tensors = tensors
+        self.config = config
+    }
+}
+
 /// What the model's file says of itself.
 package struct ModelReport: Codable, Equatable, Sendable {
     package var architecture: String

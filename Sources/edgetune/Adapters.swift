@@ -1,11 +1,31 @@
-// edgetune adapters list, remove
+// edgetune adapters add, list, remove
 import ArgumentParser
 import EdgeWire
 
 struct Adapters: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "The adapters that jobs have made.", subcommands: [List.self, Remove.self],
+        abstract: "The adapters that jobs have made, or that were brought in.",
+        subcommands: [Add.self, List.self, Remove.self],
         defaultSubcommand: List.self)
+
+    struct Add: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Bring in an adapter: a PEFT directory, or a GGUF adapter.")
+        @OptionGroup var daemon: DaemonOptions
+        @OptionGroup var output: OutputOptions
+        @Argument(help: "A directory with adapter_config.json, or a .gguf file.") var path: String
+        @Option(help: "The model that it belongs to.") var baseModel: String
+        @Option(help: "What to call it. Default: the file's name.") var name: String?
+
+        func run() async throws {
+            guard let source = try AdapterSource(path: path) else {
+                throw CommandFailure(
+                    .notFound, "\(path) is neither a .gguf file nor a directory with \(AdapterSource.configName)")
+            }
+            let record = try await source.add(name: name, baseModel: baseModel, to: daemon.client)
+            try output.print(record) { "\(record.name): an adapter of \(record.baseModel)" }
+        }
+    }
 
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List adapters.")

@@ -12,6 +12,8 @@ struct JobFlags: ParsableArguments {
     @Option(help: "Scaling is alpha / r.") var loraAlpha: Double?
     @Option(help: "Dropout, 0 to below 1.") var loraDropout: Double?
     @Option(help: "Names with commas, a regular expression, or all-linear.") var loraTargetModules: String?
+    @Option(help: "Begin from this adapter: one that the daemon holds, a PEFT directory or a .gguf adapter.")
+    var initFromAdapter: String?
     @Option(help: "Longest sample in tokens.") var sequenceLen: Int?
     @Option(help: "Samples per micro-batch.") var microBatchSize: Int?
     @Option(help: "Micro-batches per step.") var gradientAccumulationSteps: Int?
@@ -39,6 +41,7 @@ struct JobFlags: ParsableArguments {
         if let loraAlpha { request.loraAlpha = loraAlpha }
         if let loraDropout { request.loraDropout = loraDropout }
         if let loraTargetModules { request.loraTargetModules = Self.targets(loraTargetModules) }
+        if let initFromAdapter { request.initFromAdapter = initFromAdapter }
         if let sequenceLen { request.sequenceLen = sequenceLen }
         if let microBatchSize { request.microBatchSize = microBatchSize }
         if let gradientAccumulationSteps { request.gradientAccumulationSteps = gradientAccumulationSteps }

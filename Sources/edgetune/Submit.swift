@@ -34,6 +34,10 @@ struct Submit: AsyncParsableCommand {
             request.datasets[index].path = try await upload.dataset(
                 request.datasets[index].path, isFlag: !keys.dataset.isEmpty)
         }
+        if let adapter = request.initFromAdapter {
+            request.initFromAdapter = try await upload.adapter(
+                adapter, isFlag: keys.initFromAdapter != nil, baseModel: request.baseModel)
+        }
         if dryRun {
             let plan = try await client.repeated { () async throws(DaemonError) in
                 try await client.post(PlanReport.self, Endpoint.plan, request)
@@ -109,6 +113,14 @@ private struct SubmitUpload {
             return value
         }
         return try await ModelImport.add(file, name: nil, to: client).name
+    }
+
+    func adapter(_ value: String, isFlag: Bool, baseModel: String) async throws -> String {
+        guard let source = try AdapterSource(path: path(value, isFlag: isFlag)) else {
+            try requireName(value, what: "adapter")
+            return value
+        }
+        return try await source.add(name: nil, baseModel: baseModel, to: client).name
     }
 
     private func requireName(_ value: String, what: String) throws {

@@ -14,6 +14,42 @@ extension Daemon {
 
     func showAdapter(_ call: Call) async throws -> Response { try Response(json: record(try await adapter(call))) }
 
+    /// Of another program, or of this one on another machine.
+    func addAdapter(_ call: Call) async throws -> Response {
+        let request = try await decodedBody(AdapterImportRequest.self, of: call.request, keys: .importingAdapter)
+        try requireName(request.name)
+        guard let model = try await store.model(request.baseModel) else {
+            throw Problem(
+                .notFound, "there is no model \"\(request.baseModel.prefix(80))\"", hint: "edgetune models list")
+        }
+        let digests = try [request.tensors, request.config].compactMap { try $0.map { try uploaded($0) } }
+        let now = now().inWholeSeconds
+        let id = JobID.make(now: self.now(), random: random())
+        let adapter = StoredAdapter(
+            name: request.name, job: id, baseModel: model.name, modelBlob: model.blob, ownerUid: call.caller.uid, createdAt: now)
+        guard try await store.adapter(request.name) == nil else {
+            throw Problem(.conflict, "there is another adapter \"\(request.name)\"", hint: "another name, or remove it first")
+        }
+        let directory = queue.directory(of: id)
+        try FileManager.default.createDirectory(
+            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        do {
+            let message = try await answer(
+                to: .importAdapter(
+                    .init(
+                        tensorsPath: blobs.path(digests[0]), configPath: digests.dropFirst().first.map(blobs.path),
+                        modelPath: blobs.path(try BlobDigest(model.blob)), baseModel: model.name,
+                        outputDirectory: self.directory(of: adapter))))
+            guard case .importedAdapter = message else { throw wrongAnswer(message) }
+            try await store.add(adapter)
+        } catch {
+            try removeDirectory(directory)
+            throw error
+        }
+        for digest in digests { try await release(digest.text) }
+        return try Response(json: record(adapter), status: .created, headers: [.location: Endpoint.adapter(adapter.name)])
+    }
+
     func removeAdapter(_ call: Call) async throws -> Response {
         let adapter = try await adapter(call)
         try call.caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)

@@ -104,6 +104,12 @@ extension Daemon {
             modelDigest: files.model,
             datasetPaths: try files.datasets.map { blobs.path(try BlobDigest($0)) }, directory: "",
             budgetBytes: budget.bytes, budgetReason: budget.name, defaultSaveSteps: config.now.defaultSaveSteps)
+        if let name = request.initFromAdapter {
+            guard let adapter = try await store.adapter(name) else {
+                throw Problem(.notFound, "there is no adapter \"\(name.prefix(80))\"", hint: "edgetune adapters list")
+            }
+            order.initialAdapterDirectory = directory(of: adapter)
+        }
         order.calibrationPath = places.calibration(of: request, kernelSet: kernelSet)
         order.availableBytes = HostMemory(host).available.bytes
         let message: WorkMessage

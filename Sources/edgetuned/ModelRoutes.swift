@@ -73,13 +73,22 @@ extension Daemon {
 
     private func importRequest(_ call: Call) async throws -> (ImportRequest, BlobDigest) {
         let request = try await decodedBody(ImportRequest.self, of: call.request, keys: .importing)
-        guard Wire.isName(request.name) else {
-            throw Problem(.invalidValue, "name: \"\(request.name.prefix(80))\" is not allowed; use 1 to 64 of A-Z a-z 0-9 . _ -")
+        try requireName(request.name)
+        return (request, try uploaded(request.blob))
+    }
+
+    func requireName(_ name: String) throws {
+        guard Wire.isName(name) else {
+            throw Problem(.invalidValue, "name: \"\(name.prefix(80))\" is not allowed; use 1 to 64 of A-Z a-z 0-9 . _ -")
         }
-        let digest = try BlobDigest(request.blob)
+    }
+
+    /// A blob that is all there.
+    func uploaded(_ text: String) throws -> BlobDigest {
+        let digest = try BlobDigest(text)
         guard blobs.status(digest).complete else {
             throw Problem(.notFound, "there is no blob \(digest.text)", hint: "upload it first: PATCH \(Endpoint.blob(digest.text))")
         }
-        return (request, digest)
+        return digest
     }
 }

@@ -27,6 +27,9 @@ struct Work: ParsableCommand {
                 try calibrate(order)
                 channel.send(.calibrated)
             case .inspectModel(let path): channel.send(.inspectedModel(try modelReport(path)))
+            case .importAdapter(let order):
+                try importAdapter(order)
+                channel.send(.importedAdapter)
             case .inspectDataset(let path): channel.send(.inspectedDataset(try datasetReport(path)))
             case .generate(let order): try generate(order, channel)
             case .export(let order): channel.send(.exported(path: try export(order)))

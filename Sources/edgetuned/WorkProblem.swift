@@ -32,6 +32,15 @@ extension Problem {
                 self.init(.nonFinite, error.description, hint: "a lower learning_rate, or max_grad_norm: 1")
             case .noSamples, .noLossTokens: self.init(.badDataset, error.description)
             }
+        case let error as InitialAdapterError:
+            if case .differs(let lines) = error {
+                self.init(.badAdapter, error.description, hint: lines.joined(separator: "\n"))
+            } else {
+                self.init(.badAdapter, error.description)
+            }
+        case let error as SafetensorsError: self.init(.badAdapter, error.description)
+        case let error as LZ4FrameError: self.init(.badAdapter, error.description)
+        case let error as JSONTextError: self.init(.badAdapter, "adapter_config.json: \(error.description)")
         case let error as AdapterMismatch: self.init(.badAdapter, error.description)
         case let error as AdapterError: self.init(.badAdapter, error.description)
         case let error as GenerationError: self.init(.invalidValue, error.description)

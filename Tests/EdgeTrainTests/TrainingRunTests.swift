@@ -19,6 +19,8 @@ struct TinyRun {
     var dataset = Dataset(TinyRun.samples(17), heldOut: 3, seed: 3)
     var budget = ByteCount(1 << 30)
     var threads = 2
+    /// The adapter that the run begins from.
+    var initial: (@Sendable () throws -> InitialAdapter)?
     /// What the test wants otherwise than the planner.
     var replan: @Sendable (inout TrainingPlan) -> Void = { _ in }
 
@@ -41,7 +43,7 @@ struct TinyRun {
     /// - Parameter stopAfter: calls of `direction` after which the run is asked to stop.
     func run(in directory: String, stopAfter: Int = .max, fingerprint: UInt8 = 1) throws -> Result {
         let model = try BaseModel.open(path: Self.modelPath)
-        let memory = try MemoryModel(model, lora: spec.lora)
+        let memory = try MemoryModel(model, lora: spec.lora, loadsAdapter: initial != nil)
         var plan = try TrainingPlan.make(
             memory, lengths: SampleLengths(dataset, spec: spec),
             PlanLimits(
@@ -55,7 +57,7 @@ struct TinyRun {
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: .strongest,
             checkpoints: CheckpointStore(
                 directory: directory, runFingerprint: [UInt8](repeating: fingerprint, count: 32)),
-            spillDirectory: directory,
+            initial: initial, spillDirectory: directory,
             emit: { events.append($0) },
             direction: {
                 asked += 1

@@ -183,6 +183,7 @@ private let modelJSON =
     @Test func everyKeyOfARequestIsSnakeCaseOnTheWireAsInTheFile() throws {
         var full = request()
         full.layersToTransform = [1]
+        full.initFromAdapter = "a"
         full.maxSteps = 1
         full.warmupSteps = 1
         full.warmupRatio = 0.5

@@ -17,9 +17,10 @@ extension Architecture {
     package static let gemma3 = Architecture(
         ggufName: "gemma3", huggingFaceNames: ["Gemma3ForCausalLM"]
     ) { values in
-        var spec = try values.gemma(FamilyDefaults(
-            hiddenSize: 2304, intermediateSize: 9216, layerCount: 26, heads: 8, headDim: 256, keyValueHeads: 4, theta: 1_000_000, contextLength: 131_072, tiesEmbeddings: true,
-            ggufTheta: 1_000_000), largestLayerCount: 62, logitCap: nil)
+        let defaults = FamilyDefaults(
+            hiddenSize: 2304, intermediateSize: 9216, layerCount: 26, heads: 8, headDim: 256, keyValueHeads: 4, theta: 1_000_000,
+            contextLength: 131_072, tiesEmbeddings: true, ggufTheta: 1_000_000)
+        var spec = try values.gemma(defaults, largestLayerCount: 62, logitCap: nil)
         spec.headNorm = .perHead
         let bidirectional = Hyperparameters.Key(nil, "use_bidirectional_attention")
         try values.refuse(bidirectional, try values.flag(bidirectional, default: false))
@@ -28,7 +29,7 @@ extension Architecture {
         // Layers with a window have a base of their own, which is never scaled.
         let perKind = values.object("rope_parameters")?["sliding_attention"]
         if let global = values.object("rope_parameters")?["full_attention"] {
-            spec.rotaries[0] = try values.rotary(headDim: spec.headDim, global, theta: 1_000_000, partial: 1)
+            spec.rotaries[0] = try values.rotary(headDim: spec.headDim, global, defaults)
         }
         let local = Hyperparameters.Key("rope.freq_base_swa", "rope_local_base_freq")
         let theta = try perKind.flatMap {

@@ -8,7 +8,7 @@ extension Hyperparameters {
     func rotary(headDim: Int, _ defaults: FamilyDefaults) throws -> RotarySpec {
         if isHuggingFace {
             let parameters = object("rope_scaling") ?? object("rope_parameters")
-            return try rotary(headDim: headDim, parameters, theta: defaults.theta, partial: defaults.partialRotary)
+            return try rotary(headDim: headDim, parameters, defaults)
         }
         let dimension = Key("rope.dimension_count", nil)
         let rotated = try count(dimension, in: 2...1024, default: headDim)
@@ -37,30 +37,31 @@ extension Hyperparameters {
 
     /// - Parameters:
     ///   - parameters: one kind of layer's; nil: none are given.
-    ///   - theta, partial: the family's, where neither they nor the configuration say.
-    func rotary(headDim: Int, _ parameters: JSONText?, theta: Double, partial: Double) throws -> RotarySpec {
+    ///   - defaults: the family's, where neither they nor the configuration say.
+    func rotary(headDim: Int, _ parameters: JSONText?, _ defaults: FamilyDefaults) throws -> RotarySpec {
         let values = Hyperparameters(config: parameters ?? .object([]))
         func own(_ name: String) throws -> Double? { try values.optionalNumber(Key(nil, name)) }
-        let share = try own("partial_rotary_factor") ?? optionalNumber(Key(nil, "partial_rotary_factor")) ?? partial
+        let share = try own("partial_rotary_factor") ?? optionalNumber(Key(nil, "partial_rotary_factor"))
+            ?? defaults.partialRotary
         let rotated = Int(Double(headDim) * share)
         guard (2...headDim).contains(rotated), rotated % 2 == 0 else {
             throw bad(Key(nil, "partial_rotary_factor"), "\(share)", expected: "what leaves an even number of \(headDim) elements")
         }
         var spec = RotarySpec(
-            theta: try own("rope_theta") ?? optionalNumber(Key(nil, "rope_theta")) ?? theta, rotated: rotated)
+            theta: try own("rope_theta") ?? optionalNumber(Key(nil, "rope_theta")) ?? defaults.theta, rotated: rotated)
         let kind = Key(nil, "rope_type")
         let type = try values.word(kind) ?? values.word(Key(nil, "type")) ?? "default"
         switch type {
         case "default": break
         case "linear":
             spec.factors = .fixed([Float](repeating: Float(try values.number(Key(nil, "factor"))), count: rotated / 2))
-        case "llama3": spec.factors = .fixed(try llama3Divisors(values, spec))
+        case "llama3": spec.factors = .fixed(try llama3Divisors(values, spec, defaults))
         case "longrope", "su":
-            let original = try originalLength(values)
+            let original = try originalLength(values, defaults)
             spec.factors = .byLength(
                 short: try values.divisors("short_factor", count: rotated / 2),
                 long: try values.divisors("long_factor", count: rotated / 2), original: original)
-            let context = try count(Key(nil, "max_position_embeddings"), in: 1...16_777_216)
+            let context = try contextLength(defaults)
             let factor = try own("factor") ?? Double(context) / Double(original)
             spec.magnitude = Float(
                 try own("attention_factor") ?? (factor <= 1 ? 1 : (1 + log(factor) / log(Double(original))).squareRoot()))
@@ -69,18 +70,22 @@ extension Hyperparameters {
         return spec
     }
 
-    private func originalLength(_ values: Hyperparameters) throws -> Int {
+    private func contextLength(_ defaults: FamilyDefaults) throws -> Int {
+        try count(Key(nil, "max_position_embeddings"), in: 2...16_777_216, default: defaults.contextLength)
+    }
+
+    private func originalLength(_ values: Hyperparameters, _ defaults: FamilyDefaults) throws -> Int {
         let key = Key(nil, "original_max_position_embeddings")
         let range = 2...16_777_216
         return try optionalCount(key, in: range) ?? values.optionalCount(key, in: range)
-            ?? count(Key(nil, "max_position_embeddings"), in: range)
+            ?? contextLength(defaults)
     }
 
     /// Long wavelengths are stretched, short ones are not, and those between partly (Llama 3.1's model card).
-    private func llama3Divisors(_ values: Hyperparameters, _ spec: RotarySpec) throws -> [Float] {
+    private func llama3Divisors(_ values: Hyperparameters, _ spec: RotarySpec, _ defaults: FamilyDefaults) throws -> [Float] {
         let factor = try values.number(Key(nil, "factor"))
         let (low, high) = (try values.number(Key(nil, "low_freq_factor")), try values.number(Key(nil, "high_freq_factor")))
-        let original = Double(try originalLength(values))
+        let original = Double(try originalLength(values, defaults))
         return (0..<spec.rotated / 2).map { pair in
             let wavelength = 2 * Double.pi * pow(spec.theta, Double(2 * pair) / Double(spec.rotated))
             if wavelength > original / low { return Float(factor) }
