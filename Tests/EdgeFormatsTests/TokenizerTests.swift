@@ -40,7 +40,7 @@ import Testing
     }
 
     @Test func decodingUndoesEncodingForEveryScalarOfACompleteVocabulary() throws {
-        let tokenizer = try Tokenizer(Self.bytesOnly())
+        let tokenizer = try Tokenizer(TokenizerSpec(Self.bytesOnly()))
         #expect(tokenizer.unencodableBytes.isEmpty)
         var text = ""
         for value in UInt32(0)...0x10FFFF {
@@ -69,7 +69,7 @@ import Testing
         #expect(tokenizer.encode("<|im_start|>", specialTokens: .parse) == [1])
         let asText = tokenizer.encode("<|im_start|>", specialTokens: .asText)
         #expect(asText.count > 1)
-        #expect(try asText.allSatisfy { try tokenizer.kind(of: $0) == .normal })
+        #expect(try tokenizer.decodedText(asText) == "<|im_start|>" && !asText.contains(1))
     }
 
     @Test func theLongestSpecialTokenWins() throws {
@@ -78,7 +78,7 @@ import Testing
             spec.tokens.append(Array(token.utf8))
             spec.tokenTypes.append(3)
         }
-        let tokenizer = try Tokenizer(spec)
+        let tokenizer = try Tokenizer(TokenizerSpec(spec))
         #expect(tokenizer.encode("<a><b><a><b<a>", specialTokens: .parse) == [257, 258, 256])
     }
 
@@ -91,7 +91,7 @@ import Testing
     }
 
     @Test func streamingNeverTakesTextBack() throws {
-        let tokenizer = try Tokenizer(Self.bytesOnly())
+        let tokenizer = try Tokenizer(TokenizerSpec(Self.bytesOnly()))
         var random = SeededText(seed: 13)
         for round in 0..<2_000 {
             let bytes = round.isMultiple(of: 2) ? Array(random.text(scalars: 12).utf8) : random.bytes(12)
@@ -104,16 +104,16 @@ import Testing
     }
 
     @Test func streamingHoldsBackAnIncompleteCharacter() throws {
-        var decoder = StreamingDecoder(try Tokenizer(Self.bytesOnly()))
+        var decoder = StreamingDecoder(try Tokenizer(TokenizerSpec(Self.bytesOnly())))
         let pieces = try "é€".utf8.map { byte in try decoder.append(TokenID(byte)) }
         #expect(pieces == ["", "é", "", "", "€"])
     }
 
     @Test func aBadVocabularyIsRefusedWithItsNumbers() {
-        func error(_ change: (inout TokenizerSpec) -> Void) -> TokenizerError? {
+        func error(_ change: (inout GGUFTokenizerMetadata) -> Void) -> TokenizerError? {
             var spec = Self.bytesOnly()
             change(&spec)
-            do throws(TokenizerError) { _ = try Tokenizer(spec) } catch { return error }
+            do throws(TokenizerError) { _ = try Tokenizer(TokenizerSpec(spec)) } catch { return error }
             return nil
         }
         #expect(
@@ -121,43 +121,41 @@ import Testing
                 $0.tokens = []
                 $0.tokenTypes = []
             } == .vocabularySize(0))
-        #expect(error { $0.tokenTypes.removeLast() } == .tokenTypeCount(tokens: 256, tokenTypes: 255))
+        #expect(error { $0.tokenTypes.removeLast() } == .entryCount(key: "token_type", tokens: 256, entries: 255))
         #expect(error { $0.tokenTypes[3] = 9 } == .unknownTokenType(token: 3, type: 9))
         #expect(error { $0.tokenTypes[3] = 6 } == .byteTokenInByteLevelVocabulary(token: 3))
-        #expect(error { $0.preTokenizer = "bert" } == .unknownPreTokenizer("bert", supported: ["gpt-2", "smollm"]))
+        #expect(
+            error { $0.preTokenizer = "bert" }
+                == .unknownPreTokenizer("bert", supported: PreTokenizer.all.flatMap(\.names)))
+        #expect(error { $0.model = "rwkv" } == .unsupportedModel("rwkv", supported: ["gpt2", "llama", "t5"]))
+        #expect(error { $0.model = "llama" } == .entryCount(key: "scores", tokens: 256, entries: 0))
+        #expect(error { $0.model = "t5" } == .entryCount(key: "scores", tokens: 256, entries: 0))
+        #expect(
+            error {
+                $0.tokens[3] = Array(repeating: 0x61, count: 4097)
+                $0.tokenTypes[3] = 3
+            } == .tokenTooLong(id: 3, bytes: 4097, limit: 4096))
         #expect(error { $0.merges = ["ab"] } == .malformedMerge(rank: 0, merge: "ab"))
         #expect(error { $0.merges = ["a b"] } == .mergeNotInVocabulary(rank: 0, merge: "a b", missing: "ab"))
         #expect(error { $0.eosTokenID = 256 } == .specialTokenOutOfRange(role: "EOS", id: 256, vocabularySize: 256))
     }
 
     @Test func aTokenOutsideTheVocabularyIsRefused() throws {
-        let tokenizer = try Tokenizer(Self.bytesOnly())
+        let tokenizer = try Tokenizer(TokenizerSpec(Self.bytesOnly()))
         #expect(throws: TokenizerError.tokenOutOfRange(id: 256, vocabularySize: 256)) { try tokenizer.decode([256]) }
         #expect(throws: TokenizerError.tokenOutOfRange(id: -1, vocabularySize: 256)) { try tokenizer.decode([-1]) }
     }
 
     /// 256 tokens, token i being byte i, without merges.
-    static func bytesOnly() -> TokenizerSpec {
+    static func bytesOnly() -> GGUFTokenizerMetadata {
         var standIn: UInt32 = 0x100
         let tokens = (0...255).map { (byte: UInt32) -> [UInt8] in
             let isItself = (0x21...0x7E).contains(byte) || (0xA1...0xAC).contains(byte) || (0xAE...0xFF).contains(byte)
             defer { if !isItself { standIn += 1 } }
             return Unicode.Scalar(isItself ? byte : standIn).map { Array(String($0).utf8) } ?? []
         }
-        return TokenizerSpec(
-            tokens: tokens, merges: [], tokenTypes: Array(repeating: 1, count: 256), preTokenizer: "smollm")
-    }
-
-    /// FNV-1a 64 over the ids as little-endian int32.
-    private func fingerprint(_ ids: [TokenID]) -> String {
-        var value: UInt64 = 0xCBF2_9CE4_8422_2325
-        for id in ids {
-            for shift in stride(from: 0, to: 32, by: 8) {
-                value = (value ^ UInt64(UInt8(truncatingIfNeeded: id >> shift))) &* 0x100_0000_01B3
-            }
-        }
-        let hex = String(value, radix: 16)
-        return String(repeating: "0", count: 16 - hex.count) + hex
+        return GGUFTokenizerMetadata(
+            model: "gpt2", preTokenizer: "smollm", tokens: tokens, tokenTypes: Array(repeating: 1, count: 256))
     }
 }
 

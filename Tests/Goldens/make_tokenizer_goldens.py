@@ -42,8 +42,12 @@ def reference_tokenizer(reader):
 
 
 def fnv1a(ids):
+    return fnv1a_bytes(struct.pack(f"<{len(ids)}i", *ids))
+
+
+def fnv1a_bytes(data):
     value = 0xCBF29CE484222325
-    for byte in struct.pack(f"<{len(ids)}i", *ids):
+    for byte in data:
         value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
     return f"{value:016x}"
 

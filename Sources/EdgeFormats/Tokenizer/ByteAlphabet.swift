@@ -32,6 +32,17 @@ enum ByteAlphabet {
         Array(String(scalars[Int(byte)]).utf8)
     }
 
+    /// Appends the UTF-8 of the byte's scalar, which is below U+0144.
+    static func append(_ byte: UInt8, to text: inout [UInt8]) {
+        let value = scalars[Int(byte)].value
+        if value < 0x80 {
+            text.append(UInt8(value))
+        } else {
+            text.append(UInt8(0xC0 | value >> 6))
+            text.append(UInt8(0x80 | value & 0x3F))
+        }
+    }
+
     /// The bytes that `text` stands for; nil when it holds a scalar outside the alphabet.
     static func decoded(_ text: [UInt8]) -> [UInt8]? {
         var decoded: [UInt8] = []

@@ -23,12 +23,14 @@ struct BytePairMerges: Sendable {
     /// No pair: token ids are not negative.
     private static let empty = UInt64.max
 
-    init(capacity: Int) {
+    /// - Parameter ordered: best first.
+    init(_ ordered: [TokenMerge]) {
         var slots = 16
-        while slots < 2 * capacity { slots *= 2 }
+        while slots < 2 * ordered.count { slots *= 2 }
         pairs = Array(repeating: Self.empty, count: slots)
         merges = Array(repeating: Merge(rank: 0, merged: 0), count: slots)
         mask = slots - 1
+        for (rank, merge) in ordered.enumerated() { insert(merge, rank: rank) }
     }
 
     private static func pair(_ left: TokenID, _ right: TokenID) -> UInt64 {
@@ -43,13 +45,12 @@ struct BytePairMerges: Sendable {
         return slot
     }
 
-    /// The first of two merges of the same pair wins.
-    mutating func insert(left: TokenID, right: TokenID, merge: Merge) {
-        let pair = Self.pair(left, right)
+    /// The last of two merges of the same pair counts, as in huggingface/tokenizers.
+    private mutating func insert(_ merge: TokenMerge, rank: Int) {
+        let pair = Self.pair(merge.left, merge.right)
         let slot = slot(of: pair)
-        guard pairs[slot] == Self.empty else { return }
         pairs[slot] = pair
-        merges[slot] = merge
+        merges[slot] = Merge(rank: UInt32(rank), merged: merge.merged)
     }
 
     func merge(left: TokenID, right: TokenID) -> Merge? {

@@ -1,7 +1,6 @@
-// Byte-level BPE: text to token ids and back. Text is cut at special tokens, then into pieces (`PreTokenizer`), and each
-// piece's bytes are merged (`BytePairMerges`). Ids equal those of huggingface/tokenizers for the same vocabulary, also
-// where that vocabulary is incomplete: a byte that is no token is left out of the ids. SmolLM2's lacks eight bytes of
-// valid UTF-8 (six C0 controls and the lead bytes F1 and F2, which start only private and unassigned planes).
+// Text to token ids and back, by the stages that TokenizerSpec.swift names. Ids and texts equal those of
+// huggingface/tokenizers for the same files. Texts are valid UTF-8: who has other bytes repairs them first, with U+FFFD,
+// as `String(decoding:as:)` and Python's `errors="replace"` do alike.
 
 /// Whether special-token text inside a text is that token, or merely characters.
 package enum SpecialTokens: Sendable {
@@ -15,110 +14,85 @@ package struct Tokenizer: Sendable {
     package let eosTokenID: TokenID?
     package let paddingTokenID: TokenID?
     package let addBOS: Bool
-    /// Bytes that no token stands for, ascending. `encode` leaves them out.
+    /// Bytes that no token stands for, ascending. `encode` leaves them out. SmolLM2's vocabulary lacks eight of valid
+    /// UTF-8: six C0 controls and the lead bytes F1 and F2, which start only private and unassigned planes.
     package let unencodableBytes: [UInt8]
 
-    private let preTokenizer: PreTokenizer
-    private let addSpacePrefix: Bool
-    private let merges: BytePairMerges
-    private let specialTokens: SpecialTokenMatcher
-    private let kinds: [TokenKind]
-    /// The token of each byte alone.
-    private let byteTokens: [TokenID?]
-    /// All tokens' bytes end to end; token i is `tokenBytes[tokenEnds[i - 1] ..< tokenEnds[i]]`.
-    private let tokenBytes: [UInt8]
-    private let tokenEnds: [Int]
+    private enum Encoder: Sendable {
+        case pairMerges(PairMergeEncoder)
+        case unigram(UnigramEncoder)
+    }
+
+    private let encoder: Encoder
+    private let normalizers: [TextTransform]
+    private let preparations: [TextTransform]
+    private let splits: [PieceSplit]
+    private let decoders: [TokenDecoder]
+    /// Found in text as it is given.
+    private let rawTokens: AddedTokenMatcher
+    /// Found in normalized text; nil without any.
+    private let normalizedTokens: AddedTokenMatcher?
+    /// All of them by their content, for those who look where a text's turns end.
+    private let allTokens: AddedTokenMatcher
+    /// Every token as decoders see it.
+    private let texts: Vocabulary
 
     package init(_ spec: TokenizerSpec) throws(TokenizerError) {
         let count = spec.tokens.count
-        guard count > 0, count <= Int(Int32.max) else { throw .vocabularySize(count) }
+        guard count > 0, count <= TokenizerSpec.mostTokens else { throw .vocabularySize(count) }
         vocabularySize = count
-        preTokenizer = try PreTokenizer.named(spec.preTokenizer)
-        kinds = try Self.kinds(spec)
         addBOS = spec.addBOS
-        addSpacePrefix = spec.addSpacePrefix
-        bosTokenID = try Self.checked(spec.bosTokenID, role: "BOS", vocabularySize: count)
-        eosTokenID = try Self.checked(spec.eosTokenID, role: "EOS", vocabularySize: count)
-        paddingTokenID = try Self.checked(spec.paddingTokenID, role: "padding", vocabularySize: count)
-        _ = try Self.checked(spec.unknownTokenID, role: "unknown", vocabularySize: count)
+        normalizers = spec.normalizers
+        preparations = spec.preparations
+        splits = spec.splits
+        decoders = spec.decoders
+        func checked(_ id: Int?, _ role: String) throws(TokenizerError) -> TokenID? {
+            try TokenizerSpec.checked(id, role: role, vocabularySize: count)
+        }
+        bosTokenID = try checked(spec.bosTokenID, "BOS")
+        eosTokenID = try checked(spec.eosTokenID, "EOS")
+        paddingTokenID = try checked(spec.paddingTokenID, "padding")
+        _ = try checked(spec.unknownTokenID, "unknown")
 
-        var ids: [[UInt8]: TokenID] = [:]
-        ids.reserveCapacity(count)
-        var specialTokens = SpecialTokenMatcher()
-        var bytes: [UInt8] = []
-        var ends: [Int] = []
-        ends.reserveCapacity(count)
-        for (index, stored) in spec.tokens.enumerated() {
-            let id = TokenID(index)
-            switch kinds[index] {
-            case .control, .userDefined:
-                specialTokens.insert(stored, token: id)
-                bytes.append(contentsOf: stored)
-            case .normal, .unused, .unknown, .byte:
-                // A token with characters outside the alphabet stands for its own text.
-                bytes.append(contentsOf: ByteAlphabet.decoded(stored) ?? stored)
+        var raw = AddedTokenMatcher()
+        var normalized = AddedTokenMatcher()
+        var all = AddedTokenMatcher()
+        var texts = spec.tokens
+        for token in spec.addedTokens {
+            _ = try checked(Int(token.id), "added")
+            guard token.content.count <= TokenizerSpec.longestToken else {
+                throw .tokenTooLong(
+                    id: Int(token.id), bytes: token.content.count, limit: TokenizerSpec.longestToken)
             }
-            ids[stored] = id
-            ends.append(bytes.count)
-        }
-        self.specialTokens = specialTokens
-        tokenBytes = bytes
-        tokenEnds = ends
-        let byteTokens = (UInt8.min...UInt8.max).map { ids[ByteAlphabet.encoded($0)] }
-        unencodableBytes = byteTokens.indices.filter { byteTokens[$0] == nil }.map { UInt8($0) }
-        self.byteTokens = byteTokens
-        merges = try Self.mergeTable(spec.merges, ids: ids)
-    }
-
-    private static func kinds(_ spec: TokenizerSpec) throws(TokenizerError) -> [TokenKind] {
-        guard spec.tokenTypes.count == spec.tokens.count else {
-            throw .tokenTypeCount(tokens: spec.tokens.count, tokenTypes: spec.tokenTypes.count)
-        }
-        var kinds: [TokenKind] = []
-        kinds.reserveCapacity(spec.tokenTypes.count)
-        for (index, type) in spec.tokenTypes.enumerated() {
-            guard let kind = TokenKind(rawValue: type) else { throw .unknownTokenType(token: index, type: type) }
-            guard kind != .byte else { throw .byteTokenInByteLevelVocabulary(token: index) }
-            kinds.append(kind)
-        }
-        return kinds
-    }
-
-    private static func checked(
-        _ id: Int?, role: String, vocabularySize: Int
-    ) throws(TokenizerError) -> TokenID? {
-        guard let id else { return nil }
-        guard (0..<vocabularySize).contains(id) else {
-            throw .specialTokenOutOfRange(role: role, id: id, vocabularySize: vocabularySize)
-        }
-        return TokenID(id)
-    }
-
-    private static func mergeTable(
-        _ merges: [String], ids: [[UInt8]: TokenID]
-    ) throws(TokenizerError) -> BytePairMerges {
-        var table = BytePairMerges(capacity: merges.count)
-        for (rank, merge) in merges.enumerated() {
-            let parts = merge.utf8.split(separator: UInt8(ascii: " "), omittingEmptySubsequences: false)
-            guard parts.count == 2, !parts[0].isEmpty, !parts[1].isEmpty else {
-                throw .malformedMerge(rank: rank, merge: merge)
+            all.insert(token, as: token.content)
+            if token.isNormalized {
+                var content = AlignedText(token.content, token.content.indices)
+                content.apply(spec.normalizers)
+                normalized.insert(token, as: content.utf8)
+                texts[Int(token.id)] = content.utf8
+            } else {
+                raw.insert(token, as: token.content)
+                texts[Int(token.id)] = token.content
             }
-            let left = try id(of: Array(parts[0]), in: ids, rank: rank, merge: merge)
-            let right = try id(of: Array(parts[1]), in: ids, rank: rank, merge: merge)
-            let merged = try id(of: Array(parts[0]) + Array(parts[1]), in: ids, rank: rank, merge: merge)
-            table.insert(left: left, right: right, merge: .init(rank: UInt32(rank), merged: merged))
         }
-        return table
-    }
+        rawTokens = raw
+        normalizedTokens = spec.addedTokens.contains(where: \.isNormalized) ? normalized : nil
+        allTokens = all
+        self.texts = Vocabulary(texts)
 
-    private static func id(
-        of stored: [UInt8], in ids: [[UInt8]: TokenID], rank: Int, merge: String
-    ) throws(TokenizerError) -> TokenID {
-        guard let id = ids[stored] else {
-            throw .mergeNotInVocabulary(
-                rank: rank, merge: merge, missing: String(decoding: stored, as: UTF8.self))
+        let vocabulary = Vocabulary(spec.tokens, outsideModel: spec.idsOutsideModel)
+        switch spec.model {
+        case .pairMerges(let model):
+            let encoder = PairMergeEncoder(model, vocabulary)
+            self.encoder = .pairMerges(encoder)
+            unencodableBytes = encoder.unencodableBytes
+        case .unigram(let model):
+            let ids = spec.tokens.indices.map { TokenID($0) }.filter {
+                !vocabulary[$0].isEmpty && !spec.idsOutsideModel.contains($0)
+            }
+            encoder = .unigram(try UnigramEncoder(model, vocabulary, ids: ids))
+            unencodableBytes = []
         }
-        return id
     }
 }
 
@@ -127,117 +101,122 @@ extension Tokenizer {
         spans(of: text, specialTokens: specialTokens).map(\.id)
     }
 
-    /// The tokens with the bytes of `text` they stand for: ascending, and without gaps but for unencodable bytes.
+    /// The tokens with the bytes of `text` they stand for, ascending. White space that a token strips or a normalizer
+    /// drops, and bytes that no token stands for, are in no span; a token that a normalizer adds has an empty one.
     package func spans(of text: String, specialTokens mode: SpecialTokens) -> [TokenSpan] {
         let utf8 = Array(text.utf8)
         var spans: [TokenSpan] = []
         // English averages about four bytes a token.
         spans.reserveCapacity(utf8.count / 4)
         var symbols = PieceSymbols()
-        var textStart = 0
-        if mode == .parse {
-            var offset = 0
-            while offset < utf8.count {
-                guard let special = specialTokens.match(in: utf8, at: offset) else {
-                    offset += 1
-                    continue
-                }
-                encodeText(utf8, textStart..<offset, &symbols, into: &spans)
-                spans.append(special)
-                offset = special.utf8Range.upperBound
-                textStart = offset
+        rawTokens.forEachStretch(utf8, utf8.indices, mode) { token, range in
+            if let token {
+                spans.append(TokenSpan(id: token, utf8Range: range))
+            } else if normalizers.isEmpty, normalizedTokens == nil, preparations.isEmpty {
+                encodePieces(utf8, range, &symbols, into: &spans)
+            } else {
+                var stretch = AlignedText(utf8, range)
+                stretch.apply(normalizers)
+                encodeNormalized(stretch, mode, &symbols, into: &spans)
             }
         }
-        encodeText(utf8, textStart..<utf8.count, &symbols, into: &spans)
         return spans
     }
 
-    private func encodeText(
-        _ utf8: [UInt8], _ range: Range<Int>, _ symbols: inout PieceSymbols, into spans: inout [TokenSpan]
+    private func encodeNormalized(
+        _ text: AlignedText, _ mode: SpecialTokens, _ symbols: inout PieceSymbols, into spans: inout [TokenSpan]
     ) {
-        guard !range.isEmpty else { return }
-        guard addSpacePrefix, utf8[range.lowerBound] != UInt8(ascii: " ") else {
-            encodePieces(utf8, range, offsetBy: 0, &symbols, into: &spans)
+        guard let normalizedTokens else {
+            encodePrepared(text, &symbols, into: &spans)
             return
         }
-        // The added space belongs to no byte of the text: its token starts where the text does.
-        let prefixed = [UInt8(ascii: " ")] + utf8[range]
+        normalizedTokens.forEachStretch(text.utf8, text.utf8.indices, mode) { token, range in
+            if let token {
+                spans.append(TokenSpan(id: token, utf8Range: text.origin(of: range)))
+            } else {
+                encodePrepared(text.slice(range), &symbols, into: &spans)
+            }
+        }
+    }
+
+    private func encodePrepared(
+        _ text: AlignedText, _ symbols: inout PieceSymbols, into spans: inout [TokenSpan]
+    ) {
+        var text = text
+        text.apply(preparations)
         let first = spans.count
-        encodePieces(prefixed, 0..<prefixed.count, offsetBy: range.lowerBound - 1, &symbols, into: &spans)
-        if first < spans.count {
-            let span = spans[first]
-            spans[first] = TokenSpan(id: span.id, utf8Range: range.lowerBound..<span.utf8Range.upperBound)
+        encodePieces(text.utf8, text.utf8.indices, &symbols, into: &spans)
+        for index in first..<spans.count {
+            spans[index] = TokenSpan(id: spans[index].id, utf8Range: text.origin(of: spans[index].utf8Range))
         }
     }
 
     private func encodePieces(
-        _ utf8: [UInt8], _ range: Range<Int>, offsetBy shift: Int,
-        _ symbols: inout PieceSymbols, into spans: inout [TokenSpan]
+        _ utf8: [UInt8], _ range: Range<Int>, _ symbols: inout PieceSymbols, into spans: inout [TokenSpan]
     ) {
-        preTokenizer.forEachPiece(utf8, range) { piece in
-            symbols.removeAll()
-            for offset in piece {
-                guard let token = byteTokens[Int(utf8[offset])] else { continue }
-                symbols.append(token, utf8Range: offset + shift..<offset + shift + 1)
-            }
-            symbols.merge(by: merges, into: &spans)
+        guard !range.isEmpty else { return }
+        switch encoder {
+        case .pairMerges(let encoder):
+            splits.forEachPiece(utf8, range) { encoder.encode(utf8, $0, &symbols, into: &spans) }
+        case .unigram(let encoder):
+            splits.forEachPiece(utf8, range) { encoder.encode(utf8, $0, into: &spans) }
         }
     }
 }
 
 extension Tokenizer {
-    package func kind(of id: TokenID) throws(TokenizerError) -> TokenKind {
-        try check(id)
-        return kinds[Int(id)]
-    }
-
-    /// The bytes that the token stands for: of a control token, its text.
-    package func bytes(of id: TokenID) throws(TokenizerError) -> ArraySlice<UInt8> {
-        try check(id)
-        let index = Int(id)
-        return tokenBytes[(index == 0 ? 0 : tokenEnds[index - 1])..<tokenEnds[index]]
-    }
-
+    /// The text's bytes. What is no UTF-8 stays as it is: a vocabulary of bytes can spell anything.
     package func decode(_ ids: [TokenID]) throws(TokenizerError) -> [UInt8] {
-        var decoded: [UInt8] = []
-        for id in ids { decoded.append(contentsOf: try bytes(of: id)) }
-        return decoded
+        try decoded(ids, .kept)
     }
 
     /// Bytes that are no UTF-8 become U+FFFD.
     package func decodedText(_ ids: [TokenID]) throws(TokenizerError) -> String {
-        String(decoding: try decode(ids), as: UTF8.self)
+        String(decoding: try decoded(ids, .replaced), as: UTF8.self)
     }
 
-    private func check(_ id: TokenID) throws(TokenizerError) {
+    private func decoded(_ ids: [TokenID], _ invalidUTF8: InvalidUTF8) throws(TokenizerError) -> [UInt8] {
+        var decoding = decoding(invalidUTF8)
+        var text: [UInt8] = []
+        for id in ids { try append(id, to: &decoding, &text) }
+        decoding.finish(&text)
+        return text
+    }
+
+    func decoding(_ invalidUTF8: InvalidUTF8) -> TokenDecoding { TokenDecoding(decoders, invalidUTF8) }
+
+    /// An id inside the vocabulary that no token has decodes to nothing.
+    func append(_ id: TokenID, to decoding: inout TokenDecoding, _ text: inout [UInt8]) throws(TokenizerError) {
         guard id >= 0, Int(id) < vocabularySize else {
             throw .tokenOutOfRange(id: id, vocabularySize: vocabularySize)
         }
+        if !texts[id].isEmpty { decoding.append(texts[id], to: &text) }
     }
 }
 
 extension Tokenizer {
-    package var bosToken: String? { bosTokenID.flatMap(text) }
-    package var eosToken: String? { eosTokenID.flatMap(text) }
+    package var bosToken: String? { bosTokenID.map(text) }
+    package var eosToken: String? { eosTokenID.map(text) }
 
-    private func text(_ id: TokenID) -> String? {
-        // Both ids were checked by `init`.
-        (try? bytes(of: id)).map { String(decoding: $0, as: UTF8.self) }
-    }
+    /// The token as it is written.
+    private func text(_ id: TokenID) -> String { String(decoding: texts[id], as: UTF8.self) }
 
-    /// Where the last control or user-defined token in the bytes ends, as an index of the slice; nil without one.
+    /// Where the last special token in the bytes ends, or without one the last other added token, as an index of the
+    /// slice; nil without either.
     package func endOfLastSpecialToken(in utf8: ArraySlice<UInt8>) -> Int? {
         let text = Array(utf8)
+        var lastSpecial: Int?
         var last: Int?
         var offset = 0
         while offset < text.count {
-            guard let special = specialTokens.match(in: text, at: offset) else {
+            guard let (token, end) = allTokens.match(in: text, at: offset, end: text.count) else {
                 offset += 1
                 continue
             }
-            offset = special.utf8Range.upperBound
-            last = utf8.startIndex + offset
+            offset = end
+            last = utf8.startIndex + end
+            if token.isSpecial { lastSpecial = last }
         }
-        return last
+        return lastSpecial ?? last
     }
 }

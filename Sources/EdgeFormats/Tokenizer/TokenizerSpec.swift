@@ -1,97 +1,117 @@
-// What a tokenizer is made from, as plain values: the vocabulary, the merges and the model's special tokens.
-// Nothing here knows where the values come from; `TokenizerSpec+GGUF.swift` reads them from a model's header.
-// `Tokenizer.init` is what checks them.
+// What a tokenizer is made from, as plain values: the vocabulary, the model over it, and what happens to text before and
+// to tokens after. Nothing here knows where the values come from; `TokenizerSpec+GGUF.swift` reads them from a model's
+// header, `TokenizerSpec+JSON.swift` from a tokenizer.json. The stages are those of huggingface/tokenizers:
+//
+//     text -> added tokens -> normalizers -> added tokens that match normalized text -> splits -> model -> decoders
 
 /// A position in the model's vocabulary: the row of its embedding matrix.
 package typealias TokenID = Int32
 
 package struct TokenizerSpec: Sendable {
-    /// Per token id, the token as it is stored: ordinary tokens in GPT-2's byte alphabet as UTF-8 ("Ġthe"), control
-    /// and user-defined tokens as their own text.
+    /// Per id the token as it is stored; empty where no token has the id.
     package var tokens: [[UInt8]]
-    /// "left right" in the byte alphabet, best merge first.
-    package var merges: [String]
-    /// Per token id, a `TokenKind.rawValue`.
-    package var tokenTypes: [Int32]
-    /// The name in `PreTokenizer.all`: GGUF's `tokenizer.ggml.pre`.
-    package var preTokenizer: String
+    package var model: Model
+    /// Ids that text becomes only as an added token: the model's own vocabulary lacks them.
+    package var idsOutsideModel: Set<TokenID> = []
+    package var addedTokens: [AddedToken] = []
+    package var normalizers: [TextTransform] = []
+    /// What a pre-tokenizer changes in the text before it cuts.
+    package var preparations: [TextTransform] = []
+    package var splits: [PieceSplit] = []
+    package var decoders: [TokenDecoder] = []
     package var bosTokenID: Int?
     package var eosTokenID: Int?
     package var paddingTokenID: Int?
     package var unknownTokenID: Int?
     /// Plain text starts with the BOS token. Chat templates write their own.
-    package var addBOS: Bool
-    /// Every stretch of text between special tokens starts with a space, as `ByteLevel(add_prefix_space)` does.
-    package var addSpacePrefix: Bool
+    package var addBOS = false
 
-    package init(
-        tokens: [[UInt8]], merges: [String], tokenTypes: [Int32], preTokenizer: String,
-        bosTokenID: Int? = nil, eosTokenID: Int? = nil, paddingTokenID: Int? = nil, unknownTokenID: Int? = nil,
-        addBOS: Bool = false, addSpacePrefix: Bool = false
-    ) {
+    package enum Model: Sendable {
+        case pairMerges(PairMergeModel)
+        case unigram(UnigramModel)
+    }
+
+    package init(tokens: [[UInt8]], model: Model) {
         self.tokens = tokens
+        self.model = model
+    }
+
+    /// More ids than any vocabulary has (Gemma's, the largest, has 262,144); a bound on what a file may ask for.
+    package static let mostTokens = 1 << 22
+    /// Bytes of the longest token that is looked for inside text; looking costs that much at a position. The longest
+    /// of a real vocabulary is 512 (DeepSeek's runs of one character have 256).
+    package static let longestToken = 4096
+}
+
+/// Byte-pair encoding: the pieces' symbols, merged best merge first.
+package struct PairMergeModel: Sendable {
+    package enum Symbols: Sendable {
+        /// Bytes, stored in GPT-2's byte alphabet.
+        case bytes
+        /// Scalars. One that is no token becomes `<0x0A>`-style byte tokens where all of them exist and
+        /// `.bytesForUnknown` says so.
+        case scalars(Fallback)
+    }
+
+    package enum Fallback: Sendable {
+        case none
+        case bytesForUnknown
+    }
+
+    package var symbols: Symbols
+    /// Best first; of two merges of the same pair the last counts.
+    package var merges: [TokenMerge]
+    /// Stands for a symbol that is no token; nil leaves it out.
+    package var unknown: TokenID?
+    /// Consecutive unknown symbols are one token.
+    package var fusesUnknown = false
+    /// A piece that is a token is that token, whatever its merges give (Llama 3).
+    package var ignoresMerges = false
+
+    package init(symbols: Symbols, merges: [TokenMerge]) {
+        self.symbols = symbols
         self.merges = merges
-        self.tokenTypes = tokenTypes
-        self.preTokenizer = preTokenizer
-        self.bosTokenID = bosTokenID
-        self.eosTokenID = eosTokenID
-        self.paddingTokenID = paddingTokenID
-        self.unknownTokenID = unknownTokenID
-        self.addBOS = addBOS
-        self.addSpacePrefix = addSpacePrefix
     }
 }
 
-/// `tokenizer.ggml.token_type` (llama.cpp, `enum llama_token_type`).
-package enum TokenKind: Int32, Sendable {
-    case normal = 1
-    case unknown = 2
-    case control = 3
-    case userDefined = 4
-    case unused = 5
-    case byte = 6
+package struct TokenMerge: Sendable, Equatable {
+    package let left: TokenID
+    package let right: TokenID
+    package let merged: TokenID
 }
 
-package enum TokenizerError: Error, Equatable {
-    /// More tokens than a `TokenID` names, or none at all.
-    case vocabularySize(Int)
-    case tokenTypeCount(tokens: Int, tokenTypes: Int)
-    case unknownTokenType(token: Int, type: Int32)
-    /// `<0x0A>`-style tokens belong to SentencePiece vocabularies, not to a byte-level one.
-    case byteTokenInByteLevelVocabulary(token: Int)
-    case unknownPreTokenizer(String, supported: [String])
-    /// GGUF's `tokenizer.ggml.model`; "gpt2" is byte-level BPE.
-    case unsupportedModel(String, supported: [String])
-    /// `rank` counts merges from zero. `missing` is the part that is no token.
-    case mergeNotInVocabulary(rank: Int, merge: String, missing: String)
-    case malformedMerge(rank: Int, merge: String)
-    case specialTokenOutOfRange(role: String, id: Int, vocabularySize: Int)
-    case tokenOutOfRange(id: TokenID, vocabularySize: Int)
+/// The most likely tokens of a piece (Kudo 2018, arXiv:1804.10959).
+package struct UnigramModel: Sendable {
+    /// Per id the logarithm of a probability.
+    package var scores: [Double]
+    package var unknown: TokenID?
+    package var fallback: PairMergeModel.Fallback
+
+    package init(scores: [Double], unknown: TokenID?, fallback: PairMergeModel.Fallback) {
+        self.scores = scores
+        self.unknown = unknown
+        self.fallback = fallback
+    }
 }
 
-extension TokenizerError: CustomStringConvertible {
-    package var description: String {
-        switch self {
-        case .vocabularySize(let count):
-            "the vocabulary has \(count) tokens; between 1 and \(Int32.max) are possible"
-        case .tokenTypeCount(let tokens, let tokenTypes):
-            "the vocabulary has \(tokens) tokens but \(tokenTypes) token types"
-        case .unknownTokenType(let token, let type):
-            "token \(token) has type \(type); known types are 1 to 6"
-        case .byteTokenInByteLevelVocabulary(let token):
-            "token \(token) is a SentencePiece byte token, in a byte-level vocabulary"
-        case .unknownPreTokenizer(let name, let supported):
-            "pre-tokenizer \"\(name)\" is not supported; supported: \(supported.joined(separator: ", "))"
-        case .unsupportedModel(let name, let supported):
-            "tokenizer model \"\(name)\" is not supported; supported: \(supported.joined(separator: ", "))"
-        case .mergeNotInVocabulary(let rank, let merge, let missing):
-            "merge \(rank) (\"\(merge)\") needs \"\(missing)\", which is no token"
-        case .malformedMerge(let rank, let merge):
-            "merge \(rank) (\"\(merge)\") is not two tokens separated by one space"
-        case .specialTokenOutOfRange(let role, let id, let vocabularySize):
-            "the \(role) token is \(id), but the vocabulary has \(vocabularySize) tokens"
-        case .tokenOutOfRange(let id, let vocabularySize):
-            "token \(id) is outside the vocabulary of \(vocabularySize) tokens"
-        }
+/// A token that is found in text before any model sees it.
+package struct AddedToken: Sendable, Equatable {
+    package var id: TokenID
+    package var content: [UInt8]
+    /// Text that is to be plain text does not hold it (`SpecialTokens.asText`).
+    package var isSpecial: Bool
+    /// Found in normalized text, by its own normalized content.
+    package var isNormalized = false
+    /// Takes the white space before it.
+    package var stripsLeft = false
+    /// Takes the white space after it.
+    package var stripsRight = false
+    /// Not next to a letter, digit or underscore.
+    package var isSingleWord = false
+
+    package init(id: TokenID, content: [UInt8], isSpecial: Bool) {
+        self.id = id
+        self.content = content
+        self.isSpecial = isSpecial
     }
 }
