@@ -25,16 +25,18 @@ def main():
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--edgebench", default=".build/release/edgebench")
     options = parser.parse_args()
-    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as windows:
+    with tempfile.TemporaryDirectory() as directory:
+        windows = pathlib.Path(directory) / "windows.jsonl"
         ours = json.loads(subprocess.run(
             [options.edgebench, "perplexity", "--model", options.model, "--text", options.text, "--tokens", str(options.tokens),
-             "--window", str(options.window), "--windows", windows.name], check=True, capture_output=True, text=True).stdout)
-        parts = [json.loads(line) for line in windows]
+             "--window", str(options.window), "--windows", windows], check=True, capture_output=True, text=True).stdout)
+        parts = [json.loads(line) for line in windows.read_text().splitlines()]
 
     source = dict(pretrained_model_name_or_path=options.model.parent, gguf_file=options.model.name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
     expected = tokenizer(options.text.read_text(), add_special_tokens=False)["input_ids"][:options.tokens]
-    lead = options.window - max(len(part) for part in parts) + (1 if parts[0][0] == tokenizer.bos_token_id else 0)
+    # Every window begins with the same token where the model wants one, which is not the text's.
+    lead = 1 if expected[0] != parts[0][0] else 0
     found = [token for part in parts for token in part[lead:]]
 
     model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, attn_implementation="eager").eval()

@@ -5,9 +5,13 @@
 #include <xmmintrin.h>
 #endif
 
+/// Superblocks are decoded in parts, since a slice of a product may end inside one.
+#define UNIT(block_elements) (block_elements > EDGE_INT8_BLOCK ? EDGE_SUPERBLOCK_UNIT : block_elements)
+
 static const struct edge_quant_format formats[EDGE_FORMAT_COUNT] = {
-#define EDGE_QUANT_FORMAT(name, ggml_type, block_elements, block_bytes)                                                  \
-    [EDGE_FORMAT_##name] = {#name, ggml_type, block_elements, block_bytes, edge_decode_##name, edge_encode_##name},
+#define EDGE_QUANT_FORMAT(name, ggml_type, block_elements, block_bytes, encode, levels)                                  \
+    [EDGE_FORMAT_##name] = {                                                                                            \
+        #name, ggml_type, block_elements, UNIT(block_elements), block_bytes, edge_decode_##name, encode, levels},
 #include "quant_formats.def"
 #undef EDGE_QUANT_FORMAT
 };

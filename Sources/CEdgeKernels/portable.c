@@ -101,7 +101,7 @@ void edge_install_portable(struct edge_kernel_set *set) {
     set->preferred = EDGE_COMPUTE_f32;
     for (int format = 0; format < EDGE_FORMAT_COUNT; format++)
         set->decode[format] = edge_quant_format((enum edge_format)format)->decode;
-    set->decode_nf4_scaled = edge_decode_nf4_scaled;
+    set->decode_scaled = edge_decode_scaled;
     set->pack_words = pack_words;
     const edge_tile_fn tiles[EDGE_COMPUTE_COUNT] = {
         [EDGE_COMPUTE_f32] = tile_f32, [EDGE_COMPUTE_bf16] = tile_bf16, [EDGE_COMPUTE_f16] = tile_f16,

@@ -6,27 +6,26 @@
 // batch change a bit of the result.
 #include "kernels_internal.h"
 
-/// The block of row `row` at column `column`.
-static inline const char *block_at(const struct edge_matrix *w, const struct edge_quant_format *format, size_t row,
-                                   size_t column) {
-    return (const char *)w->blocks + row * w->row_bytes + column / format->block_elements * format->block_bytes;
+static inline const char *row_at(const struct edge_matrix *w, size_t row) {
+    return (const char *)w->blocks + row * w->row_bytes;
 }
 
 void edge_decode_part(const struct edge_kernel_set *set, const struct edge_matrix *w, size_t row, size_t column,
                       size_t count, float *values) {
-    if (w->format == EDGE_FORMAT_nf4) {
-        set->decode_nf4_scaled(w, (row * w->columns + column) / 64, values, count);
-        return;
-    }
-    set->decode[w->format](block_at(w, edge_quant_format(w->format), row, column), values, count);
+    const struct edge_quant_format *format = edge_quant_format(w->format);
+    if (format->levels)
+        set->decode_scaled(w, (row * w->columns + column) / format->block_elements, values, count);
+    else
+        set->decode[w->format](row_at(w, row), column, values, count);
 }
 
 /// Asks for a part that will be decoded soon. Rows are short runs a row apart, which no hardware prefetcher follows.
 static inline void prefetch_part(const struct edge_matrix *w, size_t row, size_t column, size_t count) {
     if (row >= w->rows) return;
     const struct edge_quant_format *format = edge_quant_format(w->format);
-    const char *first = block_at(w, format, row, column);
-    const char *end = first + count / format->block_elements * format->block_bytes;
+    const size_t elements = format->block_elements;
+    const char *first = row_at(w, row) + column / elements * format->block_bytes;
+    const char *end = row_at(w, row) + (column + count + elements - 1) / elements * format->block_bytes;
     for (; first < end; first += 64) __builtin_prefetch(first, 0, 2);
 }
 
@@ -99,7 +98,7 @@ void edge_product_forward(const struct edge_kernel_set *set, const struct edge_m
         for (size_t j = 0; j < count; j += EDGE_PANEL_COLUMNS, panel += panel_words(x->compute, depth)) {
             const size_t n = count - j < EDGE_PANEL_COLUMNS ? count - j : EDGE_PANEL_COLUMNS;
             if (x->compute == EDGE_COMPUTE_f32 && w->format == EDGE_FORMAT_f32) {
-                const float *dense = (const float *)((const char *)w->blocks + (first + j) * w->row_bytes) + k;
+                const float *dense = (const float *)row_at(w, first + j) + k;
                 set->pack_words(dense, w->row_bytes / sizeof(float), n, depth, panel);
                 continue;
             }
@@ -134,7 +133,7 @@ void edge_product_backward(const struct edge_kernel_set *set, const struct edge_
             const float *values = rows;
             size_t stride = padded;
             if (w->format == EDGE_FORMAT_f32 && count == padded) {
-                values = (const float *)((const char *)w->blocks + (k + i) * w->row_bytes) + first;
+                values = (const float *)row_at(w, k + i) + first;
                 stride = w->row_bytes / sizeof(float);
             } else {
                 for (size_t row = 0; row < packed; row++) {

@@ -12,7 +12,7 @@ struct WeightReader {
     /// - Parameter name: with ".weight".
     mutating func matrix(_ name: String, _ rows: Int, _ columns: Int) throws -> QuantizedMatrix {
         if file.tensor(named: name) == nil {
-            for format in [QuantFormat.nf4] where file.tensor(named: "\(name).\(format.name.lowercased())") != nil {
+            for format in QuantFormat.all where format.hasAbsmaxBeside && has("\(name).\(format.name.lowercased())") {
                 return try blockwise(name, format, rows, columns)
             }
         }
@@ -27,24 +27,33 @@ struct WeightReader {
         return QuantizedMatrix(tensor.bytes.baseAddress!, format: format, outFeatures: rows, inFeatures: columns)
     }
 
-    /// bitsandbytes' 4 bits as an import keeps them: codes, absmax codes of each block, nested absmax of those and their offset.
+    /// bitsandbytes' 4 bits as an import keeps them: codes; beside them the absmax of each block, in F32 or in codes, and then their
+    /// own absmax and offset.
     private mutating func blockwise(_ name: String, _ format: QuantFormat, _ rows: Int, _ columns: Int) throws -> QuantizedMatrix {
-        let codesName = "\(name).\(format.name.lowercased())"
+        let codesName = "\(name).\(format.name.lowercased())", absmaxName = "\(name).absmax"
         guard columns % format.blockElements == 0 else {
             throw ModelError.notWholeBlocks(tensor: codesName, columns: columns, format: format.name, block: format.blockElements)
         }
-        func bytes(_ tensor: GGUFTensor) -> UnsafePointer<UInt8> { tensor.bytes.baseAddress!.assumingMemoryBound(to: UInt8.self) }
         let blocks = rows * columns / format.blockElements
-        let nestedCount = (blocks + QuantizedMatrix.nestedBlock - 1) / QuantizedMatrix.nestedBlock
-        let codes = try tensor(codesName, shape: [rows, columns / 2])
-        let absmax = try tensor("\(name).absmax", shape: [blocks])
-        let nested = try floats("\(name).nested", nestedCount + 1)
-        for (tensor, name) in [(codes, codesName), (absmax, "\(name).absmax")] where tensor.type != .i8 {
-            throw ModelError.unsupportedFormat(tensor: name, format: tensor.type.name, supported: ["I8"])
+        let absmax: Absmax
+        if has("\(name).nested") {
+            let count = (blocks + Absmax.nestedBlock - 1) / Absmax.nestedBlock
+            let nested = try floats("\(name).nested", count + 1)
+            absmax = .nested(codes: try bytes(absmaxName, shape: [blocks]), absmax: nested, offset: nested[count])
+        } else {
+            absmax = .plain(try floats(absmaxName, blocks))
         }
         return QuantizedMatrix(
-            nf4: bytes(codes), absmaxCodes: bytes(absmax), nestedAbsmax: nested, nestedOffset: nested[nestedCount],
-            outFeatures: rows, inFeatures: columns)
+            try bytes(codesName, shape: [rows, columns / 2]), format: format, absmax: absmax, outFeatures: rows,
+            inFeatures: columns)
+    }
+
+    private mutating func bytes(_ name: String, shape: [Int]) throws -> UnsafePointer<UInt8> {
+        let tensor = try tensor(name, shape: shape)
+        guard tensor.type == .i8 else {
+            throw ModelError.unsupportedFormat(tensor: name, format: tensor.type.name, supported: ["I8"])
+        }
+        return tensor.bytes.baseAddress!.assumingMemoryBound(to: UInt8.self)
     }
 
     func has(_ name: String) -> Bool { file.tensor(named: name) != nil }

@@ -30,8 +30,7 @@ package struct WeightParts: Equatable, Sendable {
         fileBytes = model.file.fileBytes
         // Beside an MLP no more than an attention is; but threads should not meet for a handful of rows.
         let slice = max(Self.bytes(model.attentionRanges).max()!, Self.leastSliceBytes)
-        headSlices = headSliceRanges(
-            rows: model.head.outFeatures, mostRows: slice / model.head.rowBytes, canBeParted: model.head.format != .nf4)
+        headSlices = headSliceRanges(rows: model.head.outFeatures, mostRows: slice / model.head.rowBytes)
     }
 
     private static let leastSliceBytes = 2 << 20

@@ -78,11 +78,13 @@ package func decodeRows(
     kernels: KernelSet, read: (_ offset: Int, _ byteCount: Int, UnsafeMutableRawPointer) throws -> Void
 ) rethrows {
     precondition(y.columns == matrix.inFeatures)
-    let decode = kernels.decoder(of: matrix.format)
     for i in 0..<y.rows {
         precondition((0..<matrix.outFeatures).contains(Int(rows[i])))
-        try read(Int(rows[i]) * matrix.rowBytes, matrix.rowBytes, row)
-        decode(row, y.row(i), y.columns)
+        let first = Int(rows[i])
+        try read(first * matrix.rowBytes, matrix.rowBytes, row)
+        withUnsafePointer(to: matrix.rows(first..<first + 1).moved(to: row).raw) {
+            edge_decode_part(kernels.pointer, $0, 0, 0, y.columns, y.row(i))
+        }
     }
 }
 

@@ -17,7 +17,7 @@ private struct ProductPieces {
     let chunkTokens: Int
 
     /// - Parameters:
-    ///   - unit: columns that cannot be parted, because they share a block.
+    ///   - unit: columns that cannot be parted, because they are decoded together.
     ///   - together: columns of all products of the operation.
     init(columns: Int, together: Int, tokens: Int, unit: Int) {
         self.columns = columns
@@ -130,7 +130,7 @@ package func linearBackward(
         precondition(gradient.dy.columns == gradient.weight.outFeatures && gradient.dy.rows == dx.rows)
         precondition(dx.columns == gradient.weight.inFeatures)
     }
-    let unit = gradients.map(\.weight.format.blockElements).max()!
+    let unit = gradients.map(\.weight.format.unitElements).max()!
     let pieces = ProductPieces(columns: dx.columns, together: dx.columns, tokens: dx.rows, unit: unit)
     let costs = gradients.map { cost(of: $0.weight, $0.adapter, tokens: dx.rows) }
     pool.perform(operation, costs.sum) {

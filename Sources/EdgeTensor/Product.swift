@@ -62,7 +62,7 @@ struct DenseBlock {
 
     var right: edge_matrix {
         edge_matrix(blocks: base, row_bytes: strideBytes, rows: rows, columns: columns, format: EDGE_FORMAT_f32,
-            absmax_codes: nil, nested_absmax: nil, nested_offset: 0)
+            absmax_codes: nil, absmax: nil, nested_offset: 0, first_block: 0)
     }
     var left: edge_left {
         edge_left(

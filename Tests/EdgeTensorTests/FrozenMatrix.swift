@@ -14,25 +14,67 @@ struct FrozenMatrix {
         let columns = (least + unit - 1) / unit * unit
         var random = Values(seed: seed)
         values = arena.tensor(rows, columns)
-        random.fill(values)
         let rowBytes = format.byteCount(of: columns)
         let blocks = UnsafeMutableRawPointer(arena.floats((rows * rowBytes + 3) / 4))
-        let encode = edge_quant_format(format.raw).pointee.encode!
-        for row in 0..<rows { encode(values.row(row), blocks + row * rowBytes, columns) }
-        if format == .nf4 {
-            let count = rows * columns / unit
-            let absmaxCodes = UnsafeMutableRawPointer(arena.floats((count + 3) / 4)).assumingMemoryBound(to: UInt8.self)
-            let nested = arena.floats(count / QuantizedMatrix.nestedBlock + 1)
-            for block in 0..<count { absmaxCodes[block] = UInt8(truncatingIfNeeded: Int(random.value() * 128)) }
-            for i in 0...count / QuantizedMatrix.nestedBlock { nested[i] = 0.25 + 0.125 * Float(i % 3) }
+        if let encode = format.encoder {
+            random.fill(values)
+            for row in 0..<rows { encode(values.row(row), blocks + row * rowBytes, columns) }
+        } else {
+            let known = SomeBlocks(format)
+            for block in 0..<rows * columns / unit { known.copy(&random, to: blocks + block * format.blockBytes) }
+        }
+        if format.hasAbsmaxBeside {
             matrix = QuantizedMatrix(
-                nf4: blocks.assumingMemoryBound(to: UInt8.self), absmaxCodes: absmaxCodes, nestedAbsmax: nested,
-                nestedOffset: 0.75, outFeatures: rows, inFeatures: columns)
+                blocks.assumingMemoryBound(to: UInt8.self), format: format,
+                absmax: Self.absmax(blocks: rows * columns / unit, isNested: seed % 2 == 0, arena, &random),
+                outFeatures: rows, inFeatures: columns)
         } else {
             matrix = QuantizedMatrix(blocks, format: format, outFeatures: rows, inFeatures: columns)
         }
         let pool = WorkerPool(kernels: KernelSet.supported[0], threadCount: 1, scratchFloats: 0, arena: arena)
         decodeRows(matrix, (0..<Int32(rows)).map { $0 }, into: values, on: pool)
+    }
+
+    private static func absmax(blocks: Int, isNested: Bool, _ arena: Arena, _ random: inout Values) -> Absmax {
+        guard isNested else {
+            let absmax = arena.floats(blocks)
+            for block in 0..<blocks { absmax[block] = 1 + random.value() }
+            return .plain(absmax)
+        }
+        let codes = UnsafeMutableRawPointer(arena.floats((blocks + 3) / 4)).assumingMemoryBound(to: UInt8.self)
+        let nested = arena.floats(blocks / Absmax.nestedBlock + 1)
+        for block in 0..<blocks { codes[block] = UInt8(truncatingIfNeeded: Int(random.value() * 128)) }
+        for i in 0...blocks / Absmax.nestedBlock { nested[i] = 0.25 + 0.125 * Float(i % 3) }
+        return .nested(codes: codes, absmax: nested, offset: 0.75)
+    }
+}
+
+/// Blocks of random bytes whose values are of a weight's size: for formats that nothing writes.
+struct SomeBlocks {
+    private let format: QuantFormat
+    private var bytes: [UInt8] = []
+    private static let count = 64
+
+    init(_ format: QuantFormat) {
+        self.format = format
+        let random = RandomSource(seed: 23, .sampling, UInt64(format.raw.rawValue))
+        var values = [Float](repeating: 0, count: format.blockElements)
+        var next = 0
+        while bytes.count < Self.count * format.blockBytes {
+            let block = (0..<format.blockBytes).map { UInt8(truncatingIfNeeded: random.bits(next + $0)) }
+            next += block.count
+            edge_quant_format(format.raw).pointee.decode(block, 0, &values, values.count)
+            // Of random scales many are infinite, or next to nothing.
+            if values.allSatisfy(\.isFinite), (0x1p-4...0x1p4).contains(values.map(abs).max()!) { bytes += block }
+        }
+    }
+
+    /// One of them.
+    func copy(_ random: inout Values, to block: UnsafeMutableRawPointer) {
+        let index = Int((random.value() + 1) * Float(Self.count / 2))
+        bytes.withUnsafeBytes {
+            block.copyMemory(from: $0.baseAddress! + index * format.blockBytes, byteCount: format.blockBytes)
+        }
     }
 }
 

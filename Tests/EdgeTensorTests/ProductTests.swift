@@ -159,24 +159,25 @@ struct ProductTests {
             for format in QuantFormat.all {
                 let arena = try testArena()
                 let frozen = FrozenMatrix(format, rows: 37, columns: 192, arena: arena, seed: 3)
-                let pool = WorkerPool(kernels: set, threadCount: 2, scratchFloats: 192, arena: arena)
+                let columns = frozen.matrix.inFeatures
+                let pool = WorkerPool(kernels: set, threadCount: 2, scratchFloats: columns, arena: arena)
                 var random = Values(seed: 5)
-                let x = arena.tensor(1, 192), y = arena.tensor(1, 37)
+                let x = arena.tensor(1, columns), y = arena.tensor(1, 37)
                 random.fill(x)
                 linearVector(x, frozen.matrix, into: y, on: pool)
                 for row in 0..<37 {
                     var (sum, magnitude) = (0.0, 1e-30)
-                    for k in 0..<192 {
+                    for k in 0..<columns {
                         let product = Double(x.base[k]) * Double(frozen.values.row(row)[k])
                         (sum, magnitude) = (sum + product, magnitude + abs(product))
                     }
-                    #expect(abs(Double(y.base[row]) - sum) <= sumBound(192, magnitude))
+                    #expect(abs(Double(y.base[row]) - sum) <= sumBound(columns, magnitude), "\(set.name) \(format.name)")
                 }
             }
         }
     }
 
-    @Test("every set decodes every format to the portable decoder's bits")
+    @Test("every set decodes every format to the portable decoder's bits, from any unit to any other")
     func decodersAgree() throws {
         for format in QuantFormat.all {
             let arena = try testArena()
@@ -186,12 +187,98 @@ struct ProductTests {
             let random = RandomSource(seed: 11, .sampling)
             for i in 0..<bytes { blocks.storeBytes(of: UInt8(truncatingIfNeeded: random.bits(i)), toByteOffset: i, as: UInt8.self) }
             let expected = arena.floats(count), found = arena.floats(count)
-            edge_quant_format(format.raw).pointee.decode(blocks, expected, count)
+            edge_quant_format(format.raw).pointee.decode(blocks, 0, expected, count)
+            let units = count / format.unitElements
+            let parts = [0..<units] + (0..<32).map { i in
+                let first = random.integer(bytes + 2 * i, below: units)
+                return first..<first + 1 + random.integer(bytes + 2 * i + 1, below: min(20, units - first))
+            }
             for set in KernelSet.supported {
-                set.decoder(of: format)(blocks, found, count)
-                for i in 0..<count {
+                for part in parts {
+                    let first = part.lowerBound * format.unitElements, length = part.count * format.unitElements
+                    set.decoder(of: format)(blocks, first, found, length)
                     // Random bytes hold NaNs, whose payload bits no one promises.
-                    #expect(expected[i].bitPattern == found[i].bitPattern || expected[i].isNaN && found[i].isNaN, "\(set.name) \(format.name) value \(i)")
+                    let different = (0..<length).first {
+                        let (a, b) = (expected[first + $0], found[$0])
+                        return a.bitPattern != b.bitPattern && !(a.isNaN && b.isNaN)
+                    }
+                    #expect(different == nil, "\(set.name) \(format.name) units \(part) value \(different ?? 0)")
+                }
+            }
+        }
+    }
+
+    @Test("products over some rows of a matrix have the bits of the whole's, in every format")
+    func rowRanges() throws {
+        for format in QuantFormat.all {
+            for seed: UInt64 in [1, 2] {  // the scales beside NF4's and FP4's blocks plain, and nested
+                let arena = try testArena()
+                // Rows of 12 blocks of 64: the second nested scale begins inside row 21.
+                let frozen = FrozenMatrix(format, rows: 90, columns: 768, arena: arena, seed: seed)
+                let pool = WorkerPool(kernels: .strongest, threadCount: 2, scratchFloats: 768, arena: arena)
+                var random = Values(seed: 6)
+                let x = arena.tensor(3, 768), whole = arena.tensor(3, 90), vector = arena.tensor(1, 90)
+                random.fill(x)
+                linear(x, frozen.matrix, into: whole, on: pool)
+                linearVector(Tensor(x.base, rows: 1, columns: 768), frozen.matrix, into: vector, on: pool)
+                for range in [1..<90, 1..<2, 20..<23, 43..<90, 85..<90] {
+                    // Some of some.
+                    let part = frozen.matrix.rows(1..<90).rows(range.lowerBound - 1..<range.upperBound - 1)
+                    let (first, rows) = (range.lowerBound, range.count)
+                    let y = arena.tensor(3, rows), one = arena.tensor(1, rows), decoded = arena.tensor(rows, 768)
+                    linear(x, part, into: y, on: pool)
+                    linearVector(Tensor(x.base, rows: 1, columns: 768), part, into: one, on: pool)
+                    decodeRows(part, (0..<Int32(rows)).map { $0 }, into: decoded, on: pool)
+                    for row in 0..<rows {
+                        for token in 0..<3 { #expect(y.row(token)[row].bitPattern == whole.row(token)[first + row].bitPattern) }
+                        #expect(one.base[row].bitPattern == vector.base[first + row].bitPattern)
+                        let same = (0..<768).allSatisfy {
+                            decoded.row(row)[$0].bitPattern == frozen.values.row(first + row)[$0].bitPattern
+                        }
+                        #expect(same, "\(format.name) row \(first + row)")
+                    }
+                }
+            }
+        }
+    }
+
+    @Test("slices of a head cover it, and products over them have the whole's bits, in every format")
+    func headSlices() throws {
+        for (rows, mostRows) in [(1, 1), (259, 100), (700, 300), (5000, 700), (5000, 960), (6400, 320), (4097, 4096)] {
+            let slices = headSliceRanges(rows: rows, mostRows: mostRows)
+            #expect(slices.first?.lowerBound == 0 && slices.last?.upperBound == rows)
+            for (a, b) in zip(slices, slices.dropFirst()) { #expect(a.upperBound == b.lowerBound) }
+            for format in QuantFormat.all {
+                let tokens = 9
+                let arena = try testArena()
+                let frozen = FrozenMatrix(format, rows: rows, columns: 64, arena: arena, seed: UInt64(rows))
+                let columns = frozen.matrix.inFeatures
+                var random = Values(seed: 4)
+                let x = arena.tensor(tokens, columns), dy = arena.tensor(tokens, rows)
+                random.fill(x)
+                random.fill(dy)
+                for compute in KernelSet.strongest.computeTypes {
+                    let pool = WorkerPool(kernels: .strongest, threadCount: 2, scratchFloats: 0, arena: arena)
+                    let rounding = RoundedRows(
+                        compute, capacity: RoundedRows.bytes(compute, rows: tokens, widths: [max(rows, columns)]), arena: arena)
+                    func products(_ slices: [Range<Int>]) -> [UInt32] {
+                        let y = arena.tensor(tokens, rows), dx = arena.tensor(tokens, columns)
+                        let left = rounding([x], on: pool)[0]
+                        for slice in slices {
+                            linear(
+                                left,
+                                [LinearOutput(weight: frozen.matrix.rows(slice), adapter: nil, y: y, column: slice.lowerBound)],
+                                on: pool)
+                        }
+                        let gradient = rounding([dy], on: pool)[0]
+                        for slice in slices {
+                            linearBackward(
+                                [LinearGradient(dy: gradient.columns(slice), weight: frozen.matrix.rows(slice), adapter: nil)],
+                                into: dx, slice.lowerBound == 0 ? .overwrite : .add, on: pool)
+                        }
+                        return (0..<y.count).map { y.base[$0].bitPattern } + (0..<dx.count).map { dx.base[$0].bitPattern }
+                    }
+                    #expect(products(slices) == products([0..<rows]), "\(rows) by \(mostRows), \(format.name) \(compute)")
                 }
             }
         }
@@ -199,7 +286,7 @@ struct ProductTests {
 
     @Test("decode(encode(x)) is within half a level, and the scale's own rounding")
     func encodeRounds() throws {
-        for format in QuantFormat.all where format != .nf4 {
+        for format in QuantFormat.all where format.encoder != nil && !format.hasAbsmaxBeside {
             let arena = try testArena()
             let frozen = FrozenMatrix(format, rows: 8, columns: 256, arena: arena, seed: 2)
             var random = Values(seed: 2)

@@ -45,50 +45,6 @@ struct StreamingTests {
         }
     }
 
-    @Test("slices of a head cover it, and products over them have the whole's bits")
-    func headSlices() throws {
-        let format = try #require(QuantFormat.all.first { $0.name == "Q8_0" })
-        for (rows, mostRows) in [(1, 1), (259, 100), (700, 300), (5000, 700), (5000, 960), (6400, 320), (4097, 4096)] {
-            let slices = headSliceRanges(rows: rows, mostRows: mostRows, canBeParted: true)
-            #expect(slices.first?.lowerBound == 0 && slices.last?.upperBound == rows)
-            for (a, b) in zip(slices, slices.dropFirst()) { #expect(a.upperBound == b.lowerBound) }
-            #expect(headSliceRanges(rows: rows, mostRows: mostRows, canBeParted: false) == [0..<rows])
-
-            let columns = 64, tokens = 9
-            let arena = try Arena(capacity: ByteCount(64 << 20))
-            let blocks = UnsafeMutableRawPointer(arena.floats((rows * format.byteCount(of: columns) + 3) / 4))
-            let random = RandomSource(seed: 4, .sampling)
-            for block in 0..<rows * columns / 32 {
-                blocks.storeBytes(of: 0x2000 + UInt16(block % 300), toByteOffset: 34 * block, as: UInt16.self)
-                for i in 0..<32 { blocks.storeBytes(of: UInt8(truncatingIfNeeded: random.bits(32 * block + i)), toByteOffset: 34 * block + 2 + i, as: UInt8.self) }
-            }
-            let weight = QuantizedMatrix(blocks, format: format, outFeatures: rows, inFeatures: columns)
-            let x = arena.tensor(tokens, columns), dy = arena.tensor(tokens, rows)
-            for i in 0..<x.count { x.base[i] = random.uniform(i) - 0.5 }
-            for i in 0..<dy.count { dy.base[i] = random.uniform(i) - 0.5 }
-            for compute in KernelSet.strongest.computeTypes {
-                let pool = WorkerPool(kernels: .strongest, threadCount: 2, scratchFloats: 0, arena: arena)
-                let rounding = RoundedRows(
-                    compute, capacity: RoundedRows.bytes(compute, rows: tokens, widths: [max(rows, columns)]), arena: arena)
-                func products(_ slices: [Range<Int>]) -> [UInt32] {
-                    let y = arena.tensor(tokens, rows), dx = arena.tensor(tokens, columns)
-                    let left = rounding([x], on: pool)[0]
-                    for slice in slices {
-                        linear(left, [LinearOutput(weight: weight.rows(slice), adapter: nil, y: y, column: slice.lowerBound)], on: pool)
-                    }
-                    let gradient = rounding([dy], on: pool)[0]
-                    for slice in slices {
-                        linearBackward(
-                            [LinearGradient(dy: gradient.columns(slice), weight: weight.rows(slice), adapter: nil)], into: dx,
-                            slice.lowerBound == 0 ? .overwrite : .add, on: pool)
-                    }
-                    return (0..<y.count).map { y.base[$0].bitPattern } + (0..<dx.count).map { dx.base[$0].bitPattern }
-                }
-                #expect(products(slices) == products([0..<rows]), "\(rows) by \(mostRows), \(compute)")
-            }
-        }
-    }
-
     @Test("a disk without room for layer inputs is told before the first step")
     func noRoomToSpill() throws {
         let model = try BaseModel.open(path: TinyRun.modelPath)

@@ -354,6 +354,23 @@ def make_quant() -> dict:
     tensors["encode.source"] = source
     for kind in (Format.Q8_0, Format.Q4_0, Format.Q4_1, Format.F16, Format.BF16):
         tensors[f"encode.{kind.name}"] = np.ascontiguousarray(gguf.quants.quantize(source, kind)).view(np.uint8)
+    # Formats that are only read, and where their blocks have binary16 scales.
+    few_edges = np.array([0x8000, 0x0001, 0x83FF, 0x7BFF, 0xFBFF], np.uint16)
+    for kind, offsets in (
+            (Format.Q5_0, (0,)), (Format.Q5_1, (0, 2)), (Format.Q2_K, (80, 82)), (Format.Q3_K, (108,)), (Format.Q4_K, (0, 2)),
+            (Format.Q5_K, (0, 2)), (Format.Q6_K, (208,)), (Format.IQ4_NL, (0,)), (Format.IQ4_XS, (0,)), (Format.MXFP4, ())):
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        count = 12 if elements == 256 else 40
+        data = random.integers(0, 256, (count, size), dtype=np.uint8)
+        data[-2], data[-1] = 0x00, 0xFF
+        for offset in offsets:
+            drawn = (random.standard_normal(count) * 10.0 ** random.uniform(-4, 1, count)).astype(np.float16)
+            drawn.view(np.uint16)[:len(few_edges)] = random.permutation(few_edges)
+            data[:, offset:offset + 2] = drawn.view(np.uint8).reshape(count, 2)
+        if kind == Format.MXFP4:
+            data[:7, 0] = 0, 1, 2, 3, 127, 254, 255  # denormal scales, 1, and what overflows
+        tensors[f"{kind.name}.blocks"] = data
+        tensors[f"{kind.name}.values"] = gguf.quants.dequantize(data, kind)
     save_file({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()},
               HERE / "quant-goldens.safetensors")
     return {"seed": TINY_SEED + 2}

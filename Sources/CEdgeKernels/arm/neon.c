@@ -2,7 +2,8 @@
 //
 //   tile        6 x 16: 24 accumulators, six vectors of four left elements, two panel vectors: all 32 registers
 //   pack_words  4 x 4 transpositions in registers
-//   decode      Q4_0, Q4_1, Q8_0, F16, BF16, NF4; multiply then add, never fused: equal to the formats' own bits
+//   decode      Q4_0, Q4_1, Q8_0, IQ4_NL, IQ4_XS, F16, BF16, NF4, FP4; multiply then add, never fused: equal to the formats' own
+//               bits
 #include "../kernels_internal.h"
 
 #if defined(__aarch64__)
@@ -82,8 +83,8 @@ static inline float32x4x4_t floats_of_codes(int8x16_t codes) {
                             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
 }
 
-static void decode_q4_1(const void *blocks, float *values, size_t count) {
-    const uint8_t *block = blocks;
+static void decode_q4_1(const void *blocks, size_t first, float *values, size_t count) {
+    const uint8_t *block = (const uint8_t *)blocks + first / 32 * 20;
     for (size_t b = 0; b < count / 32; b++, block += 20, values += 32) {
         const float32x4_t d = broadcast_half(block), m = broadcast_half(block + 2);
         const uint8x16_t codes = vld1q_u8(block + 4);
@@ -95,8 +96,8 @@ static void decode_q4_1(const void *blocks, float *values, size_t count) {
 }
 
 // d · (code - 8): the subtraction is exact in integers, so the one rounding is that of the product.
-static void decode_q4_0(const void *blocks, float *values, size_t count) {
-    const uint8_t *block = blocks;
+static void decode_q4_0(const void *blocks, size_t first, float *values, size_t count) {
+    const uint8_t *block = (const uint8_t *)blocks + first / 32 * 18;
     const int8x16_t eight = vdupq_n_s8(8);
     for (size_t b = 0; b < count / 32; b++, block += 18, values += 32) {
         const float32x4_t d = broadcast_half(block);
@@ -108,8 +109,8 @@ static void decode_q4_0(const void *blocks, float *values, size_t count) {
     }
 }
 
-static void decode_q8_0(const void *blocks, float *values, size_t count) {
-    const int8_t *block = blocks;
+static void decode_q8_0(const void *blocks, size_t first, float *values, size_t count) {
+    const int8_t *block = (const int8_t *)blocks + first / 32 * 34;
     for (size_t b = 0; b < count / 32; b++, block += 34, values += 32) {
         const float32x4_t d = broadcast_half(block);
         const float32x4x4_t halves[2] = {floats_of_codes(vld1q_s8(block + 2)), floats_of_codes(vld1q_s8(block + 18))};
@@ -117,30 +118,30 @@ static void decode_q8_0(const void *blocks, float *values, size_t count) {
     }
 }
 
-static void decode_f16(const void *blocks, float *values, size_t count) {
-    const uint16_t *half = blocks;
+static void decode_f16(const void *blocks, size_t first, float *values, size_t count) {
+    const uint16_t *half = (const uint16_t *)blocks + first;
     size_t i = 0;
     for (; i + 8 <= count; i += 8) {
         const float16x8_t eight = vreinterpretq_f16_u16(vld1q_u16(half + i));
         vst1q_f32(values + i, vcvt_f32_f16(vget_low_f16(eight)));
         vst1q_f32(values + i + 4, vcvt_high_f32_f16(eight));
     }
-    edge_decode_f16(half + i, values + i, count - i);
+    edge_decode_f16(half, i, values + i, count - i);
 }
 
-static void decode_bf16(const void *blocks, float *values, size_t count) {
-    const uint16_t *bfloat = blocks;
+static void decode_bf16(const void *blocks, size_t first, float *values, size_t count) {
+    const uint16_t *bfloat = (const uint16_t *)blocks + first;
     size_t i = 0;
     for (; i + 8 <= count; i += 8) {
         const uint16x8_t eight = vld1q_u16(bfloat + i);
         vst1q_f32(values + i, vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(eight), 16)));
         vst1q_f32(values + i + 4, vreinterpretq_f32_u32(vshll_high_n_u16(eight, 16)));
     }
-    edge_decode_bf16(bfloat + i, values + i, count - i);
+    edge_decode_bf16(bfloat, i, values + i, count - i);
 }
 
 /// Sixteen codes as levels: a table lookup for each of a float's four bytes, which are then put together.
-static inline float32x4x4_t nf4_levels(uint8x16x4_t bytes, uint8x16_t codes) {
+static inline float32x4x4_t level_values(uint8x16x4_t bytes, uint8x16_t codes) {
     const uint8x16_t byte0 = vqtbl1q_u8(bytes.val[0], codes), byte1 = vqtbl1q_u8(bytes.val[1], codes);
     const uint8x16_t byte2 = vqtbl1q_u8(bytes.val[2], codes), byte3 = vqtbl1q_u8(bytes.val[3], codes);
     const uint16x8_t low0 = vreinterpretq_u16_u8(vzip1q_u8(byte0, byte1)), low1 = vreinterpretq_u16_u8(vzip2q_u8(byte0, byte1));
@@ -151,16 +152,45 @@ static inline float32x4x4_t nf4_levels(uint8x16x4_t bytes, uint8x16_t codes) {
          vreinterpretq_f32_u16(vzip1q_u16(low1, high1)), vreinterpretq_f32_u16(vzip2q_u16(low1, high1))}};
 }
 
-static void decode_nf4_scaled(const struct edge_matrix *w, size_t first_block, float *values, size_t count) {
-    const uint8x16x4_t bytes = vld4q_u8((const uint8_t *)edge_nf4_levels);
-    for (size_t b = first_block; b < first_block + count / 64; b++) {
-        const float absmax = edge_nf4_absmax(w, b);
+static inline void store_levels(uint8x16x4_t bytes, uint8x16_t codes, float scale, float *values) {
+    const float32x4x4_t levels = level_values(bytes, codes);
+    for (int i = 0; i < 4; i++) vst1q_f32(values + 4 * i, vmulq_n_f32(levels.val[i], scale));
+}
+
+static void decode_iq4_nl(const void *blocks, size_t first, float *values, size_t count) {
+    const uint8_t *block = (const uint8_t *)blocks + first / 32 * 18;
+    const uint8x16x4_t bytes = vld4q_u8((const uint8_t *)edge_iq4_levels);
+    for (size_t b = 0; b < count / 32; b++, block += 18, values += 32) {
+        uint16_t d_bits;
+        memcpy(&d_bits, block, sizeof d_bits);
+        const float d = edge_float_of_half(d_bits);
+        const uint8x16_t codes = vld1q_u8(block + 2);
+        store_levels(bytes, vandq_u8(codes, vdupq_n_u8(15)), d, values);
+        store_levels(bytes, vshrq_n_u8(codes, 4), d, values + 16);
+    }
+}
+
+static void decode_iq4_xs(const void *blocks, size_t first, float *values, size_t count) {
+    const uint8x16x4_t bytes = vld4q_u8((const uint8_t *)edge_iq4_levels);
+    for (size_t unit = first / 32; unit < (first + count) / 32; unit++, values += 32) {
+        const struct edge_iq4_xs_block *block = (const struct edge_iq4_xs_block *)blocks + unit / 8;
+        const float scale = edge_float_of_half(block->d) * (float)edge_iq4_xs_scale(block, unit % 8);
+        const uint8x16_t codes = vld1q_u8(block->codes + unit % 8 * 16);
+        store_levels(bytes, vandq_u8(codes, vdupq_n_u8(15)), scale, values);
+        store_levels(bytes, vshrq_n_u8(codes, 4), scale, values + 16);
+    }
+}
+
+static void decode_scaled(const struct edge_matrix *w, size_t block, float *values, size_t count) {
+    const float *table = edge_quant_format(w->format)->levels;
+    const uint8x16x4_t bytes = vld4q_u8((const uint8_t *)table);
+    for (size_t b = block; b < block + count / 64; b++) {
+        const float absmax = edge_block_absmax(w, b);
         for (int half = 0; half < 32; half += 16, values += 32) {
             const uint8x16_t codes = vld1q_u8((const uint8_t *)w->blocks + 32 * b + half);
             const uint8x16_t even = vshrq_n_u8(codes, 4), odd = vandq_u8(codes, vdupq_n_u8(15));
-            const float32x4x4_t halves[2] = {
-                nf4_levels(bytes, vzip1q_u8(even, odd)), nf4_levels(bytes, vzip2q_u8(even, odd))};
-            for (int i = 0; i < 8; i++) vst1q_f32(values + 4 * i, vmulq_n_f32(halves[i / 4].val[i % 4], absmax));
+            store_levels(bytes, vzip1q_u8(even, odd), absmax, values);
+            store_levels(bytes, vzip2q_u8(even, odd), absmax, values + 16);
         }
     }
 }
@@ -175,7 +205,9 @@ void edge_install_neon(struct edge_kernel_set *set) {
     set->decode[EDGE_FORMAT_q8_0] = decode_q8_0;
     set->decode[EDGE_FORMAT_f16] = decode_f16;
     set->decode[EDGE_FORMAT_bf16] = decode_bf16;
-    set->decode_nf4_scaled = decode_nf4_scaled;
+    set->decode[EDGE_FORMAT_iq4_nl] = decode_iq4_nl;
+    set->decode[EDGE_FORMAT_iq4_xs] = decode_iq4_xs;
+    set->decode_scaled = decode_scaled;
     install_packing(set);
     install_elementwise(set);
     install_optimizer(set);

@@ -4,7 +4,8 @@
 //   byte  0 … 31
 //        [code of value 2i in the high nibble, of 2i + 1 in the low nibble, of byte i]      bitsandbytes' layout
 //
-// The scales lie beside the blocks (`struct edge_matrix`). A block alone decodes with an absmax of 1.
+// The scales lie beside the blocks (`struct edge_matrix`). A block alone decodes with an absmax of 1. FP4 has other levels, and
+// shares the rest.
 #include "../kernels_internal.h"
 
 // Quantiles of N(0, 1) scaled to [-1, 1], as bitsandbytes rounds them.
@@ -14,26 +15,31 @@ const float edge_nf4_levels[16] = {
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
 };
 
-float edge_nf4_absmax(const struct edge_matrix *w, size_t block) {
-    return edge_dynamic_map_signed[w->absmax_codes[block]] * w->nested_absmax[block / EDGE_NESTED_BLOCK] + w->nested_offset;
+float edge_block_absmax(const struct edge_matrix *w, size_t block) {
+    const size_t b = w->first_block + block;
+    if (!w->absmax_codes) return w->absmax[b];
+    return edge_dynamic_map_signed[w->absmax_codes[b]] * w->absmax[b / EDGE_NESTED_BLOCK] + w->nested_offset;
 }
 
-static void decode_block(const uint8_t *codes, float absmax, float *values) {
+void edge_decode_levels(const uint8_t *codes, const float *levels, float absmax, float *values) {
     for (int i = 0; i < 32; i++) {
-        values[2 * i] = absmax * edge_nf4_levels[codes[i] >> 4];
-        values[2 * i + 1] = absmax * edge_nf4_levels[codes[i] & 15];
+        values[2 * i] = absmax * levels[codes[i] >> 4];
+        values[2 * i + 1] = absmax * levels[codes[i] & 15];
     }
 }
 
-void edge_decode_nf4(const void *blocks, float *values, size_t count) {
-    for (size_t b = 0; b < count / 64; b++) decode_block((const uint8_t *)blocks + 32 * b, 1, values + 64 * b);
+void edge_decode_scaled(const struct edge_matrix *w, size_t block, float *values, size_t count) {
+    const float *levels = edge_quant_format(w->format)->levels;
+    for (size_t b = block; b < block + count / 64; b++, values += 64)
+        edge_decode_levels((const uint8_t *)w->blocks + 32 * b, levels, edge_block_absmax(w, b), values);
 }
 
-void edge_decode_nf4_scaled(const struct edge_matrix *w, size_t first_block, float *values, size_t count) {
-    for (size_t b = 0; b < count / 64; b++)
-        decode_block(
-            (const uint8_t *)w->blocks + 32 * (first_block + b), edge_nf4_absmax(w, first_block + b), values + 64 * b);
+EDGE_TEXT void decode_nf4(const void *blocks, size_t first, float *values, size_t count) {
+    for (size_t i = 0; i < count; i += 64)
+        edge_decode_levels((const uint8_t *)blocks + (first + i) / 2, edge_nf4_levels, 1, values + i);
 }
+
+EDGE_DECODERS(nf4)
 
 void edge_encode_nf4(const float *values, void *blocks, size_t count) {
     uint8_t *codes = blocks;

@@ -10,16 +10,18 @@ struct block {
 };
 _Static_assert(sizeof(struct block) == 18, "Q4_0 block");
 
-void edge_decode_q4_0(const void *blocks, float *values, size_t count) {
-    const struct block *block = blocks;
+EDGE_TEXT void decode_q4_0(const void *blocks, size_t first, float *values, size_t count) {
+    const struct block *block = (const struct block *)blocks + first / 32;
     for (size_t b = 0; b < count / 32; b++, values += 32) {
         const float d = edge_float_of_half(block[b].d);
-        for (int i = 0; i < 16; i++) {
-            values[i] = d * (float)((block[b].codes[i] & 15) - 8);
-            values[i + 16] = d * (float)((block[b].codes[i] >> 4) - 8);
-        }
+        edge_bytes codes;
+        edge_split_nibbles(block[b].codes, (uint8_t *)&codes);
+        codes -= 8;
+        for (int i = 0; i < 32; i += 16) edge_store_scaled((const char *)&codes + i, d, values + i);
     }
 }
+
+EDGE_DECODERS(q4_0)
 
 void edge_encode_q4_0(const float *values, void *blocks, size_t count) {
     struct block *block = blocks;

@@ -10,16 +10,17 @@ struct block {
 };
 _Static_assert(sizeof(struct block) == 20, "Q4_1 block");
 
-void edge_decode_q4_1(const void *blocks, float *values, size_t count) {
-    const struct block *block = blocks;
+EDGE_TEXT void decode_q4_1(const void *blocks, size_t first, float *values, size_t count) {
+    const struct block *block = (const struct block *)blocks + first / 32;
     for (size_t b = 0; b < count / 32; b++, values += 32) {
         const float d = edge_float_of_half(block[b].d), m = edge_float_of_half(block[b].m);
-        for (int i = 0; i < 16; i++) {
-            values[i] = d * (float)(block[b].codes[i] & 15) + m;
-            values[i + 16] = d * (float)(block[b].codes[i] >> 4) + m;
-        }
+        uint8_t codes[32];
+        edge_split_nibbles(block[b].codes, codes);
+        for (int i = 0; i < 32; i += 16) edge_store_affine(codes + i, d, m, values + i);
     }
 }
+
+EDGE_DECODERS(q4_1)
 
 void edge_encode_q4_1(const float *values, void *blocks, size_t count) {
     struct block *block = blocks;

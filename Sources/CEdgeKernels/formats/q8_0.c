@@ -10,13 +10,15 @@ struct block {
 };
 _Static_assert(sizeof(struct block) == 34, "Q8_0 block");
 
-void edge_decode_q8_0(const void *blocks, float *values, size_t count) {
-    const struct block *block = blocks;
+EDGE_TEXT void decode_q8_0(const void *blocks, size_t first, float *values, size_t count) {
+    const struct block *block = (const struct block *)blocks + first / 32;
     for (size_t b = 0; b < count / 32; b++, values += 32) {
         const float d = edge_float_of_half(block[b].d);
-        for (int i = 0; i < 32; i++) values[i] = d * (float)block[b].codes[i];
+        for (int i = 0; i < 32; i += 16) edge_store_scaled(block[b].codes + i, d, values + i);
     }
 }
+
+EDGE_DECODERS(q8_0)
 
 void edge_encode_q8_0(const float *values, void *blocks, size_t count) {
     struct block *block = blocks;

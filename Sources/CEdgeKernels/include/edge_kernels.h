@@ -19,24 +19,26 @@ extern "C" {
 // ---- Quantisation formats -------------------------------------------------------------------------------------
 
 enum edge_format {
-#define EDGE_QUANT_FORMAT(name, ggml_type, block_elements, block_bytes) EDGE_FORMAT_##name,
+#define EDGE_QUANT_FORMAT(name, ...) EDGE_FORMAT_##name,
 #include "../quant_formats.def"
 #undef EDGE_QUANT_FORMAT
     EDGE_FORMAT_COUNT
 };
 
-/// Decodes `count` values; `count` is a multiple of the format's block and `blocks` starts at a block.
-typedef void (*edge_decode_fn)(const void *blocks, float *values, size_t count);
-/// Encodes `count` values, rounding to nearest; same multiple.
+/// Decodes values first ..< first + count of a run of blocks that begins at `blocks`; both are multiples of the format's unit.
+typedef void (*edge_decode_fn)(const void *blocks, size_t first, float *values, size_t count);
+/// Encodes `count` values, whole blocks, rounding to nearest.
 typedef void (*edge_encode_fn)(const float *values, void *blocks, size_t count);
 
 struct edge_quant_format {
     const char *name;
     uint32_t ggml_type;      // ggml's number of this type; UINT32_MAX: none
     uint32_t block_elements; // values a block
+    uint32_t unit_elements;  // values that are decoded together: a block, or less of a long one; divides EDGE_INT8_BLOCK
     uint32_t block_bytes;    // bytes a block
-    edge_decode_fn decode;   // defines the values
-    edge_encode_fn encode;
+    edge_decode_fn decode;   // defines the values; an absmax that lies beside a block is taken as 1
+    edge_encode_fn encode;   // NULL: the format is only read
+    const float *levels;     // [16], the values of the codes where a block's absmax lies beside it; else NULL
 };
 
 /// The format's entry; `format` is below EDGE_FORMAT_COUNT.
@@ -50,14 +52,18 @@ struct edge_matrix {
     size_t row_bytes;
     size_t rows, columns;
     enum edge_format format;
-    /// NF4 only: absmax of block b, counted from the first of the matrix, is
-    /// signed dynamic map[absmax_codes[b]] · nested_absmax[b / EDGE_NESTED_BLOCK] + nested_offset.
+    /// Of formats with levels, and else NULL or 0: absmax of block b is absmax[b], or where the absmax values are in 8 bits
+    /// themselves (absmax_codes is not NULL)
+    /// signed dynamic map[absmax_codes[b]] · absmax[b / EDGE_NESTED_BLOCK] + nested_offset.
     const uint8_t *absmax_codes;
-    const float *nested_absmax;
+    const float *absmax;
     float nested_offset;
+    /// The b of the first block here: not 0 in a matrix that is some rows of another, whose scales are counted from the other's
+    /// first block.
+    size_t first_block;
 };
 
-/// Blocks whose absmax values share a nested absmax.
+/// Blocks whose absmax values in 8 bits share an absmax of their own.
 enum { EDGE_NESTED_BLOCK = 256 };
 
 // ---- Kernel sets ----------------------------------------------------------------------------------------------
@@ -152,8 +158,8 @@ struct edge_kernel_set {
     /// Whether the set has instructions for a type; without them the portable tile computes it, slowly.
     bool fast[EDGE_COMPUTE_COUNT];
     edge_decode_fn decode[EDGE_FORMAT_COUNT];
-    /// NF4 with its scales: `count` values from `first_block` of the matrix on.
-    void (*decode_nf4_scaled)(const struct edge_matrix *w, size_t first_block, float *values, size_t count);
+    /// A format with levels, and its scales: `count` values from `block` of the matrix on.
+    void (*decode_scaled)(const struct edge_matrix *w, size_t block, float *values, size_t count);
 
     edge_tile_fn tile[EDGE_COMPUTE_COUNT];
     /// What `tile` takes at once; tile_columns is EDGE_PANEL_COLUMNS or twice that.
@@ -260,7 +266,7 @@ void edge_kernel_set_fill(size_t index, struct edge_kernel_set *set);
 
 // ---- Products with a frozen right operand -----------------------------------------------------------------------
 
-/// Decodes `count` values of row `row` from column `column` on, which is at a block.
+/// Decodes `count` values of row `row` from column `column` on, both multiples of the format's unit.
 void edge_decode_part(const struct edge_kernel_set *set, const struct edge_matrix *w, size_t row, size_t column,
                       size_t count, float *values);
 
@@ -279,8 +285,8 @@ void edge_product_forward(const struct edge_kernel_set *set, const struct edge_m
                           size_t tokens, float *y, size_t ldy, size_t first, size_t count, bool accumulate,
                           float *scratch);
 
-/// dx[:, first ..< first + count] (+)= dy · W: dy [tokens][w.rows], dx [tokens][w.columns]; `first` is at a block, and
-/// so is `first + count` unless it is the end of the row; count <= EDGE_SLICE_COLUMNS.
+/// dx[:, first ..< first + count] (+)= dy · W: dy [tokens][w.rows], dx [tokens][w.columns]; `first` and `count` are multiples of
+/// the format's unit; count <= EDGE_SLICE_COLUMNS.
 void edge_product_backward(const struct edge_kernel_set *set, const struct edge_matrix *w, const struct edge_left *dy,
                            size_t tokens, float *dx, size_t lddx, size_t first, size_t count, bool accumulate,
                            float *scratch);

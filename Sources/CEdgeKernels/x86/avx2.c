@@ -2,7 +2,8 @@
 //
 //   tile        6 x 16: twelve accumulators, two panel vectors, one broadcast: 15 of 16 registers, two FMA a load
 //   pack_words  8 x 8 transpositions in registers
-//   decode      Q4_0, Q4_1, Q8_0, F16, BF16, NF4; multiply then add, never fused: equal to the formats' own bits
+//   decode      Q4_0, Q4_1, Q8_0, IQ4_NL, IQ4_XS, F16, BF16, NF4, FP4; multiply then add, never fused: equal to the formats' own
+//               bits
 #include "../kernels_internal.h"
 
 #if defined(__x86_64__)
@@ -109,8 +110,8 @@ static inline __m256 broadcast_half(const void *half) {
     return _mm256_set1_ps(_cvtsh_ss(bits));
 }
 
-static void decode_q4_1(const void *blocks, float *values, size_t count) {
-    const char *block = blocks;
+static void decode_q4_1(const void *blocks, size_t first, float *values, size_t count) {
+    const char *block = (const char *)blocks + first / 32 * 20;
     const __m128i nibble = _mm_set1_epi8(15);
     for (size_t b = 0; b < count / 32; b++, block += 20, values += 32) {
         const __m256 d = broadcast_half(block), m = broadcast_half(block + 2);
@@ -121,8 +122,8 @@ static void decode_q4_1(const void *blocks, float *values, size_t count) {
 }
 
 // d · (code - 8): the subtraction is exact in integers, so the one rounding is that of the product.
-static void decode_q4_0(const void *blocks, float *values, size_t count) {
-    const char *block = blocks;
+static void decode_q4_0(const void *blocks, size_t first, float *values, size_t count) {
+    const char *block = (const char *)blocks + first / 32 * 18;
     const __m128i nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
     for (size_t b = 0; b < count / 32; b++, block += 18, values += 32) {
         const __m256 d = broadcast_half(block);
@@ -135,8 +136,8 @@ static void decode_q4_0(const void *blocks, float *values, size_t count) {
     }
 }
 
-static void decode_q8_0(const void *blocks, float *values, size_t count) {
-    const char *block = blocks;
+static void decode_q8_0(const void *blocks, size_t first, float *values, size_t count) {
+    const char *block = (const char *)blocks + first / 32 * 34;
     for (size_t b = 0; b < count / 32; b++, block += 34, values += 32) {
         const __m256 d = broadcast_half(block);
         for (int i = 0; i < 4; i++) {
@@ -146,43 +147,72 @@ static void decode_q8_0(const void *blocks, float *values, size_t count) {
     }
 }
 
-static void decode_f16(const void *blocks, float *values, size_t count) {
-    const uint16_t *half = blocks;
+static void decode_f16(const void *blocks, size_t first, float *values, size_t count) {
+    const uint16_t *half = (const uint16_t *)blocks + first;
     size_t i = 0;
     for (; i + 8 <= count; i += 8)
         _mm256_storeu_ps(values + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(half + i))));
-    edge_decode_f16(half + i, values + i, count - i);
+    edge_decode_f16(half, i, values + i, count - i);
 }
 
-static void decode_bf16(const void *blocks, float *values, size_t count) {
-    const uint16_t *bfloat = blocks;
+static void decode_bf16(const void *blocks, size_t first, float *values, size_t count) {
+    const uint16_t *bfloat = (const uint16_t *)blocks + first;
     size_t i = 0;
     for (; i + 8 <= count; i += 8) {
         const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(bfloat + i)));
         _mm256_storeu_si256((__m256i *)(values + i), _mm256_slli_epi32(wide, 16));
     }
-    edge_decode_bf16(bfloat + i, values + i, count - i);
+    edge_decode_bf16(bfloat, i, values + i, count - i);
 }
 
 /// Sixteen levels, looked up in two halves of eight and blended by the code's third bit.
-static inline __m256 nf4_values(__m256i codes, __m256 low, __m256 high, __m256 absmax) {
+static inline __m256 level_values(__m256i codes, __m256 low, __m256 high, __m256 absmax) {
     const __m256 below = _mm256_permutevar8x32_ps(low, codes), above = _mm256_permutevar8x32_ps(high, codes);
     const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));
     return _mm256_mul_ps(absmax, _mm256_blendv_ps(below, above, upper));
 }
 
-static void decode_nf4_scaled(const struct edge_matrix *w, size_t first_block, float *values, size_t count) {
-    const __m256 low = _mm256_loadu_ps(edge_nf4_levels), high = _mm256_loadu_ps(edge_nf4_levels + 8);
+static inline void store_levels(__m128i codes, __m256 low, __m256 high, __m256 scale, float *values) {
+    _mm256_storeu_ps(values, level_values(_mm256_cvtepu8_epi32(codes), low, high, scale));
+    _mm256_storeu_ps(values + 8, level_values(_mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8)), low, high, scale));
+}
+
+static void decode_iq4_nl(const void *blocks, size_t first, float *values, size_t count) {
+    const char *block = (const char *)blocks + first / 32 * 18;
+    const __m256 low = _mm256_loadu_ps(edge_iq4_levels), high = _mm256_loadu_ps(edge_iq4_levels + 8);
     const __m128i nibble = _mm_set1_epi8(15);
-    for (size_t b = first_block; b < first_block + count / 64; b++) {
-        const __m256 absmax = _mm256_set1_ps(edge_nf4_absmax(w, b));
+    for (size_t b = 0; b < count / 32; b++, block += 18, values += 32) {
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(block + 2));
+        store_levels(_mm_and_si128(codes, nibble), low, high, broadcast_half(block), values);
+        store_levels(_mm_and_si128(_mm_srli_epi16(codes, 4), nibble), low, high, broadcast_half(block), values + 16);
+    }
+}
+
+static void decode_iq4_xs(const void *blocks, size_t first, float *values, size_t count) {
+    const __m256 low = _mm256_loadu_ps(edge_iq4_levels), high = _mm256_loadu_ps(edge_iq4_levels + 8);
+    const __m128i nibble = _mm_set1_epi8(15);
+    for (size_t unit = first / 32; unit < (first + count) / 32; unit++, values += 32) {
+        const struct edge_iq4_xs_block *block = (const struct edge_iq4_xs_block *)blocks + unit / 8;
+        const __m256 scale = _mm256_mul_ps(
+            broadcast_half(&block->d), _mm256_set1_ps((float)edge_iq4_xs_scale(block, unit % 8)));
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(block->codes + unit % 8 * 16));
+        store_levels(_mm_and_si128(codes, nibble), low, high, scale, values);
+        store_levels(_mm_and_si128(_mm_srli_epi16(codes, 4), nibble), low, high, scale, values + 16);
+    }
+}
+
+static void decode_scaled(const struct edge_matrix *w, size_t block, float *values, size_t count) {
+    const float *table = edge_quant_format(w->format)->levels;
+    const __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
+    const __m128i nibble = _mm_set1_epi8(15);
+    for (size_t b = block; b < block + count / 64; b++) {
+        const __m256 absmax = _mm256_set1_ps(edge_block_absmax(w, b));
         for (int half = 0; half < 32; half += 16, values += 32) {
             const __m128i bytes = _mm_loadu_si128((const __m128i *)((const char *)w->blocks + 32 * b + half));
             const __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), odd = _mm_and_si128(bytes, nibble);
             const __m128i first = _mm_unpacklo_epi8(even, odd), second = _mm_unpackhi_epi8(even, odd);
-            const __m128i eights[4] = {first, _mm_srli_si128(first, 8), second, _mm_srli_si128(second, 8)};
-            for (int i = 0; i < 4; i++)
-                _mm256_storeu_ps(values + 8 * i, nf4_values(_mm256_cvtepu8_epi32(eights[i]), low, high, absmax));
+            store_levels(first, low, high, absmax, values);
+            store_levels(second, low, high, absmax, values + 16);
         }
     }
 }
@@ -192,12 +222,17 @@ void edge_install_avx2(struct edge_kernel_set *set) {
     set->tile[EDGE_COMPUTE_f32] = tile_f32;
     set->tile_rows[EDGE_COMPUTE_f32] = TILE_ROWS;
     set->pack_words = pack_words;
+#define EDGE_QUANT_FORMAT(name, ...) set->decode[EDGE_FORMAT_##name] = edge_decode_##name##_avx2;
+#include "../quant_formats.def"
+#undef EDGE_QUANT_FORMAT
     set->decode[EDGE_FORMAT_q4_0] = decode_q4_0;
     set->decode[EDGE_FORMAT_q4_1] = decode_q4_1;
     set->decode[EDGE_FORMAT_q8_0] = decode_q8_0;
     set->decode[EDGE_FORMAT_f16] = decode_f16;
     set->decode[EDGE_FORMAT_bf16] = decode_bf16;
-    set->decode_nf4_scaled = decode_nf4_scaled;
+    set->decode[EDGE_FORMAT_iq4_nl] = decode_iq4_nl;
+    set->decode[EDGE_FORMAT_iq4_xs] = decode_iq4_xs;
+    set->decode_scaled = decode_scaled;
     install_packing(set);
     install_elementwise(set);
     install_optimizer(set);

@@ -2,7 +2,8 @@
 //
 //   tile        f32 14 x 32: 28 accumulators, two panel vectors, one broadcast: 31 of 32 registers
 //   pack_words  16 x 16 transpositions in registers
-//   decode      Q4_0, Q4_1, Q8_0, F16, BF16, NF4; multiply then add, never fused: equal to the formats' own bits
+//   decode      Q4_0, Q4_1, Q8_0, IQ4_NL, IQ4_XS, F16, BF16, NF4, FP4; multiply then add, never fused: equal to the formats' own
+//               bits
 #include "../kernels_internal.h"
 
 #if defined(__x86_64__)
@@ -94,8 +95,8 @@ static inline __m512 broadcast_half(const void *half) {
 static inline __m128i low_nibbles(__m128i codes) { return _mm_and_si128(codes, _mm_set1_epi8(15)); }
 static inline __m128i high_nibbles(__m128i codes) { return low_nibbles(_mm_srli_epi16(codes, 4)); }
 
-static void decode_q4_1(const void *blocks, float *values, size_t count) {
-    const char *block = blocks;
+static void decode_q4_1(const void *blocks, size_t first, float *values, size_t count) {
+    const char *block = (const char *)blocks + first / 32 * 20;
     for (size_t b = 0; b < count / 32; b++, block += 20, values += 32) {
         const __m512 d = broadcast_half(block), m = broadcast_half(block + 2);
         const __m128i codes = _mm_loadu_si128((const __m128i *)(block + 4));
@@ -107,8 +108,8 @@ static void decode_q4_1(const void *blocks, float *values, size_t count) {
 }
 
 // d · (code - 8): the subtraction is exact in integers, so the one rounding is that of the product.
-static void decode_q4_0(const void *blocks, float *values, size_t count) {
-    const char *block = blocks;
+static void decode_q4_0(const void *blocks, size_t first, float *values, size_t count) {
+    const char *block = (const char *)blocks + first / 32 * 18;
     const __m128i eight = _mm_set1_epi8(8);
     for (size_t b = 0; b < count / 32; b++, block += 18, values += 32) {
         const __m512 d = broadcast_half(block);
@@ -119,8 +120,8 @@ static void decode_q4_0(const void *blocks, float *values, size_t count) {
     }
 }
 
-static void decode_q8_0(const void *blocks, float *values, size_t count) {
-    const char *block = blocks;
+static void decode_q8_0(const void *blocks, size_t first, float *values, size_t count) {
+    const char *block = (const char *)blocks + first / 32 * 34;
     for (size_t b = 0; b < count / 32; b++, block += 34, values += 32) {
         const __m512 d = broadcast_half(block);
         for (int i = 0; i < 2; i++) {
@@ -130,35 +131,60 @@ static void decode_q8_0(const void *blocks, float *values, size_t count) {
     }
 }
 
-static void decode_f16(const void *blocks, float *values, size_t count) {
-    const uint16_t *half = blocks;
+static void decode_f16(const void *blocks, size_t first, float *values, size_t count) {
+    const uint16_t *half = (const uint16_t *)blocks + first;
     size_t i = 0;
     for (; i + 16 <= count; i += 16)
         _mm512_storeu_ps(values + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(half + i))));
-    edge_decode_f16(half + i, values + i, count - i);
+    edge_decode_f16(half, i, values + i, count - i);
 }
 
-static void decode_bf16(const void *blocks, float *values, size_t count) {
-    const uint16_t *bfloat = blocks;
+static void decode_bf16(const void *blocks, size_t first, float *values, size_t count) {
+    const uint16_t *bfloat = (const uint16_t *)blocks + first;
     size_t i = 0;
     for (; i + 16 <= count; i += 16) {
         const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(bfloat + i)));
         _mm512_storeu_si512(values + i, _mm512_slli_epi32(wide, 16));
     }
-    edge_decode_bf16(bfloat + i, values + i, count - i);
+    edge_decode_bf16(bfloat, i, values + i, count - i);
 }
 
-static void decode_nf4_scaled(const struct edge_matrix *w, size_t first_block, float *values, size_t count) {
-    const __m512 levels = _mm512_loadu_ps(edge_nf4_levels);
-    for (size_t b = first_block; b < first_block + count / 64; b++) {
-        const __m512 absmax = _mm512_set1_ps(edge_nf4_absmax(w, b));
+static inline void store_levels(__m128i codes, __m512 levels, __m512 scale, float *values) {
+    _mm512_storeu_ps(values, _mm512_mul_ps(scale, _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(codes), levels)));
+}
+
+static void decode_iq4_nl(const void *blocks, size_t first, float *values, size_t count) {
+    const char *block = (const char *)blocks + first / 32 * 18;
+    const __m512 levels = _mm512_loadu_ps(edge_iq4_levels);
+    for (size_t b = 0; b < count / 32; b++, block += 18, values += 32) {
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(block + 2));
+        store_levels(low_nibbles(codes), levels, broadcast_half(block), values);
+        store_levels(high_nibbles(codes), levels, broadcast_half(block), values + 16);
+    }
+}
+
+static void decode_iq4_xs(const void *blocks, size_t first, float *values, size_t count) {
+    const __m512 levels = _mm512_loadu_ps(edge_iq4_levels);
+    for (size_t unit = first / 32; unit < (first + count) / 32; unit++, values += 32) {
+        const struct edge_iq4_xs_block *block = (const struct edge_iq4_xs_block *)blocks + unit / 8;
+        const __m512 scale = _mm512_mul_ps(
+            broadcast_half(&block->d), _mm512_set1_ps((float)edge_iq4_xs_scale(block, unit % 8)));
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(block->codes + unit % 8 * 16));
+        store_levels(low_nibbles(codes), levels, scale, values);
+        store_levels(high_nibbles(codes), levels, scale, values + 16);
+    }
+}
+
+static void decode_scaled(const struct edge_matrix *w, size_t block, float *values, size_t count) {
+    const float *table = edge_quant_format(w->format)->levels;
+    const __m512 levels = _mm512_loadu_ps(table);
+    for (size_t b = block; b < block + count / 64; b++) {
+        const __m512 absmax = _mm512_set1_ps(edge_block_absmax(w, b));
         for (int half = 0; half < 32; half += 16, values += 32) {
             const __m128i bytes = _mm_loadu_si128((const __m128i *)((const char *)w->blocks + 32 * b + half));
             const __m128i even = high_nibbles(bytes), odd = low_nibbles(bytes);
-            const __m512i first = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(even, odd));
-            const __m512i second = _mm512_cvtepu8_epi32(_mm_unpackhi_epi8(even, odd));
-            _mm512_storeu_ps(values, _mm512_mul_ps(absmax, _mm512_permutexvar_ps(first, levels)));
-            _mm512_storeu_ps(values + 16, _mm512_mul_ps(absmax, _mm512_permutexvar_ps(second, levels)));
+            store_levels(_mm_unpacklo_epi8(even, odd), levels, absmax, values);
+            store_levels(_mm_unpackhi_epi8(even, odd), levels, absmax, values + 16);
         }
     }
 }
@@ -169,12 +195,17 @@ void edge_install_avx512(struct edge_kernel_set *set) {
     set->tile_rows[EDGE_COMPUTE_f32] = TILE_ROWS;
     set->tile_columns[EDGE_COMPUTE_f32] = TILE_COLUMNS;
     set->pack_words = pack_words;
+#define EDGE_QUANT_FORMAT(name, ...) set->decode[EDGE_FORMAT_##name] = edge_decode_##name##_avx512;
+#include "../quant_formats.def"
+#undef EDGE_QUANT_FORMAT
     set->decode[EDGE_FORMAT_q4_0] = decode_q4_0;
     set->decode[EDGE_FORMAT_q4_1] = decode_q4_1;
     set->decode[EDGE_FORMAT_q8_0] = decode_q8_0;
     set->decode[EDGE_FORMAT_f16] = decode_f16;
     set->decode[EDGE_FORMAT_bf16] = decode_bf16;
-    set->decode_nf4_scaled = decode_nf4_scaled;
+    set->decode[EDGE_FORMAT_iq4_nl] = decode_iq4_nl;
+    set->decode[EDGE_FORMAT_iq4_xs] = decode_iq4_xs;
+    set->decode_scaled = decode_scaled;
     install_packing(set);
     install_elementwise(set);
     install_optimizer(set);
