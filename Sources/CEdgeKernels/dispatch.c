@@ -5,7 +5,8 @@
 #include <xmmintrin.h>
 #endif
 
-/// Superblocks are decoded in parts, since a slice of a product may end inside one.
+/// Superblocks are decoded in parts, since a pass of a product, or a slice of its result, may end inside one.
+_Static_assert(EDGE_INT8_BLOCK % EDGE_SUPERBLOCK_UNIT == 0, "passes are multiples of EDGE_INT8_BLOCK");
 #define UNIT(block_elements) (block_elements > EDGE_INT8_BLOCK ? EDGE_SUPERBLOCK_UNIT : block_elements)
 
 static const struct edge_quant_format formats[EDGE_FORMAT_COUNT] = {

@@ -15,7 +15,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { SETS_AT_MOST = 16, FAILURES_SHOWN = 20, FRONT_BYTES = 256, LONGEST = 1100, WIDEST = 192, MOST_TOKENS = 129 };
+// WIDEST and LONGEST hold a superblock of the widest format, and the shortest row of them that one pass ends inside.
+enum { SETS_AT_MOST = 16, FAILURES_SHOWN = 20, FRONT_BYTES = 256, LONGEST = 1280, WIDEST = 256, MOST_TOKENS = 129 };
 
 // All tails along one axis of a shape while the others keep an odd length; then all axes at once.
 static const size_t tails[] = {1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129};
@@ -161,35 +162,49 @@ static void check_decoders(void) {
             unsigned char *blocks = tail_of(&region_a, bytes);
             for (size_t i = 0; i < bytes; i++) blocks[i] = (unsigned char)(random_bits() >> 24);
             float *expected = tail_of(&region_b, count * sizeof *expected);
-            portable.decode[format](blocks, expected, count);
+            portable.decode[format](blocks, 0, expected, count);
+            const size_t unit = entry->unit_elements, units = count / unit;
             for (size_t s = 0; s < set_count; s++) {
-                begin(s, "decode %s, %zu values", entry->name, count);
-                float *found = tail_of(&region_c, count * sizeof *found);
-                sets[s].decode[format](blocks, found, count);
-                check_same("value", found, expected, count);
+                // All of them; the last unit; some from the second on, which end inside a superblock.
+                const size_t starts[] = {0, units - 1, units > 1}, ends[] = {units, units, units > 4 ? units - 3 : units};
+                for (int part = 0; part < 3; part++) {
+                    const size_t first = starts[part] * unit, length = (ends[part] - starts[part]) * unit;
+                    begin(s, "decode %s, values %zu to %zu of %zu", entry->name, first, first + length, count);
+                    float *found = tail_of(&region_c, length * sizeof *found);
+                    sets[s].decode[format](blocks, first, found, length);
+                    check_same("value", found, expected + first, length);
+                }
             }
         }
     }
 }
 
-/// NF4 with its scales: the middle row of three, from the first block on and from the last.
-static void check_scaled_decoders(void) {
+/// A format with levels, and its scales: the middle row of three, from the first block on and from the last; and the last row
+/// alone, as a part of the matrix.
+static void check_scaled_decoders(enum edge_format format, bool nested_absmax) {
     for (size_t t = 0; t < TAILS; t++) {
         const size_t columns = tails[t] * 64, blocks = 3 * tails[t];
+        const size_t absmax_count = nested_absmax ? (blocks + EDGE_NESTED_BLOCK - 1) / EDGE_NESTED_BLOCK : blocks;
         uint8_t *codes = tail_of(&region_a, blocks * 32), *absmax_codes = tail_of(&region_d, blocks);
         for (size_t i = 0; i < blocks * 32; i++) codes[i] = (uint8_t)(random_bits() >> 24);
         for (size_t i = 0; i < blocks; i++) absmax_codes[i] = (uint8_t)(random_bits() >> 24);
-        float *nested = tail_of(&region_e, (blocks + EDGE_NESTED_BLOCK - 1) / EDGE_NESTED_BLOCK * sizeof *nested);
-        for (size_t i = 0; i * EDGE_NESTED_BLOCK < blocks; i++) nested[i] = random_value(3);
-        const struct edge_matrix w = {codes, columns / 2, 3, columns, EDGE_FORMAT_nf4, absmax_codes, nested, 0.05f};
-        for (int last = 0; last < 2; last++) {
-            const size_t column = last ? columns - 64 : 0, count = columns - column;
+        float *absmax = tail_of(&region_e, absmax_count * sizeof *absmax);
+        for (size_t i = 0; i < absmax_count; i++) absmax[i] = random_value(3);
+        const struct edge_matrix w = {
+            codes, columns / 2, 3, columns, format, nested_absmax ? absmax_codes : NULL, absmax, nested_absmax ? 0.05f : 0, 0};
+        struct edge_matrix last_row = w;
+        last_row.blocks = codes + 2 * w.row_bytes;
+        last_row.rows = 1;
+        last_row.first_block = 2 * tails[t];
+        for (int part = 0; part < 3; part++) {
+            const size_t row = part == 2 ? 2 : 1, column = part == 1 ? columns - 64 : 0, count = columns - column;
             float *expected = tail_of(&region_b, count * sizeof *expected);
-            edge_decode_part(&portable, &w, 1, column, count, expected);
+            edge_decode_part(&portable, &w, row, column, count, expected);
             for (size_t s = 0; s < set_count; s++) {
-                begin(s, "decode_nf4_scaled, %zu of %zu values", count, columns);
+                begin(s, "decode_scaled %s, %zu of %zu values%s", edge_quant_format(format)->name, count, columns,
+                      part == 2 ? ", a part" : "");
                 float *found = tail_of(&region_c, count * sizeof *found);
-                edge_decode_part(&sets[s], &w, 1, column, count, found);
+                edge_decode_part(&sets[s], part == 2 ? &last_row : &w, part == 2 ? 0 : row, column, count, found);
                 check_same("value", found, expected, count);
             }
         }
@@ -350,15 +365,53 @@ static void add_terms(size_t token, size_t first_k, size_t end, double left_scal
     }
 }
 
-/// NF4's scales beside the blocks of the product's matrix.
+/// Scales beside the blocks of the product's matrix.
 static void scale_blocks(size_t blocks) {
     uint8_t *absmax_codes = tail_of(&region_absmax, blocks);
     float *nested = tail_of(&region_nested, (blocks + EDGE_NESTED_BLOCK - 1) / EDGE_NESTED_BLOCK * sizeof *nested);
     for (size_t i = 0; i < blocks; i++) absmax_codes[i] = (uint8_t)(random_bits() >> 24);
     for (size_t i = 0; i * EDGE_NESTED_BLOCK < blocks; i++) nested[i] = random_value(1);
     product.w.absmax_codes = absmax_codes;
-    product.w.nested_absmax = nested;
+    product.w.absmax = nested;
     product.w.nested_offset = 0.5f;
+}
+
+/// Blocks of a format that nothing writes: random bytes whose values are of a weight's size. Of random scales many are infinite
+/// or next to nothing.
+enum { SOME_BLOCKS = 64, MOST_BLOCK_BYTES = 256 };
+
+static const char *some_blocks(const struct edge_quant_format *format) {
+    static char known[EDGE_FORMAT_COUNT][SOME_BLOCKS * MOST_BLOCK_BYTES];
+    static bool is_known[EDGE_FORMAT_COUNT];
+    const int index = (int)(format - edge_quant_format((enum edge_format)0));
+    if (is_known[index]) return known[index];
+    is_known[index] = true;
+    for (size_t b = 0; b < SOME_BLOCKS; b++) {
+        char *block = known[index] + b * format->block_bytes;
+        float values[256], largest = 0;
+        do {
+            for (size_t i = 0; i < format->block_bytes; i++) block[i] = (char)(random_bits() >> 24);
+            format->decode(block, 0, values, format->block_elements);
+            largest = 0;
+            for (size_t i = 0; i < format->block_elements; i++)
+                largest = isfinite(values[i]) ? fmaxf(largest, fabsf(values[i])) : INFINITY;
+        } while (!(largest >= 0x1p-4f && largest <= 0x1p4f));
+    }
+    return known[index];
+}
+
+/// Row `row` of the product's matrix: values of their own encoded, or some blocks; the fourth is zeros.
+static void make_row(size_t row, void *blocks) {
+    const struct edge_matrix *w = &product.w;
+    const struct edge_quant_format *format = edge_quant_format(w->format);
+    if (format->encode) {
+        format->encode(w_values + row * w->columns, blocks, w->columns);
+        return;
+    }
+    const char *known = some_blocks(format);
+    for (size_t at = 0; at < w->row_bytes; at += format->block_bytes)
+        memcpy((char *)blocks + at, known + random_bits() % SOME_BLOCKS * format->block_bytes, format->block_bytes);
+    if (row == 3) memset(blocks, 0, w->row_bytes);
 }
 
 /// The smoothing's definition once more: 2^⌊log2 √largest⌋ a column.
@@ -404,9 +457,9 @@ static void prepare(const struct shape *shape) {
     char *blocks = tail_of(&region_w, rows * row_bytes);
     product.w = (struct edge_matrix){
         .blocks = blocks, .row_bytes = row_bytes, .rows = rows, .columns = columns, .format = shape->format};
-    if (shape->format == EDGE_FORMAT_nf4) scale_blocks(rows * columns / format->block_elements);
+    if (format->levels) scale_blocks(rows * columns / format->block_elements);
     for (size_t row = 0; row < rows; row++) {
-        format->encode(w_values + row * columns, blocks + row * row_bytes, columns);
+        make_row(row, blocks + row * row_bytes);
         edge_decode_part(&portable, &product.w, row, 0, columns, w_values + row * columns);
     }
     product.x = tail_of(&region_x, tokens * contracted * sizeof *product.x);
@@ -553,13 +606,27 @@ static void check_large_shape(const struct shape *shape, bool accumulate) {
     for (size_t s = 0; s < set_count; s++) check_product(s, accumulate);
 }
 
+/// What a product does with a format is decode it, which check_decoders holds to the bit, and part it by its blocks: so the first
+/// format of each length of block stands for the others.
+static bool is_first_of_its_length(enum edge_format format) {
+    for (int other = 0; other < (int)format; other++)
+        if (edge_quant_format((enum edge_format)other)->block_elements == edge_quant_format(format)->block_elements) return false;
+    return true;
+}
+
 static void check_products(enum direction direction, enum edge_compute compute, enum edge_format format) {
-    static const size_t several_passes[] = {320, 321, 449, 641, 704};
-    const size_t unit = edge_quant_format(format)->block_elements;
+    static const size_t several_passes[] = {320, 321, 449, 641, 704, LONGEST};
+    const size_t unit = edge_quant_format(format)->block_elements, widest = unit > 192 ? unit : 192;
     const size_t output_unit = direction == BACKWARD ? unit : 1, contracted_unit = direction == FORWARD ? unit : 1;
     struct shape base = {direction, compute, format, 7, 17, 33, false};
-    if (output_unit > 1) base.outputs = 3 * unit;
-    if (contracted_unit > 1) base.contracted = 3 * unit;
+    if (output_unit > 1) base.outputs = 3 * unit < WIDEST ? 3 * unit : unit;
+    if (contracted_unit > 1) base.contracted = 3 * unit < WIDEST ? 3 * unit : unit;
+    if (!is_first_of_its_length(format)) {
+        check_shape(&base);
+        base.contracted = contracted_unit > 64 ? LONGEST : 640; // several passes
+        check_shape(&base);
+        return;
+    }
     for (size_t t = 0; t < TAILS; t++) {
         struct shape shape = base;
         shape.tokens = tails[t];
@@ -570,7 +637,7 @@ static void check_products(enum direction direction, enum edge_compute compute, 
     whole.tokens = 84;
     whole.contracted = contracted_unit > 1 ? base.contracted : 64;
     check_shape(&whole);
-    for (size_t t = 0; t < TAILS && tails[t] * output_unit <= WIDEST; t++) {
+    for (size_t t = 0; t < TAILS && tails[t] * output_unit <= widest; t++) {
         struct shape shape = base;
         shape.outputs = tails[t] * output_unit;
         check_shape(&shape);
@@ -586,6 +653,7 @@ static void check_products(enum direction direction, enum edge_compute compute, 
     for (size_t p = 0; p < sizeof several_passes / sizeof *several_passes; p++) {
         struct shape shape = base;
         shape.contracted = several_passes[p] / contracted_unit * contracted_unit;
+        if (shape.contracted == LONGEST && contracted_unit < 256) continue; // others end inside no block
         check_shape(&shape);
     }
     for (size_t t = 0; t < TAILS; t++) {
@@ -602,7 +670,7 @@ static void check_independence(const struct shape *shape) {
     static float together[MOST_TOKENS * WIDEST];
     prepare(shape);
     const size_t tokens = shape->tokens, outputs = shape->outputs, contracted = shape->contracted;
-    const size_t unit = shape->direction == BACKWARD ? edge_quant_format(shape->format)->block_elements : 1;
+    const size_t unit = shape->direction == BACKWARD ? edge_quant_format(shape->format)->unit_elements : 1;
     static const size_t slices[] = {11, 16, 29, 32};
     for (size_t s = 0; s < set_count; s++) {
         const struct edge_kernel_set *set = &sets[s];
@@ -1076,7 +1144,7 @@ static void *room(size_t bytes) {
 static void make_room(void) {
     const size_t matrix = (size_t)LONGEST * WIDEST, result = MOST_TOKENS * WIDEST;
     struct region *const plain[] = {&region_a, &region_b, &region_c, &region_d, &region_e};
-    for (int i = 0; i < 5; i++) *plain[i] = new_region(129 * 64 * sizeof(float));
+    for (int i = 0; i < 5; i++) *plain[i] = new_region(129 * 256 * sizeof(float));
     region_w = new_region(matrix * sizeof(float));
     region_absmax = new_region(matrix / 64);
     region_nested = new_region(matrix / 64 / EDGE_NESTED_BLOCK * sizeof(float) + sizeof(float));
@@ -1111,7 +1179,11 @@ int main(int argument_count, char **arguments) {
     make_room();
 
     check_decoders();
-    check_scaled_decoders();
+    for (int format = 0; format < EDGE_FORMAT_COUNT; format++) {
+        if (!edge_quant_format((enum edge_format)format)->levels) continue;
+        check_scaled_decoders((enum edge_format)format, true);
+        check_scaled_decoders((enum edge_format)format, false);
+    }
     check_pack_words();
     check_round_rows();
     check_elementwise();
@@ -1128,6 +1200,9 @@ int main(int argument_count, char **arguments) {
                 compute == EDGE_COMPUTE_int8 && direction == FORWARD};
             const struct shape dense = {
                 (enum direction)direction, (enum edge_compute)compute, EDGE_FORMAT_f32, 91, 70, 131, false};
+            const struct shape superblocks = {
+                (enum direction)direction, (enum edge_compute)compute, EDGE_FORMAT_q4_k, 20, 256, LONGEST, false};
+            check_independence(&superblocks);
             check_independence(&quantised);
             check_independence(&dense);
             check_nan(&quantised);
