@@ -7,7 +7,7 @@ struct Edgebench: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "edgebench", abstract: "Measure kernels, a training step, or a memory plan.",
         subcommands: [
-            KernelsBench.self, StepBench.self, PlanBench.self, CalibrateBench.self, ModelBench.self, PerplexityBench.self,
-            TokenizeBench.self,
+            KernelsBench.self, StepBench.self, PlanBench.self, CalibrateBench.self, ModelBench.self, ImportBench.self,
+            PerplexityBench.self, TokenizeBench.self,
         ])
 }
