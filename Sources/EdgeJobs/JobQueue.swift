@@ -347,7 +347,8 @@ private actor WorkerTranscript {
             let text = String(text.prefix(WireLimit.eventLineBytes / 8))
             try log.append(text, to: job, at: settings.now())
             event = .log(text)
-        case .generated, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .inspectedDataset, .exported, .failure:
+        case .generated, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .imported,
+            .importedModel, .inspectedDataset, .exported, .failure:
             return
         }
         pending.append(event)

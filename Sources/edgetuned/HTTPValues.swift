@@ -65,6 +65,7 @@ struct BodyKeys: Sendable {
     static let job = BodyKeys(
         top: JobRequest.CodingKeys.allCases.map { Wire.snakeCase($0.rawValue) }, lists: ["datasets": ["path"]])
     static let importing = BodyKeys(top: ["name", "blob"])
+    static let model = BodyKeys(top: ["name", "blob", "files", "source"], lists: ["files": ["name", "blob"]])
     static let generate = BodyKeys(
         top: ["model", "adapter", "messages", "max_tokens", "temperature", "seed"],
         lists: ["messages": ["role", "content"]])
