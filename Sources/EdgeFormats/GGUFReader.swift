@@ -24,7 +24,8 @@ package struct GGUFTensor: Sendable {
 }
 
 package final class GGUFFile: Sendable {
-    package static let stringLimitBytes = 16 << 20
+    /// A Hugging Face tokenizer.json is one string: Gemma 3's has 33 MB, the largest known.
+    package static let stringLimitBytes = 64 << 20
     /// gguf.md: a key has at most 2^16 - 1 bytes.
     package static let keyLimitBytes = (1 << 16) - 1
     package static let arrayLimit = 64 << 20
@@ -43,6 +44,8 @@ package final class GGUFFile: Sendable {
     package var fingerprint: String { "sha256:" + SHA256.hex(SHA256.hash(region[0..<headerBytes])) }
 
     private let tensorIndex: [String: Int]
+    /// In the order of `metadataKeys`: key, type and value.
+    private let keyValueRanges: [Range<Int>]
     private let headerBytes: Int
     package let region: ByteRegion
 
@@ -65,8 +68,11 @@ package final class GGUFFile: Sendable {
 
         var metadata: [String: GGUFValue] = [:]
         var keys: [String] = []
+        var keyValueRanges: [Range<Int>] = []
         for _ in 0..<keyValueCount {
+            let start = cursor.offset
             let (key, value) = try cursor.keyValue()
+            keyValueRanges.append(start..<cursor.offset)
             guard metadata.updateValue(value, forKey: key) == nil else { throw .duplicateKey(key) }
             keys.append(key)
         }
@@ -88,6 +94,7 @@ package final class GGUFFile: Sendable {
         self.alignment = alignment
         self.metadata = metadata
         self.metadataKeys = keys
+        self.keyValueRanges = keyValueRanges
         self.tensorIndex = tensorIndex
         self.fileBytes = region.bytes.count
         self.region = region
@@ -95,6 +102,15 @@ package final class GGUFFile: Sendable {
 
     package func tensor(named name: String) -> GGUFTensor? {
         tensorIndex[name].map { tensors[$0] }
+    }
+
+    /// Of all keys, types and values.
+    package var metadataBytes: Int { keyValueRanges.reduce(0) { $0 + $1.count } }
+
+    /// Key, type and value of `metadataKeys[index]` as they stand in the file.
+    package func withEncodedKeyValue<R, E: Error>(_ index: Int, _ body: (UnsafeRawBufferPointer) throws(E) -> R) throws(E) -> R {
+        defer { withExtendedLifetime(region) {} }
+        return try body(region[keyValueRanges[index]])
     }
 
     private static func alignment(_ value: GGUFValue?) throws(GGUFError) -> Int {

@@ -85,8 +85,9 @@ package struct SafetensorsTensor: Sendable {
     package let dtype: SafetensorsDType
     /// Outermost dimension first; [] is a scalar; a dimension may be 0.
     package let shape: [Int]
-    let range: Range<Int>
-    let region: ByteRegion
+    /// From the start of the file.
+    package let range: Range<Int>
+    package let region: ByteRegion
 
     /// Not aligned. Valid while the tensor or its file is held; `withBytes` holds it.
     package var bytes: UnsafeRawBufferPointer { region[range] }
@@ -129,6 +130,7 @@ package final class SafetensorsFile: Sendable {
     /// In the order of their bytes in the file.
     package let tensors: [SafetensorsTensor]
     private let index: [String: Int]
+    private let region: ByteRegion
 
     /// - Throws: `FileError` or `SafetensorsError`.
     package static func open(path: String) throws -> SafetensorsFile {
@@ -170,6 +172,7 @@ package final class SafetensorsFile: Sendable {
         }
         self.metadata = metadata
         self.tensors = tensors
+        self.region = region
         // The parser has refused repeated keys.
         index = Dictionary(uniqueKeysWithValues: tensors.enumerated().map { ($1.name, $0) })
     }
@@ -177,6 +180,9 @@ package final class SafetensorsFile: Sendable {
     package func tensor(named name: String) -> SafetensorsTensor? {
         index[name].map { tensors[$0] }
     }
+
+    /// The pages go back to the kernel until they are next used.
+    package func releaseResident() { region.release(0..<region.bytes.count) }
 
     private static func parse(_ header: UnsafeRawBufferPointer) throws(SafetensorsError) -> [JSONText.Member] {
         // The format demands that the header begins with '{'.

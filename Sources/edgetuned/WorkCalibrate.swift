@@ -1,4 +1,5 @@
 // What plans predict times from: measured in a worker of its own, kept in a file.
+import EdgeFormats
 import EdgeJobs
 import EdgeTensor
 import EdgeTrain

@@ -268,6 +268,23 @@ void edge_product_backward(const struct edge_kernel_set *set, const struct edge_
 void edge_product_vector(const struct edge_kernel_set *set, const struct edge_matrix *w, const float *x, float *y,
                          size_t first, size_t count, bool accumulate, float *scratch);
 
+// ---- Quantising a checkpoint ------------------------------------------------------------------------------------
+
+/// NF4 of `count` values, a multiple of 64, as bitsandbytes rounds them: codes [count / 2], two to a byte, the first in the high
+/// half; absmax [count / 64]. False, and no result, where a value is infinite or NaN.
+bool edge_quantise_nf4(const float *values, size_t count, uint8_t *codes, float *absmax);
+/// All absmax values of a matrix in 8 bits, as bitsandbytes' double quantisation: codes [blocks], and in nested an absmax for each
+/// EDGE_NESTED_BLOCK of them, ⌈blocks / EDGE_NESTED_BLOCK⌉, and then the offset.
+void edge_quantise_absmax(const float *absmax, size_t blocks, uint8_t *codes, float *nested);
+/// The values of the codes, as bitsandbytes stores them with a matrix: [16] `quant_map` and [256] `nested_quant_map`.
+const float *edge_nf4_quant_map(void);
+const float *edge_absmax_quant_map(void);
+
+void edge_floats_of_halves(const uint16_t *halves, float *values, size_t count);
+void edge_floats_of_bfloats(const uint16_t *bfloats, float *values, size_t count);
+/// To nearest even.
+void edge_bfloats_of_floats(const float *values, uint16_t *bfloats, size_t count);
+
 /// Denormals become zero on the calling thread, in every set, so that sets agree and slow paths are never taken.
 void edge_flush_denormals(void);
 

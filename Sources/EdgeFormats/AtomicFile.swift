@@ -1,17 +1,38 @@
 // A file or directory under its final name is complete: temporary name in the same directory, write, fsync, rename,
 // fsync the directory. After a failure only the temporary name is left to remove, and it is removed.
-import EdgeFormats
 import Glibc
 
-/// Writes one new file front to back. Short writes and EINTR are handled here.
+/// Writes one file front to back. Short writes and EINTR are handled here.
 package final class FileWriter {
     private let path: String
     private let descriptor: Int32
 
-    fileprivate init(creating path: String) throws(FileError) {
+    init(creating path: String) throws(FileError) {
         self.path = path
         descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o644)
         guard descriptor >= 0 else { throw FileError(operation: "open", path: path, errno: errno) }
+    }
+
+    /// Opens a file that may be there; `truncate` says where writing begins.
+    init(continuing path: String) throws(FileError) {
+        self.path = path
+        descriptor = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o644)
+        guard descriptor >= 0 else { throw FileError(operation: "open", path: path, errno: errno) }
+    }
+
+    /// Fails with EWOULDBLOCK while another writer of the file holds the lock.
+    func lock() throws(FileError) {
+        guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else { throw FileError(operation: "flock", path: path, errno: errno) }
+    }
+
+    /// Cuts the file off, and writes on from there.
+    func truncate(to byteCount: Int) throws(FileError) {
+        guard ftruncate(descriptor, off_t(byteCount)) == 0 else {
+            throw FileError(operation: "ftruncate", path: path, errno: errno)
+        }
+        guard lseek(descriptor, off_t(byteCount), SEEK_SET) >= 0 else {
+            throw FileError(operation: "lseek", path: path, errno: errno)
+        }
     }
 
     deinit { close(descriptor) }
@@ -32,9 +53,9 @@ package final class FileWriter {
         try bytes.withUnsafeBytes { try write($0) }
     }
 
-    /// At most once: after an error the kernel has dropped the dirty pages, and a second fsync would succeed
+    /// Not again after an error: the kernel has dropped the dirty pages then, and a second fsync would succeed
     /// without them (wiki.postgresql.org/wiki/Fsync_Errors).
-    fileprivate func sync() throws(FileError) {
+    func sync() throws(FileError) {
         guard fsync(descriptor) == 0 else { throw FileError(operation: "fsync", path: path, errno: errno) }
     }
 }
@@ -147,12 +168,12 @@ private func withoutTrailingSlash(_ path: String) -> String {
     path.count > 1 && path.hasSuffix("/") ? withoutTrailingSlash(String(path.dropLast())) : path
 }
 
-private func parent(of path: String) -> String {
+func parent(of path: String) -> String {
     guard let slash = path.lastIndex(of: "/") else { return "." }
     return slash == path.startIndex ? "/" : String(path[..<slash])
 }
 
-private func syncDirectory(_ path: String) throws(FileError) {
+func syncDirectory(_ path: String) throws(FileError) {
     let descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     guard descriptor >= 0 else { throw FileError(operation: "open", path: path, errno: errno) }
     defer { close(descriptor) }
@@ -172,7 +193,7 @@ private func exchange(_ left: String, _ right: String) throws(FileError) {
 }
 
 /// Names in a directory without "." and "..", sorted.
-func entries(of directory: String) throws(FileError) -> [String] {
+package func entries(of directory: String) throws(FileError) -> [String] {
     guard let stream = opendir(directory) else {
         throw FileError(operation: "opendir", path: directory, errno: errno)
     }
