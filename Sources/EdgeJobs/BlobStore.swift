@@ -63,20 +63,56 @@ package actor BlobStore {
                 .conflict, "the upload is at byte \(status.receivedBytes), not \(offset)",
                 hint: "send the next bytes from \(status.receivedBytes)")
         }
-        let free = Self.freeBytes(directory)
-        guard length - min(offset, length) + Self.reservedBytes <= free else {
-            throw Problem(
-                .insufficientDisk, "\(length - offset) bytes are to come, \(free) are free on the disk",
-                requiredBytes: length - offset + Self.reservedBytes, budgetBytes: free)
-        }
+        try requireFree(length - min(offset, length), what: "are to come")
         let file = open(partPath(digest), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard file >= 0 else { throw Self.failure("open", partPath(digest)) }
         uploading.insert(digest)
         return BlobUpload(store: self, digest: digest, file: file, received: offset, length: length)
     }
 
+    /// - Parameter what: the sentence's verb: "are to come".
+    package nonisolated func requireFree(_ bytes: UInt64, what: String) throws(Problem) {
+        let free = Self.freeBytes(directory)
+        guard bytes + Self.reservedBytes <= free else {
+            throw Problem(
+                .insufficientDisk, "\(bytes) bytes \(what), \(free) are free on the disk",
+                requiredBytes: bytes + Self.reservedBytes, budgetBytes: free)
+        }
+    }
+
     /// Left free for the job store and checkpoints.
     private static let reservedBytes: UInt64 = 64 << 20
+
+    /// The digest of a file that a worker has made.
+    package static func digest(ofFile path: String) async throws -> BlobDigest {
+        try BlobDigest("sha256:" + (try await BlobUpload.sha256(ofFile: path)))
+    }
+
+    /// Takes a complete and synced file of this file system under its digest, which the caller has computed.
+    package func adopt(_ file: String, as digest: BlobDigest) throws {
+        chmod(file, 0o400)
+        // The same bytes may be there already, mapped by a running job.
+        if Self.size(path(digest)) != nil {
+            unlink(file)
+            return
+        }
+        guard rename(file, path(digest)) == 0 else { throw Self.failure("rename", file) }
+        try syncDirectory()
+    }
+
+    fileprivate nonisolated func syncDirectory() throws {
+        let descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        defer { Glibc.close(descriptor) }
+        guard descriptor >= 0, fsync(descriptor) == 0 else { throw Self.failure("fsync", directory) }
+    }
+
+    /// Digests of all complete blobs.
+    package nonisolated func present() throws -> [String] {
+        try FileManager.default.contentsOfDirectory(atPath: directory).compactMap { name in
+            guard name.hasPrefix("sha256-") else { return nil }
+            return try? BlobDigest("sha256:" + name.dropFirst("sha256-".count)).text
+        }
+    }
 
     fileprivate func ended(_ digest: BlobDigest) { uploading.remove(digest) }
 
@@ -186,13 +222,11 @@ package final class BlobUpload {
         }
         chmod(part, 0o400)
         guard rename(part, store.path(digest)) == 0 else { throw BlobStore.failure("rename", part) }
-        let directory = open(store.directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        defer { Glibc.close(directory) }
-        guard directory >= 0, fsync(directory) == 0 else { throw BlobStore.failure("fsync", store.directory) }
+        try store.syncDirectory()
     }
 
     /// Off the tasks' threads: a gigabyte takes seconds.
-    private static func sha256(ofFile path: String) async throws -> String {
+    fileprivate static func sha256(ofFile path: String) async throws -> String {
         try await withCheckedThrowingContinuation { continuation in
             DispatchQueue.global().async {
                 continuation.resume(

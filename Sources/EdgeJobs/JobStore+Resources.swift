@@ -1,5 +1,4 @@
-// Models, data sets, adapters and blobs by name. Says what uses what; the files themselves are BlobStore's and the
-// workers'.
+// Models, data sets and adapters by name; the files themselves are BlobStore's and the workers'.
 import EdgeWire
 import Foundation
 import GRDB
@@ -39,14 +38,26 @@ extension JobStore {
 
     package func add(_ model: ModelRecord) async throws {
         try await queue.write { db in
-            try Self.requireFree("models", "model", model.name, blob: model.blob, db)
-            try db.execute(
-                sql: "INSERT OR REPLACE INTO models (name, blob, owner_uid, created_at, report) VALUES (?, ?, ?, ?, ?)",
-                arguments: [
-                    model.name, model.blob, model.ownerUid, model.createdAt.timeIntervalSince1970,
-                    try Column.text(model.model),
-                ])
+            guard try Self.modelImport(model.name, db) == nil else {
+                throw Problem(
+                    .conflict, "a model \"\(model.name)\" is being imported, or failed to be",
+                    hint: "another name, or: edgetune models remove \(model.name)")
+            }
+            try Self.insert(model, db)
         }
+    }
+
+    static func insert(_ model: ModelRecord, _ db: Database) throws {
+        try requireFree("models", "model", model.name, blob: model.blob, db)
+        try db.execute(
+            sql: """
+                INSERT OR REPLACE INTO models (name, blob, owner_uid, created_at, report, files, source)
+                VALUES (?, ?, ?, ?, ?, ?, ?)
+                """,
+            arguments: [
+                model.name, model.blob, model.ownerUid, model.createdAt.timeIntervalSince1970,
+                try Column.text(model.model), try model.files.map { try Column.text($0) }, model.source,
+            ])
     }
 
     package func removeModel(_ name: String) async throws {
@@ -63,7 +74,8 @@ extension JobStore {
         ModelRecord(
             name: row["name"], blob: row["blob"], ownerUid: row["owner_uid"],
             createdAt: Date(timeIntervalSince1970: row["created_at"]),
-            model: try Column.value(ModelReport.self, row["report"]))
+            model: try Column.value(ModelReport.self, row["report"]),
+            files: try (row["files"] as String?).map { try Column.value([ModelFile].self, $0) }, source: row["source"])
     }
 
     // MARK: data sets
@@ -202,40 +214,5 @@ extension JobStore {
         StoredAdapter(
             name: row["name"], job: row["job"], baseModel: row["base_model"], modelBlob: row["model_blob"],
             ownerUid: row["owner_uid"], createdAt: Date(timeIntervalSince1970: row["created_at"]))
-    }
-
-    // MARK: blobs
-
-    package func addBlob(_ digest: String, bytes: UInt64, ownerUid: UInt32, at now: Date) async throws {
-        try await queue.write { db in
-            try db.execute(
-                sql: "INSERT OR IGNORE INTO blobs (digest, bytes, owner_uid, created_at) VALUES (?, ?, ?, ?)",
-                arguments: [digest, Int64(bytes), ownerUid, now.timeIntervalSince1970])
-        }
-    }
-
-    /// Bytes that a user's blobs take.
-    package func blobBytes(ofOwner uid: UInt32) async throws -> UInt64 {
-        try await queue.read { db in
-            UInt64(
-                try Int64.fetchOne(db, sql: "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?", arguments: [uid]) ?? 0)
-        }
-    }
-
-    /// Forgets the blob when no model, data set, adapter or unfinished job names it. True: its file may go.
-    package func releaseBlob(_ digest: String) async throws -> Bool {
-        try await queue.write { db in
-            let isUsed = try Bool.fetchOne(
-                db,
-                sql: """
-                    SELECT EXISTS (SELECT 1 FROM models WHERE blob = ?1)
-                        OR EXISTS (SELECT 1 FROM datasets WHERE blob = ?1)
-                        OR EXISTS (SELECT 1 FROM jobs WHERE state NOT IN ('cancelled', 'failed', 'succeeded') AND
-                            (model_blob = ?1 OR EXISTS (SELECT 1 FROM json_each(dataset_blobs) WHERE value = ?1)))
-                    """, arguments: [digest])
-            guard isUsed == false else { return false }
-            try db.execute(sql: "DELETE FROM blobs WHERE digest = ?", arguments: [digest])
-            return true
-        }
     }
 }

@@ -118,7 +118,18 @@ package final class JobStore: Sendable {
                     digest TEXT PRIMARY KEY NOT NULL, bytes INTEGER NOT NULL, owner_uid INTEGER NOT NULL,
                     created_at REAL NOT NULL
                 );
-                """)
+                """),
+        Migration(
+            name: "2 imports",
+            sql: """
+                ALTER TABLE models ADD COLUMN files TEXT;
+                ALTER TABLE models ADD COLUMN source TEXT;
+                CREATE TABLE imports (
+                    name TEXT PRIMARY KEY NOT NULL, id TEXT NOT NULL UNIQUE, place INTEGER NOT NULL UNIQUE,
+                    owner_uid INTEGER NOT NULL, created_at REAL NOT NULL, files TEXT NOT NULL, source TEXT,
+                    total_bytes INTEGER NOT NULL, peak_bytes INTEGER NOT NULL, problem TEXT
+                );
+                """),
     ]
 }
 

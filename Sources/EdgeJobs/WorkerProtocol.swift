@@ -11,6 +11,11 @@ package enum WorkOrder: Codable, Sendable {
     case calibrate(CalibrateOrder)
     /// Answers with `inspectedModel`.
     case inspectModel(path: String)
+    /// Reads the headers of a model's files, and answers with `plannedImport`.
+    case planImport(files: [SourceFile])
+    /// Makes one file of them, says `imported` meanwhile, and answers with `importedModel`. Goes on where an earlier worker
+    /// with the same order stopped.
+    case importModel(ImportOrder)
     /// Answers with `importedAdapter`.
     case importAdapter(ImportAdapterOrder)
     /// Answers with `inspectedDataset`.
@@ -73,6 +78,29 @@ package enum WorkOrder: Codable, Sendable {
         }
     }
 
+    /// A file of a model, under the name that it has where it comes from.
+    package struct SourceFile: Codable, Sendable {
+        package var name: String
+        package var path: String
+        package init(name: String, path: String) {
+            self.name = name
+            self.path = path
+        }
+    }
+
+    package struct ImportOrder: Codable, Sendable {
+        package var files: [SourceFile]
+        /// The worker writes here, and in the same directory what it needs on the way.
+        package var outputPath: String
+        /// As of a training run.
+        package var controlGroup: String?
+        package init(files: [SourceFile], outputPath: String, controlGroup: String?) {
+            self.files = files
+            self.outputPath = outputPath
+            self.controlGroup = controlGroup
+        }
+    }
+
     package struct GenerateOrder: Codable, Sendable {
         package var request: GenerateRequest
         package var modelPath: String
@@ -131,6 +159,8 @@ package enum WorkMessage: Codable, Sendable {
     case checkpoint(step: Int)
     case log(String)
     case generated(GenerateEvent)
+    /// Bytes of the model's file so far.
+    case imported(bytes: UInt64)
 
     /// Stopped by `WorkSignal.stop`, with a checkpoint.
     case stopped(step: Int)
@@ -140,6 +170,9 @@ package enum WorkMessage: Codable, Sendable {
     case planned(PlanReport)
     case calibrated
     case inspectedModel(ModelReport)
+    /// What the import will take on the disk and, at most, in memory.
+    case plannedImport(outputBytes: UInt64, peakBytes: UInt64)
+    case importedModel
     case inspectedDataset(DatasetReport)
     case importedAdapter
     case exported(path: String)
@@ -148,9 +181,9 @@ package enum WorkMessage: Codable, Sendable {
     /// Nothing follows this message.
     package var isLast: Bool {
         switch self {
-        case .plan, .step, .evaluation, .checkpoint, .log, .generated: false
-        case .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .inspectedDataset, .importedAdapter, .exported,
-            .failure:
+        case .plan, .step, .evaluation, .checkpoint, .log, .generated, .imported: false
+        case .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .importedModel,
+            .inspectedDataset, .importedAdapter, .exported, .failure:
             true
         }
     }

@@ -19,6 +19,8 @@ package enum Endpoint {
 
     package static let models = "/v1/models"
     package static func model(_ name: String) -> String { "/v1/models/\(name)" }
+    /// The import of a model of several files.
+    package static func modelImport(_ name: String) -> String { "/v1/imports/\(name)" }
     package static let datasets = "/v1/datasets"
     package static func dataset(_ name: String) -> String { "/v1/datasets/\(name)" }
 
@@ -45,6 +47,10 @@ package enum WireLimit {
     /// Largest JSON body, in bytes.
     package static let bodyBytes = 1 << 20
     package static let blobBytes: UInt64 = 64 << 30
+    /// Files that one model is made from.
+    package static let modelFiles = 1000
+    package static let modelFileNameBytes = 255
+    package static let modelSourceBytes = 400
     package static let queuedJobs = 1000
     package static let listedJobs = 1000
     package static let eventLineBytes = 64 << 10

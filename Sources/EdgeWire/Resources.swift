@@ -1,7 +1,7 @@
 // Models, data sets, adapters, blobs, text generation and the daemon's own status, as the API shows them.
 import Foundation
 
-/// `POST /v1/models` and `POST /v1/datasets`: makes a named resource from an uploaded blob.
+/// `POST /v1/datasets`: makes a named data set from an uploaded blob.
 package struct ImportRequest: Codable, Equatable, Sendable {
     package var name: String
     /// `sha256:` and 64 hex digits.
@@ -67,12 +67,21 @@ package struct ModelRecord: Codable, Equatable, Sendable {
     package var ownerUid: UInt32
     package var createdAt: Date
     package var model: ModelReport
-    package init(name: String, blob: String, ownerUid: UInt32, createdAt: Date, model: ModelReport) {
+    /// What `blob` was made from, where that was several files; they are not kept.
+    package var files: [ModelFile]?
+    /// As the request had it.
+    package var source: String?
+    package init(
+        name: String, blob: String, ownerUid: UInt32, createdAt: Date, model: ModelReport, files: [ModelFile]? = nil,
+        source: String? = nil
+    ) {
         self.name = name
         self.blob = blob
         self.ownerUid = ownerUid
         self.createdAt = createdAt
         self.model = model
+        self.files = files
+        self.source = source
     }
 }
 
@@ -136,7 +145,12 @@ package struct AdapterRecord: Codable, Equatable, Sendable {
 
 package struct ModelList: Codable, Equatable, Sendable {
     package var models: [ModelRecord]
-    package init(models: [ModelRecord]) { self.models = models }
+    /// Under way or failed; not there when there is none.
+    package var imports: [ModelImportStatus]?
+    package init(models: [ModelRecord], imports: [ModelImportStatus]? = nil) {
+        self.models = models
+        self.imports = imports
+    }
 }
 
 package struct DatasetList: Codable, Equatable, Sendable {

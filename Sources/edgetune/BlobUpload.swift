@@ -6,8 +6,29 @@ import Glibc
 import NIOCore
 import NIOHTTP1
 
+/// Bytes that can be read twice: once for their digest, once to be sent.
+protocol UploadSource {
+    var name: String { get }
+    var bytes: UInt64 { get }
+    func read(at offset: UInt64, count: Int) throws -> ByteBuffer
+}
+
+/// A small file that is in memory.
+struct MemoryFile: UploadSource {
+    let name: String
+    let content: ByteBuffer
+    var bytes: UInt64 { UInt64(content.readableBytes) }
+
+    func read(at offset: UInt64, count: Int) throws -> ByteBuffer {
+        guard let piece = content.getSlice(at: content.readerIndex + Int(offset), length: count) else {
+            throw CommandFailure(.failure, "\(name) has no bytes \(offset) to \(offset + UInt64(count))")
+        }
+        return piece
+    }
+}
+
 /// A regular file opened once: the bytes that were hashed are the bytes that are sent.
-final class LocalFile {
+final class LocalFile: UploadSource {
     let path: String
     let bytes: UInt64
     private let descriptor: Int32
@@ -42,7 +63,9 @@ final class LocalFile {
         }
         return buffer
     }
+}
 
+extension UploadSource {
     /// `sha256:` and 64 hex digits.
     func digest(progress: (UInt64) -> Void) throws -> String {
         var hash = SHA256()
@@ -53,53 +76,70 @@ final class LocalFile {
             offset += UInt64(piece.readableBytes)
             progress(offset)
         }
-        return hash.finalize().reduce(into: "sha256:") { text, byte in
-            text += (byte < 16 ? "0" : "") + String(byte, radix: 16)
-        }
+        return "sha256:" + HexText.of(hash.finalize())
+    }
+}
+
+enum HexText {
+    static func of(_ bytes: some Sequence<UInt8>) -> String {
+        bytes.reduce(into: "") { text, byte in text += (byte < 16 ? "0" : "") + String(byte, radix: 16) }
     }
 }
 
 enum BlobUpload {
     static let pieceBytes = 4 << 20
     /// Lost connections in a row, without a byte arriving between them, after which the upload is given up.
-    private static let fruitlessTries = 8
+    static let fruitlessTries = 8
 
     /// Returns the blob's digest once the daemon has all of it.
     static func send(_ file: LocalFile, to client: DaemonClient) async throws -> String {
-        let line = StatusLine()
-        defer { line.clear() }
+        let digest = try digest(of: file)
+        try await send(file, as: digest, to: client)
+        return digest
+    }
+
+    /// Reads the whole file.
+    static func digest(of file: LocalFile) throws -> String {
         guard file.bytes > 0 else { throw CommandFailure(.usage, "\(file.path) is empty") }
         guard file.bytes <= WireLimit.blobBytes else {
             throw CommandFailure(.usage, "\(file.path) is over \(Amount.bytes(WireLimit.blobBytes))")
         }
-        let digest = try file.digest { offset in
+        let line = StatusLine()
+        defer { line.clear() }
+        return try file.digest { offset in
             line.draw("reading \(TerminalFilter.line(file.name)) " + Amount.bytes(offset, of: file.bytes))
         }
-        var received = try await status(of: digest, on: client).receivedBytes
+    }
+
+    static func send(_ file: some UploadSource, as digest: String, to client: DaemonClient) async throws {
+        let line = StatusLine()
+        defer { line.clear() }
+        var held = try await status(of: digest, on: client)
         var fruitless = 0
-        while received < file.bytes {
-            line.draw(ProgressLine.upload(file.name, received: received, of: file.bytes, width: line.width))
+        // All bytes there and not complete: the daemon went away before it had verified them.
+        while held.receivedBytes < file.bytes || !held.complete {
+            let received = held.receivedBytes
+            line.draw(ProgressLine.transfer("upload", file.name, done: received, of: file.bytes, width: line.width))
             let piece = try file.read(at: received, count: Int(min(UInt64(pieceBytes), file.bytes - received)))
-            let before = received
             do {
-                received = try await patch(digest, piece, at: received, of: file.bytes, on: client)
+                held = try await patch(digest, piece, at: received, of: file.bytes, on: client)
             } catch {
                 guard error.isConnectionLoss || error.isOffsetConflict else { throw error }
-                received = try await client.repeated { () async throws(DaemonError) in
+                held = try await client.repeated { () async throws(DaemonError) in
                     try await status(of: digest, on: client)
-                }.receivedBytes
+                }
             }
-            fruitless = received > before ? 0 : fruitless + 1
+            fruitless = held.receivedBytes > received ? 0 : fruitless + 1
             guard fruitless < fruitlessTries else {
                 throw CommandFailure(
-                    .unreachable, "the upload of \(file.name) stopped at \(Amount.bytes(received, of: file.bytes))",
+                    .unreachable,
+                    "the upload of \(file.name) stopped at \(Amount.bytes(held.receivedBytes, of: file.bytes))",
                     hint: "the same command goes on from there")
             }
         }
-        return digest
     }
 
-    private static func status(of digest: String, on client: DaemonClient) async throws(DaemonError) -> BlobStatus {
+    static func status(of digest: String, on client: DaemonClient) async throws(DaemonError) -> BlobStatus {
         do {
             return try await client.get(BlobStatus.self, Endpoint.blob(digest))
         } catch .problem(let problem) where problem.kind == .notFound {
@@ -107,10 +147,10 @@ enum BlobUpload {
         }
     }
 
-    /// Bytes that the daemon has afterwards.
-    private static func patch(
+    /// What the daemon has afterwards.
+    static func patch(
         _ digest: String, _ piece: ByteBuffer, at offset: UInt64, of whole: UInt64, on client: DaemonClient
-    ) async throws(DaemonError) -> UInt64 {
+    ) async throws(DaemonError) -> BlobStatus {
         let call = Call(
             method: .PATCH, path: Endpoint.blob(digest),
             headers: [
@@ -118,8 +158,7 @@ enum BlobUpload {
                 ("Content-Type", "application/octet-stream"),
             ], body: piece, idleSeconds: 300)
         let answer = try await client.collect(call)
-        guard answer.readableBytes > 0 else { return offset + UInt64(piece.readableBytes) }
-        return try client.decode(BlobStatus.self, answer).receivedBytes
+        return try client.decode(BlobStatus.self, answer)
     }
 }
 
@@ -134,7 +173,11 @@ extension DaemonError {
 enum ResourceName {
     /// The file's name without its last extension, in the characters that a name may have.
     static func stem(of fileName: String) -> String {
-        let base = fileName.lastIndex(of: ".").map { fileName[..<$0] } ?? fileName[...]
+        allowed(fileName.lastIndex(of: ".").map { String(fileName[..<$0]) } ?? fileName)
+    }
+
+    /// The nearest name that is allowed.
+    static func allowed(_ base: String) -> String {
         var name = String(base.map { $0.isASCII && ($0.isLetter || $0.isNumber || "._-".contains($0)) ? $0 : "-" })
         while name.first == "." || name.first == "-" { name.removeFirst() }
         name = String(name.prefix(55))

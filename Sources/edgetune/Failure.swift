@@ -23,11 +23,11 @@ enum ExitCode: Int32, CaseIterable {
         case .permission: "no permission"
         case .notFound: "no such job, model, data set, adapter or file"
         case .conflict: "in conflict with what exists, or not possible in this state"
-        case .unreachable: "edgetuned cannot be reached"
+        case .unreachable: "edgetuned, or the hub of a pull, cannot be reached"
         case .doesNotFit: "does not fit the memory budget or the disk"
         case .jobCancelled: "the job was cancelled"
         case .usage: "a flag, a job file or a value in it is wrong"
-        case .detached: "detached with Ctrl-C; the job goes on"
+        case .detached: "detached with Ctrl-C; the job goes on, a pull is gone on with"
         }
     }
 

@@ -31,10 +31,11 @@ enum ProgressLine {
             + "memory \(Amount.bytes(progress.rssBytes, of: progress.budgetBytes))\(eta)"
     }
 
-    static func upload(_ name: String, received: UInt64, of whole: UInt64, width: Int) -> String {
-        let share = whole > 0 ? Double(received) / Double(whole) : 1
-        let size = Amount.bytes(received, of: whole)
-        let label = String("upload \(TerminalFilter.line(name))".prefix(max(0, width - size.count - 16)))
+    /// `upload model.gguf  [####----]  310/900 MiB`
+    static func transfer(_ verb: String, _ name: String, done: UInt64, of whole: UInt64, width: Int) -> String {
+        let share = whole > 0 ? Double(done) / Double(whole) : 1
+        let size = Amount.bytes(done, of: whole)
+        let label = String("\(verb) \(TerminalFilter.line(name))".prefix(max(0, width - size.count - 16)))
         let barWidth = min(40, width - label.count - size.count - 4)
         guard barWidth >= 4 else { return String(size.prefix(width)) }
         return "\(label)  \(bar(share, width: barWidth))  \(size)"

@@ -108,11 +108,11 @@ private struct SubmitUpload {
 
     func model(_ value: String, isFlag: Bool, held: [ModelRecord]) async throws -> String {
         if held.contains(where: { $0.name == value }) { return value }
-        guard let file = try LocalFile(path: path(value, isFlag: isFlag)) else {
+        guard let source = try ModelSource(path: path(value, isFlag: isFlag)) else {
             try requireName(value, what: "model")
             return value
         }
-        return try await ModelImport.add(file, name: nil, to: client).name
+        return try await ModelUpload.add(source, name: nil, to: client).name
     }
 
     func adapter(_ value: String, isFlag: Bool, baseModel: String) async throws -> String {

@@ -1,6 +1,5 @@
 // edgetune watch: a job's events as a bar, as plain lines, or as JSON lines.
 import ArgumentParser
-import Dispatch
 import EdgeWire
 import Foundation
 
@@ -81,7 +80,7 @@ private final class EventLines {
 enum JobWatch {
     /// Follows to the end and throws ArgumentParser's exit when that was no success.
     static func follow(_ job: String, on client: DaemonClient, json: Bool) async throws {
-        let detach = Self.detachOnInterrupt(job)
+        let detach = InterruptExit(saying: "detached; the job goes on. `edgetune watch \(job)` follows it again")
         defer { detach.cancel() }
         let status = try await client.get(JobStatus.self, Endpoint.job(client.escaped(job)))
         let lines = EventLines(isJSON: json)
@@ -96,17 +95,5 @@ enum JobWatch {
                 TerminalFilter.line("\(status.id) \(end.rawValue)" + (adapter.map { ": adapter \($0)" } ?? "")))
         }
         if ExitCode(end) != .ok { throw ArgumentParser.ExitCode(ExitCode(end).rawValue) }
-    }
-
-    private static func detachOnInterrupt(_ job: String) -> any DispatchSourceSignal {
-        signal(SIGINT, SIG_IGN)
-        let source = DispatchSource.makeSignalSource(signal: SIGINT, queue: .global())
-        source.setEventHandler {
-            Terminal.complain(
-                "\ndetached; the job goes on. `edgetune watch \(TerminalFilter.line(job))` follows it again")
-            exit(ExitCode.detached.rawValue)
-        }
-        source.resume()
-        return source
     }
 }

@@ -22,7 +22,9 @@ extension Daemon {
             throw Problem(
                 .notFound, "there is no model \"\(request.baseModel.prefix(80))\"", hint: "edgetune models list")
         }
-        let digests = try [request.tensors, request.config].compactMap { try $0.map { try uploaded($0) } }
+        let digests = try [("tensors", request.tensors), ("config", request.config)].compactMap { what, blob in
+            try blob.map { try complete($0, what: what) }
+        }
         let now = now().inWholeSeconds
         let id = JobID.make(now: self.now(), random: random())
         let adapter = StoredAdapter(

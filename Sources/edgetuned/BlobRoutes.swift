@@ -28,7 +28,9 @@ extension Daemon {
             }
         }
         guard let upload = try await blobs.upload(digest, offset: offset, length: whole) else {
-            return try Response(json: blobs.status(digest))
+            let status = blobs.status(digest)
+            try await own(status, call)
+            return try Response(json: status)
         }
         do {
             for try await buffer in call.request.body {
@@ -40,10 +42,14 @@ extension Daemon {
             throw error
         }
         let status = try await upload.finish()
-        if status.complete {
-            try await store.addBlob(
-                digest.text, bytes: status.receivedBytes, ownerUid: call.caller.uid, at: now().inWholeSeconds)
-        }
+        try await own(status, call)
         return try Response(json: status)
+    }
+
+    /// Also when it was complete before: a daemon that was killed may have published it without storing whose it is.
+    private func own(_ status: BlobStatus, _ call: Call) async throws {
+        guard status.complete else { return }
+        try await store.addBlob(
+            status.digest, bytes: status.receivedBytes, ownerUid: call.caller.uid, at: now().inWholeSeconds)
     }
 }

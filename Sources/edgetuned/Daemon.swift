@@ -35,12 +35,40 @@ final class Gate: Sendable {
     func leave() { free.withLock { $0 += 1 } }
 }
 
+/// Orders with one answer, each in a worker of its own.
+struct SmallOrders: Sendable {
+    let worker: WorkerLaunch
+    let logger: Logger
+
+    func answer(to order: WorkOrder) async throws -> WorkMessage {
+        let run = try await WorkerProcess.run(worker, order) { _ in }
+        if !run.stderr.isEmpty { logger.info("worker: \(run.stderr.prefix(2000))") }
+        if case .answered(let message) = run.end {
+            if case .failure(let problem) = message { throw problem }
+            return message
+        }
+        throw run.end.problem(last: nil, stderr: run.stderr) ?? Problem(.internalError, "the worker did not answer")
+    }
+
+    func inspectedModel(_ path: String) async throws -> ModelReport {
+        let message = try await answer(to: .inspectModel(path: path))
+        guard case .inspectedModel(let report) = message else { throw wrongAnswer(message) }
+        return report
+    }
+
+    func wrongAnswer(_ message: WorkMessage) -> Problem {
+        logger.error("a worker answered another order: \(message)")
+        return Problem(.internalError, "the worker gave an answer to another order")
+    }
+}
+
 struct Daemon: Sendable {
     let config: LiveConfig
     let places: Places
     let store: JobStore
     let queue: JobQueue
     let blobs: BlobStore
+    let imports: ModelImports
     let log: JobLog
     let worker: WorkerLaunch
     let host: HostFiles
@@ -61,18 +89,17 @@ struct Daemon: Sendable {
     func answer(to order: WorkOrder) async throws -> WorkMessage {
         try smallOrders.enter()
         defer { smallOrders.leave() }
-        let run = try await WorkerProcess.run(worker, order) { _ in }
-        if !run.stderr.isEmpty { logger.info("worker: \(run.stderr.prefix(2000))") }
-        if case .answered(let message) = run.end {
-            if case .failure(let problem) = message { throw problem }
-            return message
-        }
-        throw run.end.problem(last: nil, stderr: run.stderr) ?? Problem(.internalError, "the worker did not answer")
+        return try await SmallOrders(worker: worker, logger: logger).answer(to: order)
+    }
+
+    func inspectedModel(_ path: String) async throws -> ModelReport {
+        try smallOrders.enter()
+        defer { smallOrders.leave() }
+        return try await SmallOrders(worker: worker, logger: logger).inspectedModel(path)
     }
 
     func wrongAnswer(_ message: WorkMessage) -> Problem {
-        logger.error("a worker answered another order: \(message)")
-        return Problem(.internalError, "the worker gave an answer to another order")
+        SmallOrders(worker: worker, logger: logger).wrongAnswer(message)
     }
 
     func budget(asked: String?) async throws -> MemoryBound {

@@ -118,6 +118,8 @@ struct Places: Equatable, Sendable {
     var store: String { state + "/jobs.db" }
     var jobs: String { state + "/jobs" }
     var blobs: String { state + "/blobs" }
+    /// A directory per import, on the file system of the blobs: what is made there is moved there.
+    var imports: String { state + "/imports" }
     var logs: String { state + "/logs" }
     var exports: String { cache + "/exports" }
     var calibrations: String { cache + "/calibrations" }

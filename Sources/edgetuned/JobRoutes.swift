@@ -75,7 +75,7 @@ extension Daemon {
             let known = try await store.models().map(\.name)
             throw Problem(
                 .notFound, "there is no model \"\(request.baseModel.prefix(80))\"",
-                hint: Wire.nearest(to: request.baseModel, among: known).map { "did you mean \"\($0)\"?" }
+                hint: try await importHint(request.baseModel) ?? Wire.nearest(to: request.baseModel, among: known).map { "did you mean \"\($0)\"?" }
                     ?? "edgetune models add FILE.gguf")
         }
         var datasets: [String] = []

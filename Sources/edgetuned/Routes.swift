@@ -68,10 +68,11 @@ struct Route: Sendable {
         Route(.get, Endpoint.blob("{}"), .user) { try await $0.blobStatus($1) },
         Route(.patch, Endpoint.blob("{}"), .user) { try await $0.uploadBlob($1) },
 
-        Route(.post, Endpoint.models, .user) { try await $0.importModel($1) },
+        Route(.post, Endpoint.models, .user) { try await $0.addModel($1) },
         Route(.get, Endpoint.models, .user) { try await $0.listModels($1) },
         Route(.get, Endpoint.model("{}"), .user) { try await $0.showModel($1) },
         Route(.delete, Endpoint.model("{}"), .user) { try await $0.removeModel($1) },
+        Route(.get, Endpoint.modelImport("{}"), .user) { try await $0.showImport($1) },
         Route(.post, Endpoint.datasets, .user) { try await $0.importDataset($1) },
         Route(.get, Endpoint.datasets, .user) { try await $0.listDatasets($1) },
         Route(.get, Endpoint.dataset("{}"), .user) { try await $0.showDataset($1) },

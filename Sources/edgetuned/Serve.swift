@@ -57,7 +57,7 @@ struct Serve: AsyncParsableCommand {
     ) async throws {
         let signals = Signals()
         umask(0o077)
-        for directory in [places.state, places.jobs, places.logs, places.exports, places.calibrations] {
+        for directory in [places.state, places.jobs, places.imports, places.logs, places.exports, places.calibrations] {
             try FileManager.default.createDirectory(
                 atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         }
@@ -71,7 +71,6 @@ struct Serve: AsyncParsableCommand {
         let access = AccessRules.of(loaded)
         let store = try JobStore(path: places.store)
         let blobs = try BlobStore(directory: places.blobs)
-        await blobs.removeAbandoned(olderThan: Date().addingTimeInterval(-7 * 86400))
         let log = JobLog(directory: places.logs)
         let host = hostRoot.map(HostFiles.init(root:)) ?? .machine
         let launch = WorkerLaunch(
@@ -80,6 +79,16 @@ struct Serve: AsyncParsableCommand {
         // Before READY, and before there is a worker: the kernel lets a group with processes in it have no children.
         let controlGroup = claimControlGroup(host, logger)
         let kernelSet = (try? ProcessFacts.kernelSet().name) ?? "unknown"
+        let obstacle: @Sendable (UInt64) -> String? = {
+            startObstacle(
+                planned: $0, memory: HostMemory(host), pressure: MemoryPressure(host.text("/proc/pressure/memory")))
+        }
+        let runGroup: @Sendable (String, UInt64) -> RunGroup? = { name, planned in
+            do { return try controlGroup?.makeRun(name, planned: planned) } catch {
+                logger.error("\(name) runs without a cgroup of its own: \(error)")
+                return nil
+            }
+        }
         let queue = JobQueue(
             store: store, log: log,
             settings: JobQueueSettings(
@@ -93,27 +102,27 @@ struct Serve: AsyncParsableCommand {
                 defaultSaveSteps: { config.now.defaultSaveSteps },
                 calibrationPath: { places.calibration(of: $0, kernelSet: kernelSet) },
                 availableBytes: { HostMemory(host).available.bytes },
-                obstacle: { job in
-                    job.plan.flatMap {
-                        startObstacle(
-                            planned: $0.peakBytes, memory: HostMemory(host),
-                            pressure: MemoryPressure(host.text("/proc/pressure/memory")))
-                    }
-                },
-                runGroup: { job, planned in
-                    do { return try controlGroup?.makeRun(job, planned: planned) } catch {
-                        logger.error("\(job) runs without a cgroup of its own: \(error)")
-                        return nil
-                    }
-                },
+                obstacle: { $0.plan.flatMap { obstacle($0.peakBytes) } },
+                runGroup: runGroup,
                 now: { Date().inWholeSeconds },
                 stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") }))
         try await queue.recover()
+        let imports = ModelImports(
+            store: store, blobs: blobs,
+            settings: ModelImportSettings(
+                worker: launch, directory: places.imports,
+                budget: { try await Self.importBudget(queue, store, HostMemory(host), config.now) },
+                obstacle: obstacle,
+                runGroup: runGroup,
+                inspect: { try await SmallOrders(worker: launch, logger: logger).inspectedModel($0) },
+                now: { Date().inWholeSeconds }),
+            logger: logger)
+        try await imports.recover()
 
         let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
         let daemon = Daemon(
-            config: config, places: places, store: store, queue: queue, blobs: blobs, log: log, worker: launch, host: host,
-            access: access, logger: logger, startedAt: Date().inWholeSeconds,
+            config: config, places: places, store: store, queue: queue, blobs: blobs, imports: imports, log: log,
+            worker: launch, host: host, access: access, logger: logger, startedAt: Date().inWholeSeconds,
             kernelSet: kernelSet, now: { Date() },
             random: { UInt64.random(in: .min ... .max) })
         let listening =
@@ -133,6 +142,13 @@ struct Serve: AsyncParsableCommand {
         let jobs = Task {
             do { try await queue.run() } catch {
                 logger.critical("the queue ended: \(error)")
+                kill(getpid(), SIGTERM)
+                throw error
+            }
+        }
+        let importing = Task {
+            do { try await imports.run() } catch {
+                logger.critical("imports ended: \(error)")
                 kill(getpid(), SIGTERM)
                 throw error
             }
@@ -158,12 +174,29 @@ struct Serve: AsyncParsableCommand {
         server.cancel()
         await queue.stop { Systemd.extendTimeout(seconds: 10) }
         let outcome = await jobs.result
+        await imports.stop()
+        let importOutcome = await importing.result
         watchdog.cancel()
         await server.value
         listening.close()
         try await group.shutdownGracefully()
         try store.close()
         try outcome.get()
+        try importOutcome.get()
+    }
+
+    /// What a job may have, less what the running one has not taken yet of its plan.
+    private static func importBudget(
+        _ queue: JobQueue, _ store: JobStore, _ memory: HostMemory, _ config: DaemonConfig
+    ) async throws -> MemoryBound {
+        let bound = memory.budget(asked: nil, allowed: config.memoryBudget)
+        guard let id = await queue.runningJob, let job = try await store.job(id), let plan = job.plan else { return bound }
+        let held = job.progress?.rssBytes ?? 0
+        guard plan.peakBytes > held else { return bound }
+        let growth = plan.peakBytes - held
+        return MemoryBound(
+            bytes: bound.bytes - min(bound.bytes, growth),
+            name: "\(bound.name), less the \(growth >> 20) MiB that \(id) may still take")
     }
 
     private func claimControlGroup(_ host: HostFiles, _ logger: Logger) -> ControlGroup? {

@@ -26,6 +26,10 @@ struct Work: ParsableCommand {
             case .calibrate(let order):
                 try calibrate(order)
                 channel.send(.calibrated)
+            case .planImport(let files): channel.send(try importPlan(files))
+            case .importModel(let order):
+                try importModel(joined(order, channel), channel)
+                channel.send(.importedModel)
             case .inspectModel(let path): channel.send(.inspectedModel(try modelReport(path)))
             case .importAdapter(let order):
                 try importAdapter(order)
@@ -41,7 +45,7 @@ struct Work: ParsableCommand {
     }
 
     /// Moves this process into the run's cgroup, before anything is allocated that should be charged to it.
-    private func joined(_ order: WorkOrder.TrainOrder, _ channel: WorkChannel) -> WorkOrder.TrainOrder {
+    private func joined<Order: GroupedOrder>(_ order: Order, _ channel: WorkChannel) -> Order {
         guard let group = order.controlGroup, let problem = ControlGroup.join(group) else { return order }
         channel.send(.log("the run has no memory limit of the kernel's: \(problem)"))
         var order = order
@@ -62,6 +66,13 @@ struct Work: ParsableCommand {
         signal(SIGPIPE, SIG_IGN)
     }
 }
+
+/// An order that may come with a cgroup of its own.
+private protocol GroupedOrder {
+    var controlGroup: String? { get set }
+}
+extension WorkOrder.TrainOrder: GroupedOrder {}
+extension WorkOrder.ImportOrder: GroupedOrder {}
 
 /// The worker's side of the pipe.
 final class WorkChannel: Sendable {
@@ -127,6 +138,9 @@ enum ProcessFacts {
     /// Kernels' text, checkpoints' and the artifact's, the stacks of threads, and the heap of events: what comes on top of the
     /// resident set that is measured. 5 to 7.5 MiB on x86-64.
     private static let growthBytes = 8 << 20
+
+    /// This process with nothing but its order, for work that is planned without a measurement of it.
+    static var idleBytes: UInt64 { residentBytes().now + UInt64(growthBytes) }
 
     /// To be asked when everything but the run's own memory is there.
     static func processMemory() throws -> ProcessMemory {

@@ -6,8 +6,14 @@ import Foundation
 package enum FakeWorker {
     /// Writes the executable and returns its path.
     ///
-    /// - Parameter train: shell commands for a train order; `$order` is its line, `$dir` a place to remember things.
-    package static func write(in directory: String, train: String) throws -> String {
+    /// - Parameters:
+    ///   - train: shell commands for a train order; `$order` is its line, `$dir` a place to remember things.
+    ///   - importPlan: the answer to the order to plan an import.
+    ///   - importing: shell commands for an import order; `$out` is the file to make.
+    package static func write(
+        in directory: String, train: String = "",
+        importPlan: WorkMessage = .plannedImport(outputBytes: 5, peakBytes: 1 << 20), importing: String? = nil
+    ) throws -> String {
         let path = directory + "/worker-\(UInt32.random(in: 0 ... .max))"
         let model = try line(
             .inspectedModel(
@@ -24,6 +30,10 @@ package enum FakeWorker {
             read -r order
             case "$order" in
             '{"plan"'*) case "$order" in *toolarge*) echo '\(refusal)';; *) echo '\(plan)';; esac ;;
+            '{"plan_import"'*) echo '\(try line(importPlan))' ;;
+            '{"import_model"'*) out=$(echo "$order" | sed 's/.*"output_path":"\\([^"]*\\)".*/\\1/')
+            \(try importing ?? makeModel())
+            ;;
             '{"inspect_model"'*) echo '\(model)' ;;
             '{"inspect_dataset"'*) echo '\(dataset)' ;;
             '{"generate"'*) echo '\(try line(.generated(GenerateEvent(text: "hello"))))'
@@ -40,6 +50,15 @@ package enum FakeWorker {
         try script.write(toFile: path, atomically: true, encoding: .utf8)
         chmod(path, 0o755)
         return path
+    }
+
+    /// Makes the file of an import, under its final name only when it is complete.
+    package static func makeModel() throws -> String {
+        """
+        echo '\(try line(.imported(bytes: 2)))'
+        echo made > "$out.part"; mv "$out.part" "$out"
+        echo '\(try line(.importedModel))'
+        """
     }
 
     package static let plan = PlanReport(

@@ -172,3 +172,68 @@ struct ArchitectureTests {
         }
     }
 }
+
+/// What `models add` makes of a Hugging Face directory: linears in NF4, everything else as it was.
+@Suite(.serialized)
+struct ImportedArchitectureTests {
+    @Test("an imported directory trains on NF4 weights: as the model that has their values in f32", arguments: ReferenceModel.all)
+    func importTrains(_ reference: ReferenceModel) throws {
+        let scratch = try TemporaryDirectory()
+        let path = scratch.path + "/imported.gguf"
+        let names = ["config.json", "model.safetensors"]
+        let source = try ModelImport(
+            files: Dictionary(uniqueKeysWithValues: names.map { ($0, "\(reference.directory)/\($0)") }))
+        try source.write(to: path) { _ in }
+        let model = try BaseModel.open(path: path)
+        #expect(model.quantisation.contains("NF4"))
+
+        // The same container with every quantised linear decoded.
+        var decoded = GGUFWriter()
+        try decoded.add("general.architecture", .string(BaseModel.importedArchitecture))
+        try decoded.add(
+            BaseModel.configKey, .string(String(contentsOfFile: reference.directory + "/config.json", encoding: .utf8)))
+        for tensor in model.file.tensors where !tensor.name.hasSuffix(".absmax") && !tensor.name.hasSuffix(".nested") {
+            guard tensor.name.hasSuffix(".nf4") else {
+                try decoded.addTensor(
+                    tensor.name, shape: tensor.shape, type: tensor.type, body: .bytes(tensor.withBytes { Array($0) }))
+                continue
+            }
+            let (rows, columns) = (tensor.shape[0], tensor.shape[1] * 2)
+            try decoded.addTensor(
+                String(tensor.name.dropLast(4)), shape: [rows, columns], type: .f32,
+                body: .floats(try Self.values(model, String(tensor.name.dropLast(4)), rows, columns)))
+        }
+        let plainPath = scratch.path + "/decoded.gguf"
+        try Data(try decoded.encoded()).write(to: URL(fileURLWithPath: plainPath))
+
+        var results: [(loss: Double, gradients: [Float])] = []
+        for (path, weights) in [(path, WeightResidence.resident), (path, .streamed), (plainPath, .resident)] {
+            let lora = LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+            let trainee = try Trainee(path, lora: lora, tokens: 33, longest: 20, weights: weights, lossChunk: 8)
+            trainee.adapters.initialize(seed: 5)
+            for slot in trainee.adapters.slots { trainee.set(trainee.adapters.loraB(slot), slot) { Float($0 % 7) * 0.01 } }
+            let loss = try trainee.accumulate(MicroBatch(try reference.golden().samples()), lossScale: 0.1)
+            results.append((loss, (0..<trainee.adapters.parameterCount).map { trainee.adapters.gradients[$0] }))
+        }
+        #expect(results[0].loss == results[1].loss && results[0].gradients == results[1].gradients)
+        #expect(results[0].loss == results[2].loss && results[0].gradients == results[2].gradients)
+        #expect(results[0].loss.isFinite && results[0].gradients.contains { $0 != 0 })
+    }
+
+    /// - Parameter name: of a linear, as Hugging Face has it.
+    static func values(_ model: BaseModel, _ name: String, _ rows: Int, _ columns: Int) throws -> [Float] {
+        for layer in 0..<model.spec.layerCount {
+            for linear in model.spec.linears where name == "model.layers.\(layer).\(linear.path).weight" {
+                let arena = try Arena(capacity: ByteCount(4 << 20))
+                let pool = WorkerPool(kernels: .strongest, threadCount: 1, scratchFloats: columns, arena: arena)
+                return linear.parts.flatMap { part in
+                    let matrix = model.layers[layer][part]
+                    let y = arena.tensor(matrix.outFeatures, columns)
+                    decodeRows(matrix, (0..<Int32(matrix.outFeatures)).map { $0 }, into: y, on: pool)
+                    return (0..<y.count).map { y.base[$0] }
+                }
+            }
+        }
+        throw ModelError.missingTensor(name)
+    }
+}

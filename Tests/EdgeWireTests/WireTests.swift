@@ -123,6 +123,35 @@ private let modelJSON =
             #"{"complete":false,"digest":"d","received_bytes":1}"#)
     }
 
+    @Test func modelsOfSeveralFiles() throws {
+        let file = ModelFile(name: "f", blob: "sha256:0")
+        let fileJSON = #"{"blob":"sha256:0","name":"f"}"#
+        try round(ModelRequest(name: "n", blob: "sha256:0"), #"{"blob":"sha256:0","name":"n"}"#)
+        try round(
+            ModelRequest(name: "n", files: [file], source: "hf:a/b@c"),
+            #"{"files":["# + fileJSON + #"],"name":"n","source":"hf:a/b@c"}"#)
+        var status = ModelImportStatus(
+            name: "n", state: .failed, ownerUid: 1, createdAt: moment, writtenBytes: 2, totalBytes: 3, peakBytes: 4,
+            problem: problem)
+        let rest = #","state":"failed","total_bytes":3,"written_bytes":2}"#
+        let statusJSON = #"{"created_at":"2025-10-09T08:53:20Z","name":"n","owner_uid":1,"peak_bytes":4,"problem":"#
+            + problemJSON + rest
+        try round(status, statusJSON)
+        try round(ModelList(models: [], imports: [status]), #"{"imports":["# + statusJSON + #"],"models":[]}"#)
+        let record = ModelRecord(
+            name: "n", blob: "b", ownerUid: 1, createdAt: moment,
+            model: ModelReport(
+                architecture: "llama", title: "T", layers: 1, hiddenSize: 2, vocabulary: 3, contextLength: 4,
+                parameters: 5, quantisation: "Q4_1 71 %", fileBytes: 6, targetModules: ["q_proj"]),
+            files: [file], source: "s")
+        status = ModelImportStatus(done: record)
+        try round(
+            status,
+            #"{"created_at":"2025-10-09T08:53:20Z","name":"n","owner_uid":1,"peak_bytes":0,"record":{"blob":"b","#
+                + #""created_at":"2025-10-09T08:53:20Z","files":["# + fileJSON + #"],"model":"# + modelJSON
+                + #","name":"n","owner_uid":1,"source":"s"},"state":"done","total_bytes":6,"written_bytes":6}"#)
+    }
+
     @Test func generationAndStatus() throws {
         try round(
             GenerateRequest(model: "m", adapter: "a", messages: [ChatMessage(role: "user", content: "c")]),

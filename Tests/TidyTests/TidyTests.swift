@@ -63,4 +63,14 @@ struct TidyTests {
             }
         }
     }
+
+    @Test("nothing but a pull opens a connection to another machine")
+    func onlyAPullUsesTheNetwork() throws {
+        let words = ["AsyncHTTPClient", "NIOSSL", "URLSession", "FoundationNetworking", "AF_INET", "connect(host:", "getaddrinfo"]
+        let targets = Array(Self.imports.keys) + ["edgetuned", "edgetune", "edgebench"]
+        let users = try targets.flatMap { try Self.sources(of: $0) }.filter { file in
+            file.lines.contains { line in words.contains { line.contains($0) } }
+        }
+        #expect(users.map { URL(filePath: $0.path).lastPathComponent } == ["HubConnection.swift"])
+    }
 }

@@ -11,7 +11,6 @@ import EdgeFormats
 import EdgeTensor
 
 struct HuggingFaceDirectory {
-    static let architecture = "huggingface"
     static let configName = "config.json", indexName = "model.safetensors.index.json", weightsName = "model.safetensors"
     static let tokenizerName = "tokenizer.json", tokenizerConfigName = "tokenizer_config.json"
     static let chatTemplateName = "chat_template.jinja"
@@ -65,7 +64,7 @@ struct HuggingFaceDirectory {
         let template = try chatTemplate()
         let bytes = verbatim.reduce(0) { $0 + source.byteCount($1) } + (template?.utf8.count ?? 0)
         var layout = GGUFLayout(metadataBytes: bytes + 4096)
-        try layout.add("general.architecture", .string(Self.architecture))
+        try layout.add("general.architecture", .string(BaseModel.importedArchitecture))
         if let template { try layout.add("tokenizer.chat_template", .string(template)) }
         for name in verbatim where source.contains(name) {
             let text = try source.map(name, neededBecause: "it was there")

@@ -1,0 +1,67 @@
+// Blobs as the store knows them: whose they are, and what still needs them. Their files are BlobStore's.
+import EdgeWire
+import Foundation
+import GRDB
+
+extension JobStore {
+    package func addBlob(_ digest: String, bytes: UInt64, ownerUid: UInt32, at now: Date) async throws {
+        try await queue.write { db in
+            try db.execute(
+                sql: "INSERT OR IGNORE INTO blobs (digest, bytes, owner_uid, created_at) VALUES (?, ?, ?, ?)",
+                arguments: [digest, Int64(bytes), ownerUid, now.timeIntervalSince1970])
+        }
+    }
+
+    /// Bytes that a user's blobs take.
+    package func blobBytes(ofOwner uid: UInt32) async throws -> UInt64 {
+        try await queue.read { db in
+            UInt64(
+                try Int64.fetchOne(db, sql: "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?", arguments: [uid]) ?? 0)
+        }
+    }
+
+    /// Forgets the blob when no model, data set, import or unfinished job names it. True: its file may go.
+    package func releaseBlob(_ digest: String) async throws -> Bool {
+        try await queue.write { db in try !Self.release([digest], db).isEmpty }
+    }
+
+    /// Forgets those that nothing needs, and returns them.
+    static func release(_ digests: some Sequence<String>, _ db: Database) throws -> [String] {
+        try digests.filter { digest in
+            guard try !isNeeded(digest, byJobs: .unfinished, db) else { return false }
+            try db.execute(sql: "DELETE FROM blobs WHERE digest = ?", arguments: [digest])
+            return true
+        }
+    }
+
+    /// What a start of the daemon may remove: of the files in `present`, those that were never stored or were released
+    /// already, and blobs of before `limit` that nothing ever used.
+    package func sweepBlobs(present: [String], before limit: Date) async throws -> [String] {
+        try await queue.write { db in
+            let old = try String.fetchAll(
+                db, sql: "SELECT digest FROM blobs WHERE created_at < ?", arguments: [limit.timeIntervalSince1970])
+            let unused = try old.filter { try !Self.isNeeded($0, byJobs: .all, db) }
+            for digest in unused { try db.execute(sql: "DELETE FROM blobs WHERE digest = ?", arguments: [digest]) }
+            let known = Set(try String.fetchAll(db, sql: "SELECT digest FROM blobs"))
+            return try present.filter { try !known.contains($0) && !Self.isNeeded($0, byJobs: .all, db) }
+        }
+    }
+
+    private enum JobSet: String {
+        case unfinished = "state NOT IN ('cancelled', 'failed', 'succeeded')"
+        case all = "TRUE"
+    }
+
+    private static func isNeeded(_ digest: String, byJobs jobs: JobSet, _ db: Database) throws -> Bool {
+        try Bool.fetchOne(
+            db,
+            sql: """
+                SELECT EXISTS (SELECT 1 FROM models WHERE blob = ?1)
+                    OR EXISTS (SELECT 1 FROM datasets WHERE blob = ?1)
+                    OR EXISTS (SELECT 1 FROM imports, json_each(imports.files) AS file
+                        WHERE json_extract(file.value, '$.blob') = ?1)
+                    OR EXISTS (SELECT 1 FROM jobs WHERE \(jobs.rawValue) AND
+                        (model_blob = ?1 OR EXISTS (SELECT 1 FROM json_each(dataset_blobs) WHERE value = ?1)))
+                """, arguments: [digest]) == true
+    }
+}

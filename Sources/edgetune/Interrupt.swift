@@ -1,0 +1,23 @@
+// Ctrl-C where the work goes on elsewhere, or can be gone on with: the program says so and ends with the code of that.
+import Dispatch
+import Foundation
+
+/// From `init` until `cancel`.
+final class InterruptExit {
+    private let source: any DispatchSourceSignal
+
+    init(saying message: String) {
+        signal(SIGINT, SIG_IGN)
+        source = DispatchSource.makeSignalSource(signal: SIGINT, queue: .global())
+        source.setEventHandler {
+            Terminal.complain("\n" + TerminalFilter.text(message))
+            exit(ExitCode.detached.rawValue)
+        }
+        source.resume()
+    }
+
+    func cancel() {
+        source.cancel()
+        signal(SIGINT, SIG_DFL)
+    }
+}
