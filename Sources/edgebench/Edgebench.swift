@@ -6,5 +6,5 @@ import ArgumentParser
 struct Edgebench: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "edgebench", abstract: "Measure kernels, a training step, or a memory plan.",
-        subcommands: [KernelsBench.self, StepBench.self, PlanBench.self, CalibrateBench.self, ModelBench.self])
+        subcommands: [KernelsBench.self, StepBench.self, PlanBench.self, CalibrateBench.self, ModelBench.self, RenderBench.self])
 }
