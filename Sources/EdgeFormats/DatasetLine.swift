@@ -9,7 +9,8 @@
 #endif
 
 package enum DatasetSample: Sendable, Equatable {
-    case messages([Message])
+    /// `tools` are the functions that the assistant may call, as JSON schemas; nil where there are none.
+    case messages([Message], tools: JinjaValue? = nil)
     case promptCompletion(prompt: String, completion: String)
     /// `input` is nil where it is absent, null or empty.
     case instruction(instruction: String, input: String?, output: String)
@@ -72,8 +73,10 @@ package enum DatasetLine {
         let value: JinjaValue
         do { value = try JinjaValue(json: utf8) } catch { throw .notJSON(error) }
         guard case .object(let object) = value else { throw .notAnObject(found: value.typeName) }
+        if let messages = object.value("messages") {
+            return .messages(try self.messages(messages), tools: try tools(object.value("tools")))
+        }
         if let tools = object.value("tools"), tools.isTruthy { throw .unsupportedKey("tools") }
-        if let messages = object.value("messages") { return .messages(try self.messages(messages)) }
         if object.value("prompt") != nil, object.value("completion") != nil {
             return .promptCompletion(
                 prompt: try text("prompt", in: object), completion: try nonEmptyText("completion", in: object))
@@ -105,10 +108,38 @@ package enum DatasetLine {
             }
             let role = try text("role", in: object, path: path + ".")
             guard !role.isEmpty else { throw .empty(key: path + ".role") }
-            let content = try text("content", in: object, path: path + ".")
-            messages.append(Message(role: role, content: content, extra: extra))
+            messages.append(Message(role: role, content: try content(of: object, path: path + "."), extra: extra))
         }
         return messages
+    }
+
+    /// A string, a list of parts, or nothing beside tool calls.
+    private static func content(of object: JinjaObject, path: String) throws(DatasetError.Reason) -> JinjaValue {
+        let hasCalls = object.value("tool_calls")?.isTruthy ?? false
+        switch object.value("content") {
+        case nil where hasCalls: return .undefined
+        case .some(.none) where hasCalls: return .none
+        case .list(let list):
+            for (index, part) in list.items.enumerated() {
+                if case .object = part { continue }
+                throw .wrongType(
+                    key: path + "content[\(index)]", expected: "an object", found: part.typeName)
+            }
+            return .list(list)
+        default: return .string(try text("content", in: object, path: path))
+        }
+    }
+
+    private static func tools(_ value: JinjaValue?) throws(DatasetError.Reason) -> JinjaValue? {
+        guard let value, value.isTruthy else { return nil }
+        guard case .list(let list) = value else {
+            throw .wrongType(key: "tools", expected: "a list", found: value.typeName)
+        }
+        for (index, tool) in list.items.enumerated() {
+            if case .object = tool { continue }
+            throw .wrongType(key: "tools[\(index)]", expected: "an object", found: tool.typeName)
+        }
+        return value
     }
 
     private static func text(

@@ -1,7 +1,6 @@
-// What of a sample is text, and which of that text is learned. A conversation is rendered whole; the loss of an assistant
-// turn begins where the prompt for it ends and stops after the turn's last special token (its end-of-turn token). The
-// text is tokenised in one go, so the ids are those of the whole text, and a token carries loss when it begins in a
-// stretch that does.
+// What of a sample is text, and which of that text is learned: of a conversation what the assistant wrote
+// (AssistantSpans). The text is tokenised in one go, so the ids are those of the whole text, and a token carries loss
+// when it begins in a stretch that does.
 
 /// Which tokens count.
 package enum LossScope: Sendable {
@@ -45,6 +44,12 @@ package enum TrainingTextError: Error, Equatable {
     /// `messages` need the model's chat template.
     case missingChatTemplate
     case noAssistantTurn(turns: Int)
+    /// The template marks what the assistant writes, and marked nothing of this conversation.
+    case nothingMarked(turns: Int)
+    /// The template writes this assistant's turn nowhere, or in more than one place. It counts from zero.
+    case turnNotFound(turn: Int)
+    /// What the model is given before it writes is not how the template writes the turn. It counts from zero.
+    case promptNotFound(turn: Int)
     /// The prompt for the turn is not how the whole conversation begins, so the turn's part of it is unknown.
     /// `turn` counts from zero; `commonBytes` is how far the two agree.
     case templateRewritesHistory(turn: Int, promptBytes: Int, commonBytes: Int)
@@ -57,6 +62,12 @@ extension TrainingTextError: CustomStringConvertible {
         case .missingChatTemplate: "messages need a chat template, and the model has none"
         case .noAssistantTurn(let turns):
             "none of the \(turns) messages is an assistant's, so there is nothing to learn"
+        case .nothingMarked(let turns):
+            "the chat template marks what the assistant writes, and marks nothing in the \(turns) messages"
+        case .turnNotFound(let turn):
+            "the chat template writes messages[\(turn)] nowhere, or in more than one place, so what to learn is unknown"
+        case .promptNotFound(let turn):
+            "the chat template writes messages[\(turn)] without its own prompt for it, so what to learn is unknown"
         case .templateRewritesHistory(let turn, let promptBytes, let commonBytes):
             "the chat template does not render messages[..<\(turn)] as the beginning of the conversation: "
                 + "they agree for \(commonBytes) of \(promptBytes) bytes"
@@ -73,13 +84,14 @@ extension TrainingText {
         switch (sample, chatTemplate) {
         case (.messages, nil):
             throw .missingChatTemplate
-        case (.messages(let messages), let template?):
-            self = try Self.conversation(messages, template, tokenizer, lossScope)
+        case (.messages(let messages, let tools), let template?):
+            let conversation = Conversation(messages: messages, tools: tools, template: template, tokenizer: tokenizer)
+            self = try Self.conversation(conversation, lossScope)
         case (.promptCompletion(let prompt, let completion), let template?):
-            self = try Self.conversation(Self.exchange(prompt, completion), template, tokenizer, lossScope)
+            self = try Self.conversation(Self.exchange(prompt, completion, template, tokenizer), lossScope)
         case (.instruction(let instruction, let input, let output), let template?):
             let prompt = Self.prompt(instruction, input: input)
-            self = try Self.conversation(Self.exchange(prompt, output), template, tokenizer, lossScope)
+            self = try Self.conversation(Self.exchange(prompt, output, template, tokenizer), lossScope)
         case (.promptCompletion(let prompt, let completion), nil):
             self.init(prompt: prompt, completion: completion, lossScope)
         case (.instruction(let instruction, let input, let output), nil):
@@ -101,38 +113,27 @@ extension TrainingText {
         input.map { instruction + "\n\n" + $0 } ?? instruction
     }
 
-    private static func exchange(_ user: String, _ assistant: String) -> [Message] {
-        [Message(role: "user", content: user), Message(role: "assistant", content: assistant)]
+    private static func exchange(
+        _ user: String, _ assistant: String, _ template: ChatTemplate, _ tokenizer: Tokenizer
+    ) -> Conversation {
+        let messages = [Message(role: "user", content: user), Message(role: "assistant", content: assistant)]
+        return Conversation(messages: messages, tools: nil, template: template, tokenizer: tokenizer)
     }
 
     private static func conversation(
-        _ messages: [Message], _ template: ChatTemplate, _ tokenizer: Tokenizer, _ lossScope: LossScope
+        _ conversation: Conversation, _ lossScope: LossScope
     ) throws(TrainingTextError) -> TrainingText {
-        let whole = try rendered(messages[...], .omitted, template, tokenizer)
         guard lossScope == .completions else {
-            return TrainingText(segments: [segment(whole[...], carriesLoss: true)], boundaries: .inText)
+            let whole = try conversation.rendered()
+            return TrainingText(segments: [segment(whole.utf8[...], carriesLoss: true)], boundaries: .inText)
         }
-        guard messages.contains(where: { $0.role == "assistant" }) else {
-            throw .noAssistantTurn(turns: messages.count)
-        }
+        let (whole, spans) = try conversation.assistantSpans()
         var segments: [Segment] = []
         var segmented = 0
-        for turn in messages.indices where messages[turn].role == "assistant" {
-            let prompt = try rendered(messages[..<turn], .appended, template, tokenizer)
-            let prefix =
-                turn == messages.indices.last
-                ? whole : try rendered(messages[...turn], .omitted, template, tokenizer)
-            // What follows the turn may differ: some templates end a conversation with a token of its own.
-            let common = commonPrefixLength(prefix, whole)
-            let promptCommon = min(common, commonPrefixLength(prompt, prefix))
-            guard promptCommon == prompt.count, prompt.count >= segmented else {
-                throw .templateRewritesHistory(turn: turn, promptBytes: prompt.count, commonBytes: promptCommon)
-            }
-            let start = prompt.count
-            let end = tokenizer.endOfLastSpecialToken(in: whole[start..<common]) ?? common
-            segments.append(segment(whole[segmented..<start], carriesLoss: false))
-            segments.append(segment(whole[start..<end], carriesLoss: true))
-            segmented = end
+        for span in spans {
+            segments.append(segment(whole[segmented..<span.lowerBound], carriesLoss: false))
+            segments.append(segment(whole[span], carriesLoss: true))
+            segmented = span.upperBound
         }
         segments.append(segment(whole[segmented...], carriesLoss: false))
         return TrainingText(segments: segments.filter { !$0.text.isEmpty }, boundaries: .inText)
@@ -140,26 +141,6 @@ extension TrainingText {
 
     private static func segment(_ utf8: ArraySlice<UInt8>, carriesLoss: Bool) -> Segment {
         Segment(text: String(decoding: utf8, as: UTF8.self), carriesLoss: carriesLoss)
-    }
-
-    private static func rendered(
-        _ messages: ArraySlice<Message>, _ prompt: GenerationPrompt, _ template: ChatTemplate, _ tokenizer: Tokenizer
-    ) throws(TrainingTextError) -> [UInt8] {
-        do {
-            return Array(
-                try template.render(
-                    messages: Array(messages), addGenerationPrompt: prompt, bosToken: tokenizer.bosToken,
-                    eosToken: tokenizer.eosToken
-                ).utf8)
-        } catch { throw .chatTemplate(error) }
-    }
-
-    /// In bytes, to the start of a scalar.
-    private static func commonPrefixLength(_ left: [UInt8], _ right: [UInt8]) -> Int {
-        var length = 0
-        while length < min(left.count, right.count), left[length] == right[length] { length += 1 }
-        while length > 0, length < left.count, left[length] & 0xC0 == 0x80 { length -= 1 }
-        return length
     }
 }
 

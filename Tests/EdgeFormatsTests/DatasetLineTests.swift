@@ -40,7 +40,16 @@ import Testing
             #"{"messages": [{"role": "user", "content": null}]}"#,
             "messages[0].content needs to be a string; found: none"
         ),
-        (#"{"messages": [{"role": "user", "content": "a"}], "tools": [{}]}"#, "tools is not supported"),
+        (#"{"text": "a", "tools": [{}]}"#, "tools is not supported"),
+        (#"{"messages": [{"role": "user", "content": "a"}], "tools": "f"}"#, "tools needs to be a list; found: string"),
+        (
+            #"{"messages": [{"role": "user", "content": "a"}], "tools": [{}, 1]}"#,
+            "tools[1] needs to be an object; found: integer"
+        ),
+        (
+            #"{"messages": [{"role": "user", "content": ["a"]}]}"#,
+            "messages[0].content[0] needs to be an object; found: string"
+        ),
         (#"{"text": "a""#, "not JSON: expected \",\" or \"}\" at byte 12"),
     ])
     func aBadLineSaysWhatIsWrong(_ line: String, _ expected: String) {
@@ -48,6 +57,22 @@ import Testing
             let sample = try DatasetLine.sample(Array(line.utf8))
             Issue.record("read as \(sample)")
         } catch { #expect(error.description == expected) }
+    }
+
+    @Test func toolsAndCallsAreRead() throws {
+        let line =
+            #"{"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}, {"role": "user", "content": [{"type": "text", "text": "a"}]}], "tools": [{"name": "f"}]}"#
+        let tool = try JinjaValue.object([("name", .string("f"))])
+        let part = try JinjaValue.object([("type", .string("text")), ("text", .string("a"))])
+        #expect(
+            try DatasetLine.sample(Array(line.utf8))
+                == .messages(
+                    [
+                        Message(
+                            role: "assistant", content: .undefined,
+                            extra: JinjaObject([("tool_calls", .list([tool]))])),
+                        Message(role: "user", content: .list([part])),
+                    ], tools: .list([tool])))
     }
 
     @Test func invalidUTF8IsAnError() {

@@ -101,14 +101,6 @@ import Testing
         #expect(text.segments.last?.text.hasSuffix("<|endoftext|>") == true)
     }
 
-    @Test func aTemplateThatRewritesHistoryIsRefused() throws {
-        let rewriting = try ChatTemplate.compile(
-            "{{ messages | length }}{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
-        #expect(throws: TrainingTextError.templateRewritesHistory(turn: 1, promptBytes: 27, commonBytes: 0)) {
-            try TrainingText(.messages(Self.twoTurns), chatTemplate: rewriting, tokenizer: tokenizer)
-        }
-    }
-
     @Test func aConversationWithoutAnAssistantIsRefused() {
         #expect(throws: TrainingTextError.noAssistantTurn(turns: 1)) {
             try TrainingText(

@@ -1,8 +1,14 @@
 """Chat-template goldens: what transformers' apply_chat_template makes of templates and conversations.
 
-Writes chat_templates.json next to this script: a list of {name, template, cases: [{variables, output | error}]}.
-`variables` are the keyword arguments of the rendering; `error` is the text of raise_exception. The first template is
-SmolLM2's own, read from its GGUF; the others are written for this project, with the constructs of the family named.
+Writes next to this script
+
+- chat_templates.json: {name, template, cases: [{variables, output | error}]}. `variables` are the keyword arguments of the
+  rendering; `error` is the text of raise_exception. The first template is SmolLM2's own, read from its GGUF; the others
+  are written for this project, with the constructs of the family named.
+- template_snippets.json: generated source (benchmarks/template_snippets.py), `variables` for all of it, and {source,
+  output} or {source, error}
+- template_masks.json: {marked, plain, messages, text, assistant}: a template with {% generation %} markers, the same
+  without, and what transformers' return_assistant_tokens_mask says the assistant wrote: pieces of `text`, in order
 
 usage: make_template_goldens.py MODEL.gguf
 """
@@ -10,12 +16,17 @@ usage: make_template_goldens.py MODEL.gguf
 import datetime
 import json
 import pathlib
+import random
+import re
 import sys
 
 import gguf
 import jinja2
 import transformers
 from transformers.utils import chat_template_utils
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
+import template_snippets
 
 NOW = datetime.datetime(2024, 7, 6, 15, 4, 9)
 
@@ -218,6 +229,81 @@ CONVERSATIONS = [
 ]
 
 
+MASKED = [
+    # ChatML.
+    """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
+    # Thoughts of the last turn only, and an empty thought where it has none; calls; results as a user's turn.
+    """{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- generation %}
+        {%- set content = (m.content or '').split('</think>')[-1].lstrip('\\n') %}
+        {%- if loop.last %}
+            {{- '<think>\\n' + ((m.content or '').split('</think>')[0].split('<think>')[-1].strip('\\n') if '</think>' in (m.content or '') else '') + '\\n</think>\\n\\n' }}
+        {%- endif %}
+        {{- content }}
+        {%- for call in m.tool_calls or [] %}
+            {{- '<tool_call>' + call.function | tojson + '</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\\n' }}
+    {%- elif m.role == 'tool' %}
+        {{- '<|im_start|>user\\n<tool_response>' + m.content + '</tool_response><|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
+    # No prompt, as Llama 2's.
+    """{%- for m in messages %}
+    {%- if m.role == 'assistant' %}{% generation %}{{ ' ' + (m.content or '') | trim + ' ' + eos_token }}{% endgeneration %}
+    {%- else %}{{- bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}{% endif %}
+{%- endfor %}""",
+]
+
+
+def without_markers(source):
+    return re.sub(r"\{%(-?) *(end)?generation *(-?)%\}", lambda m: "{%" + m[1] + (" endif " if m[2] else " if true ") + m[3] + "%}", source)
+
+
+def masks():
+    for source in MASKED:
+        template = chat_template_utils._compile_jinja_template(source)
+        for messages in CONVERSATIONS:
+            if not any(m["role"] == "assistant" for m in messages):
+                continue
+            # The special tokens are the test model's.
+            text, indices = chat_template_utils._render_with_assistant_indices(
+                template, messages, None, None, False, bos_token="<|im_start|>", eos_token="<|im_end|>")
+            yield {"marked": source, "plain": without_markers(source), "messages": messages, "text": text,
+                   "assistant": [text[start:end] for start, end in indices]}
+
+
+def snippets(count):
+    rng = random.Random(2024)
+    while count:
+        source = template_snippets.make(rng)
+        if len(source) > 400:
+            continue
+        case = {"source": source}
+        try:
+            case["output"] = chat_template_utils._compile_jinja_template(source).render(**template_snippets.VARIABLES)
+        except Exception as error:
+            case["error"] = type(error).__name__
+        # An address is of that run alone; an integer beyond 64 bits is Python's alone.
+        if re.search(r" at 0x|\d{19}", case.get("output", "")) or len(case.get("output", "")) > 400:
+            continue
+        count -= 1
+        yield case
+
+
+def write(name, document):
+    text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+    pathlib.Path(__file__).with_name(name).write_text(text, encoding="utf-8", newline="\n")
+    print(name, len(text.encode()), "bytes")
+
+
 def main():
     reader = gguf.GGUFReader(sys.argv[1])
     smollm = reader.fields["tokenizer.chat_template"].contents()
@@ -244,11 +330,11 @@ def main():
                 cases.append(case)
         goldens.append({"name": name, "template": template, "cases": cases})
     document = {"jinja2": jinja2.__version__, "transformers": transformers.__version__, "templates": goldens}
-    text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
-    pathlib.Path(__file__).with_name("chat_templates.json").write_text(text, encoding="utf-8", newline="\n")
+    write("chat_templates.json", document)
+    write("template_masks.json", list(masks()))
+    write("template_snippets.json", {"variables": template_snippets.VARIABLES, "snippets": list(snippets(400))})
     for golden in goldens:
         print(golden["name"], sum("output" in c for c in golden["cases"]), "outputs", sorted({c["error"] for c in golden["cases"] if "error" in c}))
-    print(len(text.encode()), "bytes")
 
 
 if __name__ == "__main__":

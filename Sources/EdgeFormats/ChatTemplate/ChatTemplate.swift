@@ -6,6 +6,8 @@
 package struct ChatTemplate: Sendable {
     private let statements: [Statement]
     private let limits: TemplateLimits
+    /// Whether the template itself marks what the assistant writes.
+    let hasGenerationMarkers: Bool
 
     package static func compile(
         _ source: String, limits: TemplateLimits = .standard
@@ -13,27 +15,41 @@ package struct ChatTemplate: Sendable {
         guard source.utf8.count <= limits.sourceBytes else {
             throw .sourceTooLong(bytes: source.utf8.count, limit: limits.sourceBytes)
         }
-        return ChatTemplate(statements: try JinjaParser.statements(source), limits: limits)
+        let (statements, hasGenerationMarkers) = try JinjaParser.template(source)
+        return ChatTemplate(statements: statements, limits: limits, hasGenerationMarkers: hasGenerationMarkers)
     }
 
     /// - Parameters:
     ///   - tools: none becomes Python's `None`, which is defined.
     ///   - extra: further variables, as `apply_chat_template(**kwargs)`; they replace those of the same name.
-    ///   - now: what `strftime_now` formats.
+    ///   - now: what `strftime_now` formats. There is no clock: the same conversation gives the same text on any day.
     package func render(
         messages: [Message], tools: JinjaValue? = nil, addGenerationPrompt: GenerationPrompt = .omitted,
         bosToken: String? = nil, eosToken: String? = nil, extra: [(String, JinjaValue)] = [],
-        now: TemplateDate? = nil
+        now: TemplateDate? = .assumed
     ) throws(ChatTemplateError) -> String {
+        try traced(
+            messages: messages, tools: tools, addGenerationPrompt: addGenerationPrompt, bosToken: bosToken,
+            eosToken: eosToken, extra: extra, now: now
+        ).text
+    }
+
+    /// A rendering, and what the template wrote where.
+    func traced(
+        messages: [Message], tools: JinjaValue? = nil, addGenerationPrompt: GenerationPrompt,
+        bosToken: String?, eosToken: String?, extra: [(String, JinjaValue)] = [], now: TemplateDate? = .assumed
+    ) throws(ChatTemplateError) -> (text: String, trace: RenderingTrace) {
         var values: [JinjaValue] = []
-        for message in messages { values.append(try message.value) }
+        for (index, message) in messages.enumerated() { values.append(try message.value(turn: index)) }
         var variables: [(String, JinjaValue)] = [
             ("messages", try .list(values)), ("tools", tools ?? .none), ("documents", .none),
             ("add_generation_prompt", .bool(addGenerationPrompt == .appended)),
         ]
         if let bosToken { variables.append(("bos_token", .string(bosToken))) }
         if let eosToken { variables.append(("eos_token", .string(eosToken))) }
-        return try render(variables: variables + extra, now: now)
+        var evaluator = JinjaEvaluator(variables: variables + extra, limits: limits, now: now)
+        let text = try evaluator.render(statements)
+        return (text, evaluator.trace)
     }
 
     /// The template with these variables and no others.
@@ -54,47 +70,40 @@ package enum GenerationPrompt: Sendable {
 /// One turn of a conversation.
 package struct Message: Sendable, Equatable {
     package var role: String
-    package var content: String
+    /// A string, none beside tool calls, or a list of parts; undefined where the turn has no such key.
+    package var content: JinjaValue
     /// What else the turn's JSON object held; the template sees it.
     package var extra: JinjaObject
 
     package init(role: String, content: String, extra: JinjaObject = JinjaObject()) {
+        self.init(role: role, content: .string(content), extra: extra)
+    }
+
+    package init(role: String, content: JinjaValue, extra: JinjaObject = JinjaObject()) {
         self.role = role
         self.content = content
         self.extra = extra
     }
 
-    var value: JinjaValue {
-        get throws(ChatTemplateError) {
-            var object = try JinjaObject([("role", .string(role)), ("content", .string(content))])
-            for (key, value) in zip(extra.keys, extra.values) { try object.set(key, value) }
-            return .object(object)
-        }
+    /// Names that data sets have for what the model thought, the one that templates read first.
+    private static let reasoningKeys = ["reasoning_content", "thinking", "reasoning"]
+
+    /// As transformers hands it to the template: reasoning under both names that templates read.
+    func value(turn: Int) throws(ChatTemplateError) -> JinjaValue {
+        var object = JinjaObject()
+        let reasoning = Self.reasoningKeys.compactMap { extra.value($0)?.unlessNone }.first
+        if let reasoning { try object.set("thinking", reasoning) }
+        try object.set("role", .string(role))
+        if case .undefined = content {} else { try object.set("content", content) }
+        for (key, value) in zip(extra.keys, extra.values) { try object.set(key, value) }
+        if let reasoning { try object.set("reasoning_content", reasoning) }
+        object.turn = turn
+        return .object(object)
     }
 
     package static func == (left: Message, right: Message) -> Bool {
-        JinjaText.equal(left.role, right.role) && JinjaText.equal(left.content, right.content)
+        JinjaText.equal(left.role, right.role) && left.content == right.content
             && JinjaValue.object(left.extra) == JinjaValue.object(right.extra)
-    }
-}
-
-/// A local date and time as a value, for `strftime_now`.
-package struct TemplateDate: Sendable {
-    package var year: Int
-    /// 1 to 12.
-    package var month: Int
-    package var day: Int
-    package var hour: Int
-    package var minute: Int
-    package var second: Int
-
-    package init(year: Int, month: Int, day: Int, hour: Int = 0, minute: Int = 0, second: Int = 0) {
-        self.year = year
-        self.month = month
-        self.day = day
-        self.hour = hour
-        self.minute = minute
-        self.second = second
     }
 }
 
@@ -104,19 +113,23 @@ package struct TemplateLimits: Sendable {
     package var outputBytes: Int
     /// Statements, expressions, items and blocks of 64 bytes that a rendering may touch.
     package var steps: Int
+    /// Of all texts and values that a rendering makes, counted when they are made and not when they are freed; the
+    /// rendering never holds more. A text counts its bytes, an item or a variable `JinjaValue.bytes`.
+    package var madeBytes: Int
     /// Statements, expressions and macro calls inside each other while rendering.
     package var depth: Int
 
-    package init(sourceBytes: Int, outputBytes: Int, steps: Int, depth: Int) {
+    package init(sourceBytes: Int, outputBytes: Int, steps: Int, madeBytes: Int, depth: Int) {
         self.sourceBytes = sourceBytes
         self.outputBytes = outputBytes
         self.steps = steps
+        self.madeBytes = madeBytes
         self.depth = depth
     }
 
     /// The longest templates in use are about 20 kB; a conversation is bounded by a dataset line.
     package static let standard = TemplateLimits(
-        sourceBytes: 1 << 20, outputBytes: 32 << 20, steps: 20_000_000, depth: 256)
+        sourceBytes: 1 << 20, outputBytes: 32 << 20, steps: 20_000_000, madeBytes: 256 << 20, depth: 256)
 }
 
 package enum ChatTemplateError: Error, Equatable {
@@ -133,6 +146,8 @@ package enum ChatTemplateError: Error, Equatable {
     case evaluation(line: Int, String)
     case outputTooLong(limit: Int)
     case tooManySteps(limit: Int)
+    /// Bytes of texts and values that the rendering made on its way.
+    case madeTooMuch(limit: Int)
     case recursedTooDeep(line: Int, limit: Int)
 }
 
@@ -149,6 +164,7 @@ extension ChatTemplateError: CustomStringConvertible {
         case .evaluation(let line, let message): "chat template, line \(line): \(message)"
         case .outputTooLong(let limit): "the chat template makes a text of more than \(limit) bytes"
         case .tooManySteps(let limit): "the chat template takes more than \(limit) steps"
+        case .madeTooMuch(let limit): "the chat template makes more than \(limit) bytes of texts and values on its way"
         case .recursedTooDeep(let line, let limit): "chat template, line \(line): recursion deeper than \(limit)"
         }
     }

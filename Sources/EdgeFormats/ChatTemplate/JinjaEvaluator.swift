@@ -1,33 +1,29 @@
-// Runs a syntax tree. A scope is a frame of variables: the template's own, one per loop iteration and one per macro call.
-// Every statement, expression and item costs a step, every text its length, so time and memory are bounded by
-// `TemplateLimits`. Values are immutable but for namespaces, as in Jinja's ImmutableSandboxedEnvironment.
+// Runs a syntax tree. A scope is a frame of variables: the template's own, one per loop iteration, macro call and captured
+// block. Every statement, expression and item costs a step, every text its length, so time is bounded by
+// `TemplateLimits.steps`; every text, item and variable is counted as made when it is made and never returned, so memory
+// is bounded by `TemplateLimits.madeBytes`. Values are immutable but for namespaces and iterators, as in Jinja's
+// ImmutableSandboxedEnvironment.
 
 struct JinjaEvaluator {
     let limits: TemplateLimits
     let now: TemplateDate?
     private(set) var line = 1
-    private var output = ""
+    private(set) var output = ""
+    /// Blocks whose text goes to a variable, a filter or a caller instead of the rendering.
+    private var captures = 0
     private var steps = 0
+    private var made = 0
     var depth = 0
-    private var frames: [[String: JinjaValue]]
-    private(set) var namespaces: [JinjaObject] = []
-    private(set) var macros: [MacroValue] = []
-    private(set) var loops: [LoopState] = []
+    var frames: [[String: JinjaValue]]
+    var namespaces: [JinjaObject] = []
+    var macros: [MacroValue] = []
+    var loops: [LoopState] = []
+    var loopsBegun = 0
+    var methods: [(receiver: JinjaValue, name: String)] = []
+    var iterators: [IteratorState] = []
+    var trace = RenderingTrace()
 
-    /// A macro and the frames it was made in: of the body of a call tag all of them, of others the template's own.
-    struct MacroValue {
-        let macro: Macro
-        let innerFrames: [[String: JinjaValue]]
-    }
-
-    struct LoopState {
-        let items: [JinjaValue]
-        var index = 0
-        /// Loops around this one.
-        let depth: Int
-    }
-
-    private enum Flow { case next, breakLoop, continueLoop }
+    enum Flow { case next, breakLoop, continueLoop }
 
     init(variables: [(String, JinjaValue)], limits: TemplateLimits, now: TemplateDate?) {
         self.limits = limits
@@ -42,43 +38,9 @@ struct JinjaEvaluator {
 
     func failure(_ message: String) -> ChatTemplateError { .evaluation(line: line, message) }
 
-    mutating func spend(_ count: Int = 1) throws(ChatTemplateError) {
-        steps += count
-        guard steps <= limits.steps else { throw .tooManySteps(limit: limits.steps) }
-    }
+    var isCapturing: Bool { captures > 0 }
 
-    /// Passes `text` on, having charged for it.
-    mutating func charged(_ text: String) throws(ChatTemplateError) -> JinjaValue {
-        try charge(bytes: text.utf8.count)
-        return .string(text)
-    }
-
-    /// To be called before a text of that length is made.
-    mutating func charge(bytes: Int) throws(ChatTemplateError) {
-        guard bytes <= limits.outputBytes else { throw .outputTooLong(limit: limits.outputBytes) }
-        try spend(bytes / 64)
-    }
-
-    mutating func charged(_ items: [JinjaValue]) throws(ChatTemplateError) -> JinjaValue {
-        try spend(items.count)
-        return try .list(items)
-    }
-
-    mutating func enter() throws(ChatTemplateError) {
-        try spend()
-        guard depth < limits.depth else { throw .recursedTooDeep(line: line, limit: limits.depth) }
-        depth += 1
-    }
-
-    private mutating func emit(_ text: String) throws(ChatTemplateError) {
-        try charge(bytes: text.utf8.count)
-        guard output.utf8.count + text.utf8.count <= limits.outputBytes else {
-            throw .outputTooLong(limit: limits.outputBytes)
-        }
-        output += text
-    }
-
-    private mutating func run(_ statements: [Statement]) throws(ChatTemplateError) -> Flow {
+    mutating func run(_ statements: [Statement]) throws(ChatTemplateError) -> Flow {
         for statement in statements {
             let flow = try run(statement)
             if flow != .next { return flow }
@@ -96,31 +58,61 @@ struct JinjaEvaluator {
         case .branch(let branches, let otherwise):
             for branch in branches where try value(branch.condition).isTruthy { return try run(branch.body) }
             return try run(otherwise)
-        case .loop(let loop): try run(loop)
+        case .loop(let loop): return try run(loop)
         case .set(let target, let expression): try assign(try value(expression), to: target)
         case .setBlock(let target, let filters, let body):
-            let text = try captured(body)
+            let (text, flow) = try captured(body)
+            guard flow == .next else { return flow }
             try assign(try filtered(.string(text), by: filters), to: target)
         case .macro(let macro):
-            macros.append(MacroValue(macro: macro, innerFrames: []))
-            frames[frames.count - 1][macro.name] = .handle(JinjaHandle(referent: .macro(macros.count - 1)))
+            try charge(values: 4)
+            macros.append(MacroValue(macro: macro, innerFrames: Array(frames.dropFirst())))
+            bind(macro.name ?? "", to: .handle(JinjaHandle(referent: .macro(macros.count - 1))))
         case .call(let callee, let caller): try emit(try text(of: try call(callee, caller: caller)))
         case .filterBlock(let filters, let body):
-            let text = try captured(body)
+            let (text, flow) = try captured(body)
+            guard flow == .next else { return flow }
             try emit(try self.text(of: try filtered(.string(text), by: filters)))
-        case .generation(let body): return try run(body)
+        case .with(let assignments, let body):
+            var values: [JinjaValue] = []
+            for assignment in assignments { values.append(try value(assignment.value)) }
+            frames.append([:])
+            defer { frames.removeLast() }
+            for (assignment, value) in zip(assignments, values) { try bind(assignment.names, to: value) }
+            return try run(body)
+        case .generation(let body):
+            let start = output.utf8.count
+            frames.append([:])
+            defer { frames.removeLast() }
+            _ = try run(body)
+            if !isCapturing { trace.generations.append(start..<output.utf8.count) }
         case .breakLoop: return .breakLoop
         case .continueLoop: return .continueLoop
         }
         return .next
     }
 
-    private mutating func captured(_ body: [Statement]) throws(ChatTemplateError) -> String {
+    /// The text of a block in a scope of its own, and whether a loop around it is to end with it.
+    mutating func captured(_ body: [Statement]) throws(ChatTemplateError) -> (text: String, flow: Flow) {
         let outer = output
         output = ""
-        _ = try run(body)
-        defer { output = outer }
-        return output
+        captures += 1
+        frames.append([:])
+        defer {
+            output = outer
+            captures -= 1
+            frames.removeLast()
+        }
+        let flow = try run(body)
+        return (output, flow)
+    }
+
+    private mutating func emit(_ text: String) throws(ChatTemplateError) {
+        try charge(bytes: text.utf8.count)
+        guard output.utf8.count + text.utf8.count <= limits.outputBytes else {
+            throw .outputTooLong(limit: limits.outputBytes)
+        }
+        output += text
     }
 
     private mutating func filtered(
@@ -138,195 +130,98 @@ struct JinjaEvaluator {
         case .names(let names):
             try bind(names, to: value)
         case .namespaceAttribute(let name, let attribute):
-            guard case .handle(let handle) = lookup(name), case .namespace(let index) = handle.referent else {
+            guard case .handle(let handle) = try lookup(name), case .namespace(let index) = handle.referent else {
                 throw failure("\"\(name)\" is not a namespace, so its \"\(attribute)\" cannot be set")
             }
+            try charge(values: 1)
+            try checkNamespaceKey(attribute)
             try namespaces[index].set(attribute, value)
         }
     }
 
-    private mutating func bind(_ names: [String], to value: JinjaValue) throws(ChatTemplateError) {
+    /// transformers keeps names with an underscore in front to itself.
+    func checkNamespaceKey(_ key: String) throws(ChatTemplateError) {
+        guard !key.utf8.starts(with: "_".utf8) else {
+            throw failure("a namespace stores no \"\(key)\": it begins with an underscore")
+        }
+    }
+
+    mutating func bind(_ names: [String], to value: JinjaValue) throws(ChatTemplateError) {
         guard names.count > 1 else {
-            for name in names { frames[frames.count - 1][name] = value }
+            for name in names { bind(name, to: value) }
             return
         }
         let items = try self.items(of: value)
         guard items.count == names.count else {
             throw failure("\(items.count) values cannot be unpacked into \(names.count) names")
         }
-        for (name, item) in zip(names, items) { frames[frames.count - 1][name] = item }
+        for (name, item) in zip(names, items) { bind(name, to: item) }
     }
 
-    private mutating func run(_ loop: Loop) throws(ChatTemplateError) {
-        var items = try self.items(of: try value(loop.items))
-        try spend(items.count)
-        if let condition = loop.condition {
-            var kept: [JinjaValue] = []
-            for item in items {
-                frames.append([:])
-                defer { frames.removeLast() }
-                try bind(loop.targets, to: item)
-                if try value(condition).isTruthy { kept.append(item) }
-            }
-            items = kept
-        }
-        guard !items.isEmpty else {
-            _ = try run(loop.otherwise)
-            return
-        }
-        loops.append(LoopState(items: items, depth: loops.count))
-        defer { loops.removeLast() }
-        let handle = JinjaValue.handle(JinjaHandle(referent: .loop(loops.count - 1)))
-        for index in items.indices {
-            loops[loops.count - 1].index = index
-            frames.append(["loop": handle])
-            defer { frames.removeLast() }
-            try bind(loop.targets, to: items[index])
-            if try run(loop.body) == .breakLoop { break }
-        }
+    private mutating func bind(_ name: String, to value: JinjaValue) {
+        frames[frames.count - 1][name] = value
     }
 
-    private mutating func call(_ callee: Expression, caller: Macro) throws(ChatTemplateError) -> JinjaValue {
-        guard case .call(let function, let arguments) = callee.kind else { throw failure("call needs a macro call") }
-        macros.append(MacroValue(macro: caller, innerFrames: Array(frames.dropFirst())))
-        let handle = JinjaValue.handle(JinjaHandle(referent: .macro(macros.count - 1)))
-        return try call(function, try evaluated(arguments), caller: handle)
-    }
-
-    mutating func evaluated(_ arguments: Arguments) throws(ChatTemplateError) -> CallArguments {
-        var evaluated = CallArguments()
-        for argument in arguments.positional { evaluated.positional.append(try value(argument)) }
-        for (name, argument) in arguments.named { evaluated.named.append((name, try value(argument))) }
-        return evaluated
-    }
-
-    mutating func call(
-        _ callee: Expression, _ arguments: CallArguments, caller: JinjaValue? = nil
-    ) throws(ChatTemplateError) -> JinjaValue {
-        if case .attribute(let object, let name) = callee.kind {
-            let receiver = try value(object)
-            if let result = try method(name, of: receiver, arguments) { return result }
-            return try call(try attribute(name, of: receiver), named: name, arguments, caller: caller)
-        }
-        let name = if case .name(let name) = callee.kind { name } else { "value" }
-        return try call(try value(callee), named: name, arguments, caller: caller)
-    }
-
-    private mutating func call(
-        _ function: JinjaValue, named name: String, _ arguments: CallArguments, caller: JinjaValue?
-    ) throws(ChatTemplateError) -> JinjaValue {
-        guard case .handle(let handle) = function else {
-            throw failure("\"\(name)\" is \(function.typeName), not a function")
-        }
-        switch handle.referent {
-        case .macro(let index): return try call(macros[index], arguments, caller: caller)
-        case .function(let name): return try callGlobal(name, arguments)
-        case .namespace, .loop: throw failure("\"\(name)\" is not a function")
-        }
-    }
-
-    private mutating func call(
-        _ callee: MacroValue, _ arguments: CallArguments, caller: JinjaValue?
-    ) throws(ChatTemplateError) -> JinjaValue {
-        try enter()
-        defer { depth -= 1 }
-        let macro = callee.macro
-        guard arguments.positional.count <= macro.parameters.count else {
-            throw failure("\(macro.name) takes \(macro.parameters.count) arguments, not \(arguments.positional.count)")
-        }
-        var frame: [String: JinjaValue] = [:]
-        let outerFrames = frames
-        frames = [frames[0]] + callee.innerFrames + [[:]]
-        defer {
-            let global = frames[0]
-            frames = outerFrames
-            frames[0] = global
-        }
-        for (index, parameter) in macro.parameters.enumerated() {
-            if index < arguments.positional.count {
-                frame[parameter.name] = arguments.positional[index]
-            } else if let named = arguments.named.first(where: { $0.0 == parameter.name }) {
-                frame[parameter.name] = named.1
-            } else {
-                frames[frames.count - 1] = frame
-                frame[parameter.name] =
-                    try parameter.standard.map { (standard) throws(ChatTemplateError) in try value(standard) }
-                    ?? .undefined
-            }
-        }
-        for (name, _) in arguments.named where !macro.parameters.contains(where: { $0.name == name }) {
-            throw failure("\(macro.name) has no parameter \"\(name)\"")
-        }
-        frame["caller"] = caller
-        frames[frames.count - 1] = frame
-        return .string(try captured(macro.body))
-    }
-
-    private mutating func callGlobal(_ name: String, _ arguments: CallArguments) throws(ChatTemplateError) -> JinjaValue
-    {
-        switch name {
-        case "raise_exception":
-            throw .raised(line: line, try text(of: arguments[0, "message"] ?? .undefined))
-        case "namespace":
-            var object = JinjaObject()
-            if case .object(let initial) = arguments[0, ""] { object = initial }
-            for (name, value) in arguments.named { try object.set(name, value) }
-            namespaces.append(object)
-            return .handle(JinjaHandle(referent: .namespace(namespaces.count - 1)))
-        case "dict":
-            var object = JinjaObject()
-            if case .object(let initial) = arguments[0, ""] { object = initial }
-            for (name, value) in arguments.named { try object.set(name, value) }
-            return .object(object)
-        case "range": return try range(arguments)
-        case "strftime_now":
-            guard let now else { throw failure("the template asks for the date, and none is given") }
-            guard let format = arguments[0, "format"]?.stringValue else { throw failure("strftime_now needs a format") }
-            guard let text = now.formatted(format) else { throw failure("strftime_now cannot format \"\(format)\"") }
-            return .string(text)
-        default: throw failure("\"\(name)\" is undefined")
-        }
-    }
-
-    /// Longest range that a template may make: Jinja's own `MAX_RANGE`.
-    private static let maximumRangeLength = 100_000
-
-    private mutating func range(_ arguments: CallArguments) throws(ChatTemplateError) -> JinjaValue {
-        let numbers = arguments.positional.compactMap(\.intValue)
-        guard (1...3).contains(numbers.count), numbers.count == arguments.positional.count else {
-            throw failure("range takes one to three integers")
-        }
-        let start = numbers.count == 1 ? 0 : numbers[0]
-        let stop = numbers.count == 1 ? numbers[0] : numbers[1]
-        let step = numbers.count == 3 ? numbers[2] : 1
-        guard step != 0 else { throw failure("range needs a step other than 0") }
-        var items: [JinjaValue] = []
-        for number in stride(from: start, to: stop, by: step) {
-            guard items.count < Self.maximumRangeLength else {
-                throw failure("a range holds at most \(Self.maximumRangeLength) numbers")
-            }
-            items.append(.int(number))
-        }
-        return try charged(items)
-    }
-
-    func lookup(_ name: String) -> JinjaValue {
+    mutating func lookup(_ name: String) throws(ChatTemplateError) -> JinjaValue {
+        try spend(frames.count / 8)
         for frame in frames.reversed() {
             if let value = frame[name] { return value }
         }
         return Self.globals.contains(name) ? .handle(JinjaHandle(referent: .function(name))) : .undefined
     }
-
-    private static let globals = ["raise_exception", "namespace", "dict", "range", "strftime_now"]
 }
 
-/// Evaluated arguments of a call.
-struct CallArguments {
-    var positional: [JinjaValue] = []
-    var named: [(String, JinjaValue)] = []
-
-    /// The argument at `position`, or the one called `name`.
-    subscript(_ position: Int, _ name: String) -> JinjaValue? {
-        position < positional.count ? positional[position] : named.first { $0.0 == name }?.1
+// What things cost.
+extension JinjaEvaluator {
+    mutating func spend(_ count: Int = 1) throws(ChatTemplateError) {
+        steps += count
+        guard steps <= limits.steps else { throw .tooManySteps(limit: limits.steps) }
     }
+
+    /// To be called before a text is read from end to end.
+    mutating func read(_ text: String) throws(ChatTemplateError) { try spend(text.utf8.count / 64) }
+
+    /// To be called before a text of that length is made.
+    mutating func charge(bytes: Int) throws(ChatTemplateError) {
+        guard bytes <= limits.outputBytes else { throw .outputTooLong(limit: limits.outputBytes) }
+        made += bytes
+        guard made <= limits.madeBytes else { throw .madeTooMuch(limit: limits.madeBytes) }
+        try spend(bytes / 64)
+    }
+
+    /// To be called before that many values are put into a list, an object or a table.
+    mutating func charge(values: Int) throws(ChatTemplateError) {
+        let (bytes, overflow) = values.multipliedReportingOverflow(by: JinjaValue.bytes)
+        guard !overflow, bytes <= limits.madeBytes - made else { throw .madeTooMuch(limit: limits.madeBytes) }
+        made += bytes
+        try spend(values)
+    }
+
+    /// Passes `text` on, having charged for it.
+    mutating func charged(_ text: String) throws(ChatTemplateError) -> JinjaValue {
+        try charge(bytes: text.utf8.count)
+        return .string(text)
+    }
+
+    /// A list of `items`, of which there are no more than of a list that was charged for before.
+    mutating func charged(
+        _ items: [JinjaValue], kind: JinjaList.Kind = .list
+    ) throws(ChatTemplateError) -> JinjaValue {
+        try charge(values: items.count)
+        return .list(try JinjaList(items, kind: kind))
+    }
+
+    mutating func enter() throws(ChatTemplateError) {
+        try spend()
+        guard depth < limits.depth else { throw .recursedTooDeep(line: line, limit: limits.depth) }
+        depth += 1
+    }
+}
+
+/// Where in the rendered text things are, in bytes of UTF-8.
+struct RenderingTrace: Sendable {
+    /// What `{% generation %}` enclosed.
+    var generations: [Range<Int>] = []
+    /// What iterations of loops over turns wrote, those that wrote nothing left out. In the order of the text.
+    var turns: [(turn: Int, utf8Range: Range<Int>)] = []
 }

@@ -138,9 +138,10 @@ struct JinjaLexer {
 
     /// `{% raw %}…{% endraw %}`, whose inside is text. False when the tag is another one.
     private mutating func raw(startLine: Int) throws(ChatTemplateError) -> Bool {
-        guard let bodyStart = endOfTag(word: "raw", from: offset) else { return false }
+        guard let bodyStart = endOfTag(word: "raw", from: offset), bodyStart.sign != "+" else { return false }
         advance(bodyStart.end - offset)
-        trim = bodyStart.sign == "-" ? .allSpace : bodyStart.sign == "+" ? .nothing : .oneNewline
+        // Unlike after every other tag, a newline stays.
+        trim = bodyStart.sign == "-" ? .allSpace : .nothing
         let textStart = offset
         while offset < source.count {
             if byte(at: 0) == "{", byte(at: 1) == "%" {
@@ -211,12 +212,15 @@ struct JinjaLexer {
     private mutating func number() throws(ChatTemplateError) {
         let start = offset
         func isDigit(_ distance: Int) -> Bool { byte(at: distance).map { ("0"..."9").contains($0) } ?? false }
-        while isDigit(0) || byte(at: 0) == "_" { advance(1) }
+        if byte(at: 0) == "0", let letter = byte(at: 1), let radix = Self.radixes[letter] {
+            return try number(radix: radix)
+        }
+        while isDigit(0) || (byte(at: 0) == "_" && isDigit(1)) { advance(1) }
         var isInteger = true
         if byte(at: 0) == ".", isDigit(1) {
             isInteger = false
             advance(1)
-            while isDigit(0) { advance(1) }
+            while isDigit(0) || (byte(at: 0) == "_" && isDigit(1)) { advance(1) }
         }
         if byte(at: 0) == "e" || byte(at: 0) == "E" {
             let signed = byte(at: 1) == "+" || byte(at: 1) == "-"
@@ -234,6 +238,19 @@ struct JinjaLexer {
         } else {
             throw .syntax(line: line, "the number \(text) is out of range")
         }
+    }
+
+    private static let radixes: [Unicode.Scalar: Int] = ["x": 16, "X": 16, "o": 8, "O": 8, "b": 2, "B": 2]
+
+    private mutating func number(radix: Int) throws(ChatTemplateError) {
+        advance(2)
+        let start = offset
+        while let scalar = byte(at: 0), scalar == "_" || Int(String(scalar), radix: radix) != nil { advance(1) }
+        let text = String(decoding: source[start..<offset].filter { $0 != UInt8(ascii: "_") }, as: UTF8.self)
+        guard let value = Int(text, radix: radix) else {
+            throw .syntax(line: line, "the number \(text) of base \(radix) is out of range")
+        }
+        emit(.int(value))
     }
 
     private static let symbols = [

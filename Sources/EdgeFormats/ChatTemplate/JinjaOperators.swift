@@ -1,4 +1,10 @@
-// Operators, and values as text. Integers do not overflow silently: Python's would grow, these fail.
+// Operators. Integers do not overflow silently: Python's would grow, these fail.
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#endif
 
 extension JinjaEvaluator {
     mutating func arithmetic(
@@ -14,13 +20,23 @@ extension JinjaEvaluator {
         case (.add, .string(let left), .string(let right)):
             try charge(bytes: left.utf8.count + right.utf8.count)
             return .string(left + right)
-        case (.add, .list(let left), .list(let right)):
-            try spend(left.items.count + right.items.count)
-            return try .list(left.items + right.items)
-        case (.multiply, .string(let text), .int(let count)), (.multiply, .int(let count), .string(let text)):
-            let (bytes, overflow) = text.utf8.count.multipliedReportingOverflow(by: max(0, count))
-            try charge(bytes: overflow ? Int.max : bytes)
-            return .string(bytes == 0 ? "" : String(repeating: text, count: count))
+        case (.add, .markup, _), (.add, _, .markup):
+            guard left.stringValue != nil, right.stringValue != nil else { break }
+            let left = try escaped(left)
+            let right = try escaped(right)
+            try charge(bytes: left.utf8.count + right.utf8.count)
+            return .markup(left + right)
+        case (.add, .list(let left), .list(let right)) where left.kind == right.kind && !left.isRange && !left.isView:
+            return try charged(left.items + right.items, kind: left.kind)
+        case (.multiply, .string(let text), _), (.multiply, _, .string(let text)):
+            return .string(try repeated(text, left.intValue ?? right.intValue))
+        case (.multiply, .markup(let text), _), (.multiply, _, .markup(let text)):
+            return .markup(try repeated(text, left.intValue ?? right.intValue))
+        case (.multiply, .list(let list), _) where !list.isRange && !list.isView:
+            return try repeated(list, right.intValue)
+        case (.multiply, _, .list(let list)) where !list.isRange && !list.isView:
+            return try repeated(list, left.intValue)
+        case (.remainder, .string(let format), _): return .string(try formatted(format, with: right))
         default: break
         }
         if let left = left.intValue, let right = right.intValue {
@@ -30,6 +46,22 @@ extension JinjaEvaluator {
             throw failure("\"\(operation.rawValue)\" does not work on \(left.typeName) and \(right.typeName)")
         }
         return try floatArithmetic(operation, leftNumber, rightNumber)
+    }
+
+    private mutating func repeated(_ text: String, _ count: Int?) throws(ChatTemplateError) -> String {
+        guard let count else { throw failure("a string is repeated by an integer") }
+        let (bytes, overflow) = text.utf8.count.multipliedReportingOverflow(by: max(0, count))
+        try charge(bytes: overflow ? Int.max : bytes)
+        return bytes == 0 ? "" : String(repeating: text, count: count)
+    }
+
+    private mutating func repeated(_ list: JinjaList, _ count: Int?) throws(ChatTemplateError) -> JinjaValue {
+        guard let count else { throw failure("a list is repeated by an integer") }
+        let (total, overflow) = list.items.count.multipliedReportingOverflow(by: max(0, count))
+        try charge(values: overflow ? Int.max : total)
+        var items: [JinjaValue] = []
+        if total > 0 { for _ in 0..<count { items += list.items } }
+        return .list(try JinjaList(items, kind: list.kind))
     }
 
     private func integerArithmetic(
@@ -46,6 +78,7 @@ extension JinjaEvaluator {
                 return .int(result.partialValue - 1)
             }
         case .remainder:
+            if right == -1 { return .int(0) }
             result = left.remainderReportingOverflow(dividingBy: right)
             if !result.overflow, result.partialValue != 0, (left < 0) != (right < 0) {
                 return .int(result.partialValue + right)
@@ -54,7 +87,10 @@ extension JinjaEvaluator {
             guard right != 0 else { throw failure("division by zero") }
             return .double(Double(left) / Double(right))
         case .power:
-            guard right >= 0, right < 64 else { throw failure("an exponent of \(right)") }
+            guard right >= 0 else { return try floatArithmetic(.power, Double(left), Double(right)) }
+            if left == 0 || left == 1 { return .int(right == 0 ? 1 : left) }
+            if left == -1 { return .int(right % 2 == 0 ? 1 : -1) }
+            guard right < 64 else { throw failure("an exponent of \(right)") }
             var power = (partialValue: 1, overflow: false)
             for _ in 0..<right where !power.overflow {
                 power = power.partialValue.multipliedReportingOverflow(by: left)
@@ -75,13 +111,33 @@ extension JinjaEvaluator {
         case .add: return .double(left + right)
         case .subtract: return .double(left - right)
         case .multiply: return .double(left * right)
-        case .divide, .floorDivide:
+        case .divide:
             guard right != 0 else { throw failure("division by zero") }
-            return .double(operation == .divide ? left / right : (left / right).rounded(.down))
-        case .remainder:
+            return .double(left / right)
+        case .floorDivide, .remainder:
             guard right != 0 else { throw failure("division by zero") }
-            return .double(left - right * (left / right).rounded(.down))
-        case .power, .concatenate: throw failure("\"\(operation.rawValue)\" of floats")
+            // CPython's `_float_div_mod`.
+            var remainder = fmod(left, right)
+            var quotient = (left - remainder) / right
+            if remainder != 0 {
+                if (right < 0) != (remainder < 0) {
+                    remainder += right
+                    quotient -= 1
+                }
+            } else {
+                remainder = Double(signOf: right, magnitudeOf: 0)
+            }
+            if operation == .remainder { return .double(remainder) }
+            guard quotient != 0 else { return .double(Double(signOf: left / right, magnitudeOf: 0)) }
+            let floor = quotient.rounded(.down)
+            return .double(quotient - floor > 0.5 ? floor + 1 : floor)
+        case .power:
+            if left == 0, right < 0 { throw failure("0 to a negative power") }
+            let power = pow(left, right)
+            if power.isNaN, !left.isNaN, !right.isNaN { throw failure("a complex power") }
+            if power.isInfinite, left.isFinite, right.isFinite { throw failure("a power beyond all floats") }
+            return .double(power)
+        case .concatenate: throw failure("\"~\" of floats")
         }
     }
 
@@ -91,10 +147,7 @@ extension JinjaEvaluator {
         switch comparison {
         case .equal: return try equal(left, right)
         case .notEqual: return !(try equal(left, right))
-        case .less: return try isLess(left, right)
-        case .greater: return try isLess(right, left)
-        case .lessOrEqual: return !(try isLess(right, left))
-        case .greaterOrEqual: return !(try isLess(left, right))
+        case .less, .greater, .lessOrEqual, .greaterOrEqual: return try ordered(left, comparison, right)
         case .contained: return try contains(right, left)
         case .notContained: return !(try contains(right, left))
         }
@@ -114,150 +167,58 @@ extension JinjaEvaluator {
         case .object(let object):
             try spend(object.count)
             for item in object.values { try spendSize(of: item) }
-        case .string(let text): try spend(1 + text.utf8.count / 64)
+        case .string(let text), .markup(let text): try spend(1 + text.utf8.count / 64)
         default: try spend()
         }
     }
 
-    func isLess(_ left: JinjaValue, _ right: JinjaValue) throws(ChatTemplateError) -> Bool {
-        if case .string(let left) = left, case .string(let right) = right { return JinjaText.isLess(left, right) }
-        if let left = left.intValue, let right = right.intValue { return left < right }
-        guard let leftNumber = left.doubleValue, let rightNumber = right.doubleValue else {
-            throw failure("\(left.typeName) and \(right.typeName) have no order")
+    mutating func isLess(_ left: JinjaValue, _ right: JinjaValue) throws(ChatTemplateError) -> Bool {
+        try ordered(left, .less, right)
+    }
+
+    private mutating func ordered(
+        _ left: JinjaValue, _ comparison: Comparison, _ right: JinjaValue
+    ) throws(ChatTemplateError) -> Bool {
+        func holds<Value: Comparable>(_ left: Value, _ right: Value) -> Bool {
+            switch comparison {
+            case .less: left < right
+            case .lessOrEqual: left <= right
+            case .greater: left > right
+            default: left >= right
+            }
         }
-        return leftNumber < rightNumber
+        if let left = left.stringValue, let right = right.stringValue {
+            try spend(1 + min(left.utf8.count, right.utf8.count) / 64)
+            return holds(JinjaText.isLess(left, right) ? 0 : JinjaText.equal(left, right) ? 1 : 2, 1)
+        }
+        if let left = left.intValue, let right = right.intValue { return holds(left, right) }
+        if let left = left.doubleValue, let right = right.doubleValue { return holds(left, right) }
+        guard case .list(let leftList) = left, case .list(let rightList) = right, leftList.kind == rightList.kind,
+            !leftList.isRange, !leftList.isView
+        else { throw failure("\(left.typeName) and \(right.typeName) have no order") }
+        for (left, right) in zip(leftList.items, rightList.items) where !(try equal(left, right)) {
+            return try ordered(left, comparison, right)
+        }
+        return holds(leftList.items.count, rightList.items.count)
     }
 
     mutating func contains(_ container: JinjaValue, _ value: JinjaValue) throws(ChatTemplateError) -> Bool {
         switch container {
-        case .string(let text):
-            guard case .string(let part) = value else { throw failure("\(value.typeName) in a string") }
-            try spend(text.utf8.count / 64)
-            if part.utf8.isEmpty { return true }
-            return !JinjaText.occurrences(of: Array(part.utf8), in: Array(text.utf8), limit: 1).isEmpty
-        case .list(let list):
-            for item in list.items where try equal(item, value) { return true }
-            return false
-        case .object(let object): return value.stringValue.map { object.value($0) != nil } ?? false
-        case .undefined: return false
-        default: throw failure("\(container.typeName) contains nothing")
-        }
-    }
-}
-
-extension JinjaEvaluator {
-    /// Python's `str`.
-    mutating func text(of value: JinjaValue) throws(ChatTemplateError) -> String {
-        switch value {
-        case .undefined: return ""
-        case .string(let text): return text
+        case .string(let text), .markup(let text):
+            guard let part = value.stringValue else { throw failure("\(value.typeName) in a string") }
+            try read(text)
+            try read(part)
+            return JinjaText.contains(text, part)
+        case .object(let object):
+            if let name = value.stringValue { try read(name) }
+            switch value {
+            case .list(let list) where list.kind == .list: throw failure("a list is no key")
+            case .object: throw failure("an object is no key")
+            default: return object.value(value) != nil
+            }
         default:
-            var text = ""
-            try appendRepresentation(of: value, to: &text)
-            return text
+            for item in try items(of: container) where try equal(item, value) { return true }
+            return false
         }
-    }
-
-    /// Python's `repr`.
-    private mutating func appendRepresentation(
-        of value: JinjaValue, to text: inout String
-    ) throws(ChatTemplateError) {
-        try spend()
-        switch value {
-        case .undefined: text += "Undefined"
-        case .none: text += "None"
-        case .bool(let value): text += value ? "True" : "False"
-        case .int(let value): text += String(value)
-        case .double(let value): text += value.description
-        case .string(let value):
-            try charge(bytes: text.utf8.count + value.utf8.count)
-            text += JinjaText.quoted(value)
-        case .list(let list):
-            text += "["
-            for (index, item) in list.items.enumerated() {
-                if index > 0 { text += ", " }
-                try appendRepresentation(of: item, to: &text)
-            }
-            text += "]"
-        case .object(let object):
-            text += "{"
-            for (index, key) in object.keys.enumerated() {
-                if index > 0 { text += ", " }
-                text += JinjaText.quoted(key) + ": "
-                try appendRepresentation(of: object.values[index], to: &text)
-            }
-            text += "}"
-        case .handle(let handle): text += "<\(handle.referent)>"
-        }
-        guard text.utf8.count <= limits.outputBytes else { throw .outputTooLong(limit: limits.outputBytes) }
-    }
-
-    /// `json.dumps(ensure_ascii=False)`.
-    mutating func appendJSON(
-        of value: JinjaValue, to text: inout String, layout: JSONLayout, level: Int = 0
-    ) throws(ChatTemplateError) {
-        try spend()
-        switch value {
-        case .none: text += "null"
-        case .bool(let value): text += value ? "true" : "false"
-        case .int(let value): text += String(value)
-        case .double(let value):
-            text += value.isNaN ? "NaN" : value.isInfinite ? (value < 0 ? "-Infinity" : "Infinity") : value.description
-        case .string(let value):
-            try charge(bytes: text.utf8.count + value.utf8.count)
-            Self.appendJSONString(value, to: &text)
-        case .list(let list):
-            text += "["
-            for (index, item) in list.items.enumerated() {
-                Self.appendJSONBreak(isFirst: index == 0, to: &text, layout: layout, level: level + 1)
-                try appendJSON(of: item, to: &text, layout: layout, level: level + 1)
-            }
-            if !list.items.isEmpty { Self.appendJSONIndent(to: &text, layout: layout, level: level) }
-            text += "]"
-        case .object(let object):
-            text += "{"
-            var order = Array(object.keys.indices)
-            if layout.sortsKeys { order.sort { JinjaText.isLess(object.keys[$0], object.keys[$1]) } }
-            for (index, position) in order.enumerated() {
-                Self.appendJSONBreak(isFirst: index == 0, to: &text, layout: layout, level: level + 1)
-                Self.appendJSONString(object.keys[position], to: &text)
-                text += layout.keySeparator
-                try appendJSON(of: object.values[position], to: &text, layout: layout, level: level + 1)
-            }
-            if object.count > 0 { Self.appendJSONIndent(to: &text, layout: layout, level: level) }
-            text += "}"
-        case .undefined, .handle: throw failure("\(value.typeName) has no JSON")
-        }
-        guard text.utf8.count <= limits.outputBytes else { throw .outputTooLong(limit: limits.outputBytes) }
-    }
-
-    private static func appendJSONBreak(isFirst: Bool, to text: inout String, layout: JSONLayout, level: Int) {
-        if !isFirst { text += layout.itemSeparator }
-        appendJSONIndent(to: &text, layout: layout, level: level)
-    }
-
-    private static func appendJSONIndent(to text: inout String, layout: JSONLayout, level: Int) {
-        guard let indent = layout.indent else { return }
-        text += "\n" + String(repeating: " ", count: indent * level)
-    }
-
-    private static func appendJSONString(_ value: String, to text: inout String) {
-        text += "\""
-        for scalar in value.unicodeScalars {
-            switch scalar {
-            case "\"": text += "\\\""
-            case "\\": text += "\\\\"
-            case "\n": text += "\\n"
-            case "\r": text += "\\r"
-            case "\t": text += "\\t"
-            case "\u{08}": text += "\\b"
-            case "\u{0C}": text += "\\f"
-            case _ where scalar.value < 0x20:
-                let hex = String(scalar.value, radix: 16)
-                text += "\\u" + String(repeating: "0", count: 4 - hex.utf8.count) + hex
-            default: text.unicodeScalars.append(scalar)
-            }
-        }
-        text += "\""
     }
 }

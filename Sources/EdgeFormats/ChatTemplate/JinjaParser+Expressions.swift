@@ -17,10 +17,10 @@ extension JinjaParser {
         guard kind == .symbol(",") else { return first }
         var items = [first]
         while take(symbol: ",") {
-            if kind == .blockEnd || kind == .variableEnd || kind == .symbol(")") { break }
+            if kind == .blockEnd || kind == .variableEnd || kind == .symbol(")") || kind == .symbol("]") { break }
             items.append(try expression())
         }
-        return try node(.list(items), over: items)
+        return try node(.tuple(items), over: items)
     }
 
     mutating func expression() throws(ChatTemplateError) -> Expression {
@@ -116,7 +116,10 @@ extension JinjaParser {
             let operand = try nested { (parser) throws(ChatTemplateError) in try parser.signed() }
             return try node(.negated(operand), over: [operand])
         }
-        if take(symbol: "+") { return try nested { (parser) throws(ChatTemplateError) in try parser.signed() } }
+        if take(symbol: "+") {
+            let operand = try nested { (parser) throws(ChatTemplateError) in try parser.signed() }
+            return try node(.positive(operand), over: [operand])
+        }
         return try postfix(of: try primary())
     }
 
@@ -205,11 +208,19 @@ extension JinjaParser {
                 if take(symbol: ")") { break }
             }
             isFirst = false
-            if case .name(let name) = kind, position + 1 < tokens.count, tokens[position + 1].kind == .symbol("=") {
+            if take(symbol: "**") {
+                guard arguments.namedSpread == nil else { throw failure("one \"**\" only") }
+                arguments.namedSpread = try expression()
+            } else if take(symbol: "*") {
+                guard arguments.spread == nil, arguments.namedSpread == nil else { throw failure("one \"*\" only") }
+                arguments.spread = try expression()
+            } else if case .name(let name) = kind, position + 1 < tokens.count, tokens[position + 1].kind == .symbol("=") {
                 position += 2
                 arguments.named.append((name, try expression()))
             } else {
-                guard arguments.named.isEmpty else { throw failure("no positional argument after a named one") }
+                guard arguments.named.isEmpty, arguments.spread == nil, arguments.namedSpread == nil else {
+                    throw failure("no positional argument after a named one")
+                }
                 arguments.positional.append(try expression())
             }
         }
@@ -225,7 +236,9 @@ extension JinjaParser {
             case "true", "True": return try node(.literal(.bool(true)))
             case "false", "False": return try node(.literal(.bool(false)))
             case "none", "None": return try node(.literal(.none))
-            default: return try node(.name(name))
+            default:
+                if let implicit = Macro.Implicit(rawValue: name) { mentions.insert(implicit) }
+                return try node(.name(name))
             }
         case .string(var text):
             position += 1
@@ -242,7 +255,7 @@ extension JinjaParser {
             return try node(.literal(.double(value)))
         case .symbol("("):
             position += 1
-            if take(symbol: ")") { return try node(.list([])) }
+            if take(symbol: ")") { return try node(.tuple([])) }
             let value = try tupleOrExpression()
             try require(symbol: ")")
             return value
@@ -283,8 +296,4 @@ extension JinjaParser {
         }
         return try node(.object(entries), over: entries.flatMap { [$0.key, $0.value] })
     }
-}
-
-extension Arguments {
-    var expressions: [Expression] { positional + named.map(\.value) }
 }

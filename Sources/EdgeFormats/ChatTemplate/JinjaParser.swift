@@ -6,13 +6,18 @@ struct JinjaParser {
     var position = 0
     private var nesting = 0
     private var loopDepth = 0
+    /// What the macro that is being read, or the template, has used so far.
+    var mentions: Set<Macro.Implicit> = []
+    private(set) var hasGenerationMarkers = false
     /// Statements, brackets and prefix operators inside each other.
     private static let maximumNesting = 48
 
-    static func statements(_ source: String) throws(ChatTemplateError) -> [Statement] {
+    static func template(
+        _ source: String
+    ) throws(ChatTemplateError) -> (statements: [Statement], hasGenerationMarkers: Bool) {
         var parser = JinjaParser(tokens: try JinjaLexer.tokens(source))
         let (statements, _) = try parser.body(until: [])
-        return statements
+        return (statements, parser.hasGenerationMarkers)
     }
 
     private init(tokens: [JinjaToken]) { self.tokens = tokens }
@@ -107,15 +112,19 @@ struct JinjaParser {
             let parameters = kind == .symbol("(") ? try self.parameters() : []
             let callee = try expression()
             try requireEnd(.blockEnd)
-            let caller = Macro(name: "caller", parameters: parameters, body: try body(closedBy: "endcall"))
-            return .call(callee, caller: caller)
+            guard case .call = callee.kind else { throw .syntax(line: line, "call needs a call") }
+            return .call(callee, caller: try macro(name: nil, parameters: parameters, end: "endcall"))
         case "filter":
             let filters = try filterCalls(first: filterCall())
             try requireEnd(.blockEnd)
             return .filterBlock(filters, body: try body(closedBy: "endfilter"))
         case "generation":
             try requireEnd(.blockEnd)
-            return .generation(try body(closedBy: "endgeneration"))
+            hasGenerationMarkers = true
+            return .generation(try outsideLoops { (parser) throws(ChatTemplateError) in
+                try parser.body(closedBy: "endgeneration")
+            })
+        case "with": return try with()
         case "break", "continue":
             guard loopDepth > 0 else { throw .syntax(line: line, "\(word) outside a loop") }
             try requireEnd(.blockEnd)
@@ -187,13 +196,42 @@ struct JinjaParser {
         return .setBlock(target, filters: filters, body: try body(closedBy: "endset"))
     }
 
+    private mutating func with() throws(ChatTemplateError) -> Statement.Kind {
+        var assignments: [(names: [String], value: Expression)] = []
+        while kind != .blockEnd {
+            if !assignments.isEmpty { try require(symbol: ",") }
+            let names = [try requireName()]
+            try require(symbol: "=")
+            assignments.append((names, try expression()))
+        }
+        try requireEnd(.blockEnd)
+        return .with(assignments, body: try body(closedBy: "endwith"))
+    }
+
     private mutating func macro(name: String, end: String) throws(ChatTemplateError) -> Macro {
         let parameters = try parameters()
         try requireEnd(.blockEnd)
-        let outerLoopDepth = loopDepth
+        return try macro(name: name, parameters: parameters, end: end)
+    }
+
+    private mutating func macro(
+        name: String?, parameters: [(name: String, standard: Expression?)], end: String
+    ) throws(ChatTemplateError) -> Macro {
+        let outer = mentions
+        mentions = []
+        let body = try outsideLoops { (parser) throws(ChatTemplateError) in try parser.body(closedBy: end) }
+        defer { mentions.formUnion(outer) }
+        return Macro(name: name, parameters: parameters, body: body, mentions: mentions)
+    }
+
+    /// A body that Jinja makes a function of: no loop control reaches out of it.
+    private mutating func outsideLoops(
+        _ parse: (inout JinjaParser) throws(ChatTemplateError) -> [Statement]
+    ) throws(ChatTemplateError) -> [Statement] {
+        let outer = loopDepth
         loopDepth = 0
-        defer { loopDepth = outerLoopDepth }
-        return Macro(name: name, parameters: parameters, body: try body(closedBy: end))
+        defer { loopDepth = outer }
+        return try parse(&self)
     }
 
     private mutating func parameters() throws(ChatTemplateError) -> [(name: String, standard: Expression?)] {

@@ -11,6 +11,7 @@ struct Expression: Sendable {
         case literal(JinjaValue)
         case name(String)
         case list([Expression])
+        case tuple([Expression])
         case object([(key: Expression, value: Expression)])
         case attribute(Expression, String)
         case item(Expression, Expression)
@@ -20,6 +21,7 @@ struct Expression: Sendable {
         case test(Expression, name: String, Arguments, isNegated: Bool)
         case not(Expression)
         case negated(Expression)
+        case positive(Expression)
         case and(Expression, Expression)
         case or(Expression, Expression)
         case binary(BinaryOperator, Expression, Expression)
@@ -54,6 +56,11 @@ enum Comparison: String, Sendable {
 struct Arguments: Sendable {
     var positional: [Expression] = []
     var named: [(name: String, value: Expression)] = []
+    /// `*list` and `**object`.
+    var spread: Expression?
+    var namedSpread: Expression?
+
+    var expressions: [Expression] { positional + named.map(\.value) + [spread, namedSpread].compactMap { $0 } }
 }
 
 struct Statement: Sendable {
@@ -72,6 +79,8 @@ struct Statement: Sendable {
         /// The body is what the called macro's `caller()` gives.
         case call(Expression, caller: Macro)
         case filterBlock([FilterCall], body: [Statement])
+        /// `{% with a = 1, b = 2 %}`; the values are of the scope outside.
+        case with([(names: [String], value: Expression)], body: [Statement])
         /// `{% generation %}`: marks what the assistant wrote; renders its body.
         case generation([Statement])
         case breakLoop
@@ -99,7 +108,16 @@ struct Loop: Sendable {
 }
 
 struct Macro: Sendable {
-    let name: String
+    /// nil for the body of a call tag.
+    let name: String?
     let parameters: [(name: String, standard: Expression?)]
     let body: [Statement]
+    /// Which of the names that a macro finds without declaring them its body uses.
+    let mentions: Set<Implicit>
+
+    enum Implicit: String, Sendable, CaseIterable {
+        case caller
+        case varargs
+        case kwargs
+    }
 }

@@ -198,12 +198,3 @@ private struct JSONParser {
         return value
     }
 }
-
-/// How `json.dumps` lays out its text.
-struct JSONLayout {
-    var itemSeparator = ", "
-    var keySeparator = ": "
-    /// Spaces a level; nil keeps everything on one line.
-    var indent: Int?
-    var sortsKeys = false
-}

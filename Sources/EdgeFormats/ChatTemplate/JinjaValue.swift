@@ -1,6 +1,6 @@
-// The values that a template computes with, and how Python would compare and print them. Strings are sequences of
-// scalars compared scalar by scalar (Swift's == is canonical equivalence, and its Character joins "\r\n"). Lists and
-// objects know their depth and refuse to nest beyond `maximumDepth`, so that recursion over a value is bounded.
+// The values that a template computes with, and when two of them are equal. Strings are sequences of scalars compared
+// scalar by scalar (Swift's == is canonical equivalence, and its Character joins "\r\n"). Lists and objects know their
+// depth and refuse to nest beyond `maximumDepth`, so that recursion over a value is bounded. Objects: JinjaObject.
 
 package indirect enum JinjaValue: Sendable {
     case undefined
@@ -9,6 +9,8 @@ package indirect enum JinjaValue: Sendable {
     case int(Int)
     case double(Double)
     case string(String)
+    /// What `safe` and `escape` give: a string that escapes what is added to it with `+`, as markupsafe's does.
+    case markup(String)
     case list(JinjaList)
     case object(JinjaObject)
     /// Something that lives in the evaluator and cannot be handed in from outside.
@@ -16,6 +18,8 @@ package indirect enum JinjaValue: Sendable {
 
     /// Levels of lists and objects inside each other.
     package static let maximumDepth = 64
+    /// What a value in a list, an object or a variable costs in memory, at most, beside its text.
+    static let bytes = 64
 }
 
 /// What a handle refers to; the numbers index the evaluator's own tables.
@@ -25,68 +29,38 @@ package struct JinjaHandle: Sendable, Equatable {
         case macro(Int)
         case loop(Int)
         case function(String)
+        /// A method that was read and not called.
+        case method(Int)
+        /// Python's generators: what they held is gone once it was read.
+        case iterator(Int)
     }
     let referent: Referent
 }
 
 package struct JinjaList: Sendable {
+    /// Python's sequences that templates meet. They differ in how they print, and in what they equal.
+    package enum Kind: Sendable, Equatable {
+        case list
+        case tuple
+        /// What `groupby` gives: a tuple whose items are also called `grouper` and `list`.
+        case group
+        case range(start: Int, stop: Int, step: Int)
+        /// `dict.keys()`, `.values()` and `.items()`: no item has an index.
+        case view(String)
+    }
+
     package let items: [JinjaValue]
+    package let kind: Kind
     let depth: Int
 
-    package init(_ items: [JinjaValue]) throws(ChatTemplateError) {
+    package init(_ items: [JinjaValue], kind: Kind = .list) throws(ChatTemplateError) {
         self.items = items
-        depth = try nestedDepth(of: items)
-    }
-}
-
-/// Keys in insertion order, as in Python.
-package struct JinjaObject: Sendable {
-    package private(set) var keys: [String] = []
-    package private(set) var values: [JinjaValue] = []
-    private(set) var depth = 1
-    /// Positions by the key's UTF-8, once there are enough keys to be worth it.
-    private var positions: [[UInt8]: Int] = [:]
-    private static let indexedFrom = 12
-
-    package init() {}
-
-    /// Later values replace earlier ones of the same key.
-    package init(_ entries: [(String, JinjaValue)]) throws(ChatTemplateError) {
-        for (key, value) in entries { try set(key, value) }
+        self.kind = kind
+        depth = try JinjaValue.nestedDepth(of: items)
     }
 
-    package var count: Int { keys.count }
-
-    package func value(_ key: String) -> JinjaValue? {
-        position(of: key).map { values[$0] }
-    }
-
-    package mutating func set(_ key: String, _ value: JinjaValue) throws(ChatTemplateError) {
-        depth = max(depth, try nestedDepth(of: [value]))
-        if let position = position(of: key) {
-            values[position] = value
-            return
-        }
-        keys.append(key)
-        values.append(value)
-        if keys.count == Self.indexedFrom {
-            for (position, key) in keys.enumerated() { positions[Array(key.utf8)] = position }
-        } else if keys.count > Self.indexedFrom {
-            positions[Array(key.utf8)] = keys.count - 1
-        }
-    }
-
-    private func position(of key: String) -> Int? {
-        guard keys.count < Self.indexedFrom else { return positions[Array(key.utf8)] }
-        return keys.firstIndex { JinjaText.equal($0, key) }
-    }
-}
-
-private func nestedDepth(of children: [JinjaValue]) throws(ChatTemplateError) -> Int {
-    var deepest = 0
-    for child in children { deepest = max(deepest, child.depth) }
-    guard deepest < JinjaValue.maximumDepth else { throw .valueTooDeep(limit: JinjaValue.maximumDepth) }
-    return deepest + 1
+    var isView: Bool { if case .view = kind { true } else { false } }
+    var isRange: Bool { if case .range = kind { true } else { false } }
 }
 
 extension JinjaValue {
@@ -94,8 +68,19 @@ extension JinjaValue {
         .list(try JinjaList(items))
     }
 
+    static func tuple(_ items: [JinjaValue]) throws(ChatTemplateError) -> JinjaValue {
+        .list(try JinjaList(items, kind: .tuple))
+    }
+
     package static func object(_ entries: [(String, JinjaValue)]) throws(ChatTemplateError) -> JinjaValue {
         .object(try JinjaObject(entries))
+    }
+
+    static func nestedDepth(of children: [JinjaValue]) throws(ChatTemplateError) -> Int {
+        var deepest = 0
+        for child in children { deepest = max(deepest, child.depth) }
+        guard deepest < maximumDepth else { throw .valueTooDeep(limit: maximumDepth) }
+        return deepest + 1
     }
 
     var depth: Int {
@@ -114,10 +99,10 @@ extension JinjaValue {
         case .bool: "boolean"
         case .int: "integer"
         case .double: "float"
-        case .string: "string"
-        case .list: "list"
+        case .string, .markup: "string"
+        case .list(let list): list.kind == .tuple ? "tuple" : "list"
         case .object: "object"
-        case .handle: "function"
+        case .handle(let handle): if case .iterator = handle.referent { "generator" } else { "function" }
         }
     }
 
@@ -127,15 +112,23 @@ extension JinjaValue {
         case .bool(let value): value
         case .int(let value): value != 0
         case .double(let value): value != 0
-        case .string(let value): !value.utf8.isEmpty
+        case .string(let value), .markup(let value): !value.utf8.isEmpty
         case .list(let list): !list.items.isEmpty
         case .object(let object): object.count > 0
         case .handle: true
         }
     }
 
+    /// Where Python takes None for no argument.
+    var unlessNone: JinjaValue? {
+        if case .none = self { nil } else { self }
+    }
+
     package var stringValue: String? {
-        if case .string(let value) = self { value } else { nil }
+        switch self {
+        case .string(let text), .markup(let text): text
+        default: nil
+        }
     }
 
     /// Booleans are the integers 0 and 1, as in Python.
@@ -156,13 +149,13 @@ extension JinjaValue: Equatable {
     package static func == (left: JinjaValue, right: JinjaValue) -> Bool {
         switch (left, right) {
         case (.undefined, .undefined), (.none, .none): true
-        case (.string(let left), .string(let right)): JinjaText.equal(left, right)
-        case (.list(let left), .list(let right)): left.items == right.items
-        case (.object(let left), .object(let right)):
-            left.count == right.count && left.keys.allSatisfy { left.value($0) == right.value($0) }
+        case (.list(let left), .list(let right)): hasKind(left.kind, of: right.kind) && left.items == right.items
+        case (.object(let left), .object(let right)): left == right
         case (.handle(let left), .handle(let right)): left == right
         default:
-            if let left = left.intValue, let right = right.intValue {
+            if let left = left.stringValue, let right = right.stringValue {
+                JinjaText.equal(left, right)
+            } else if let left = left.intValue, let right = right.intValue {
                 left == right
             } else if let left = left.doubleValue, let right = right.doubleValue {
                 left == right
@@ -170,5 +163,10 @@ extension JinjaValue: Equatable {
                 false
             }
         }
+    }
+
+    /// Two ranges are equal when their numbers are, whatever they were made from.
+    private static func hasKind(_ left: JinjaList.Kind, of right: JinjaList.Kind) -> Bool {
+        if case .range = left, case .range = right { true } else { left == right }
     }
 }
