@@ -72,7 +72,8 @@ final class HubConnection {
         let hub = try HubConnection(reference, endpoint, token, environment: environment)
         let outcome: Result<Value, any Error>
         do { outcome = .success(try await body(hub)) } catch { outcome = .failure(error) }
-        for client in hub.clients.values { try await client.shutdown() }
+        // Not waited for: a body that was not read to its end would be, for as long as its server keeps it open.
+        for client in hub.clients.values { client.shutdown { _ in } }
         return try outcome.get()
     }
 

@@ -19,6 +19,7 @@ extension Problem {
                     requiredBytes: UInt64(needed.bytes), budgetBytes: UInt64(budget.bytes))
             }
         case let error as ModelError: self.init(.unsupportedModel, error.description)
+        case let error as ImportError: self.init(.unsupportedModel, error.description)
         case let error as GGUFError:
             self.init(.unsupportedModel, error.description, hint: "a GGUF file of version 2 or 3; download it again if it is cut off")
         case let error as TokenizerError: self.init(.unsupportedModel, "\(error)")

@@ -8,14 +8,18 @@ import NIOHTTP1
 import NIOPosix
 import NIOSSL
 import Synchronization
+import Testing
 
-struct HubFile: Sendable {
+struct HubFile: Sendable, CustomTestStringConvertible {
     var content: [UInt8]
     /// Stored by its SHA-256, as the hub stores large files.
     var isLarge = true
     /// What the list says, where that is not the truth.
     var listedBytes: Int?
     var listedDigest: String?
+
+    /// Short: thousands of bytes would fill the log.
+    var testDescription: String { "\(content.count) bytes, listed \(listedBytes ?? -1) \(listedDigest?.prefix(8) ?? "")" }
 
     static func digest(_ content: [UInt8]) -> String { content.withUnsafeBytes { SHA256.hex(SHA256.hash($0)) } }
 }
