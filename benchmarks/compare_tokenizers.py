@@ -162,31 +162,42 @@ def reference(name, path, work):
 RUNS = [" ", "\n", "\t", "a", "1", "é", "漢", "😀", "\u0301", "'", "ab", " a", "\r\n", "\u3000", ".", "aA", "'s", "\u200d", "▁", "ﬁ"]
 
 
-def lines(count, seed, control):
-    """Bytes, most of them UTF-8."""
+SPECIAL = "\ue000\ue001\ue002"
+
+
+def lines(count, seed):
+    """Texts in which SPECIAL stands for a special token, and SPECIAL[:-1] for one that lacks its end."""
     rng = random.Random(seed)
     for unit in RUNS:
         for length in (1, 2, 3, 7, 64, 1000, 4099):
-            yield (unit * length).encode()
-            yield ("x" + unit * length + "y").encode()
-            yield (unit * length + " 12 " + unit * length).encode()
-    made = len(RUNS) * 21
-    while made < count:
-        text = goldens.line(rng, control).encode("utf-8", "surrogatepass")
-        if rng.random() < 0.05:
-            noise = bytes(rng.randrange(256) for _ in range(rng.randint(1, 9)))
-            at = rng.randint(0, len(text))
-            text = text[:at] + noise + text[at:]
-        yield text
-        made += 1
+            yield unit * length
+            yield "x" + unit * length + "y"
+            yield unit * length + " 12 " + unit * length
+    for _ in range(count - len(RUNS) * 21):
+        yield goldens.line(rng, [SPECIAL])
 
 
 def scalars():
-    """Every assigned scalar where the expressions look at it: after an apostrophe, a space, a letter, a number."""
-    for start in range(0, len(goldens.ASSIGNED), 16):
-        characters = [chr(code) for code in goldens.ASSIGNED[start:start + 16]]
+    """Every scalar of the planes in use where the expressions look at it: after an apostrophe, a space, a letter…"""
+    codes = [c for c in range(0x33480) if unicodedata.category(chr(c)) not in ("Cs", "Co")]
+    for start in range(0, len(codes), 16):
+        characters = [chr(code) for code in codes[start:start + 16]]
         for pattern in ("'{0}x", " {0}", "a{0}b", "1{0}2", "A{0}{0}", "\n{0} ", "e{0}\u0301"):
-            yield "|".join(pattern.format(c) for c in characters).encode()
+            yield "|".join(pattern.format(c) for c in characters)
+
+
+def with_tokens(texts, added, seed):
+    """Bytes, most of them UTF-8, with the tokenizer's own special tokens."""
+    rng = random.Random(seed)
+    for text in texts:
+        if "\ue000" in text:
+            token = rng.choice(added)
+            text = text.replace(SPECIAL, token).replace(SPECIAL[:-1], token[:-1])
+        data = text.encode("utf-8", "surrogatepass")
+        if rng.random() < 0.05:
+            at = rng.randint(0, len(data))
+            data = data[:at] + bytes(rng.randrange(256) for _ in range(rng.randint(1, 9))) + data[at:]
+        yield data
 
 
 def edgebench_output(program, file, data):
@@ -198,24 +209,24 @@ def edgebench_output(program, file, data):
     return [row.split("\t") for row in rows], time.monotonic() - start
 
 
-def compare(name, path, arguments):
+def compare(name, path, texts, arguments):
     tokenizer, file = reference(name, path, arguments.work)
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()][:40] or ["<s>"]
-    data = list(lines(arguments.lines, arguments.seed, added)) + (list(scalars()) if arguments.scalars else [])
+    data = list(with_tokens(texts, added, arguments.seed))
     rows, seconds = edgebench_output(arguments.program, file, data)
     ids_differ, texts_differ, shown = 0, 0, 0
     for start in range(0, len(data), 2000):
-        texts = [d.decode("utf-8", "replace") for d in data[start:start + 2000]]
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+        strings = [d.decode("utf-8", "replace") for d in data[start:start + 2000]]
+        encodings = tokenizer.encode_batch(strings, add_special_tokens=False)
         decoded = tokenizer.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
-        for text, encoding, back, (ids, hexadecimal) in zip(texts, encodings, decoded, rows[start:start + 2000]):
+        for text, encoding, back, (ids, hexadecimal) in zip(strings, encodings, decoded, rows[start:start + 2000]):
             ours = [int(i) for i in ids.split()]
             wrong_ids, wrong_text = ours != encoding.ids, bytes.fromhex(hexadecimal).decode() != back
             ids_differ += wrong_ids
             texts_differ += wrong_text
             if (wrong_ids or wrong_text) and shown < arguments.show:
                 shown += 1
-                print(f"  {text!r}\n    HF   {encoding.ids[:60]}\n    edge {ours[:60]}\n    HF   {back[:80]!r}\n"
+                print(f"  {text[:100]!r}\n    HF   {encoding.ids[:60]}\n    edge {ours[:60]}\n    HF   {back[:80]!r}\n"
                       f"    edge {bytes.fromhex(hexadecimal).decode()[:80]!r}", file=sys.stderr)
     kib = sum(map(len, data)) / 1024
     print(f"| {name} | {tokenizer.get_vocab_size()} | {len(data)} | {kib:.0f} | {ids_differ} | {texts_differ} |"
@@ -229,17 +240,18 @@ def main():
                         help="the program and its arguments before the file")
     parser.add_argument("--lines", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=20261121)
-    parser.add_argument("--scalars", action="store_true", help="also every assigned scalar in seven places")
+    parser.add_argument("--scalars", action="store_true", help="also every scalar in seven places")
     parser.add_argument("--show", type=int, default=3, help="differences to print")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/tmp"))
     parser.add_argument("sources", nargs="+", metavar="NAME=FILE")
     arguments = parser.parse_args()
     arguments.program = arguments.edgebench.split()
     print("| tokenizer | vocabulary | lines | KiB | ids differ | texts differ | edgebench s |\n|---|---|---|---|---|---|---|")
+    texts = list(lines(arguments.lines, arguments.seed)) + (list(scalars()) if arguments.scalars else [])
     differences = 0
     for source in arguments.sources:
         name, path = source.split("=", 1)
-        differences += compare(name, pathlib.Path(path), arguments)
+        differences += compare(name, pathlib.Path(path), texts, arguments)
     sys.exit(differences > 0)
 
 

@@ -99,11 +99,13 @@ struct TemplateLines {
         func id(_ key: String) -> Int? {
             request.value(key)?.stringValue.flatMap { special.firstIndex(of: $0) }.map { 256 + $0 }
         }
-        return TokenizerSpec(
-            tokens: tokens + special.map { Array($0.utf8) }, merges: [],
+        var metadata = GGUFTokenizerMetadata(
+            model: "gpt2", preTokenizer: "smollm", tokens: tokens + special.map { Array($0.utf8) },
             tokenTypes: Array(repeating: TokenKind.normal.rawValue, count: 256)
-                + Array(repeating: TokenKind.control.rawValue, count: special.count),
-            preTokenizer: "smollm", bosTokenID: id("bos"), eosTokenID: id("eos"))
+                + Array(repeating: TokenKind.control.rawValue, count: special.count))
+        metadata.bosTokenID = id("bos")
+        metadata.eosTokenID = id("eos")
+        return try TokenizerSpec(metadata)
     }
 
     /// Until standard input ends.

@@ -1,5 +1,5 @@
-// Text on its way from what was given to what the model's vocabulary knows, with the way back: which byte of the original
-// each byte came from. Transformations work on a whole stretch at once and are linear in its length.
+// Text on its way from what was given to what the model's vocabulary knows, with the way back: which byte of the
+// original each byte came from. Transformations work on a whole stretch at once and are linear in its length.
 
 /// What changes text before it is cut into pieces: the normalizers of a tokenizer.json, and what its pre-tokenizers
 /// change before they cut.

@@ -1,10 +1,18 @@
 // Unicode's normalization form C (UAX #15) of a group: a starter and what may combine with it. Hangul is arithmetic
 // (Unicode 16, §3.12), everything else a table. Linear in the length of the group but for the sorting of its marks.
+// Upstream's tables are Unicode 9's (crate unicode-normalization-alignments); to give the same ids, later scalars
+// neither compose nor combine here.
 
 enum CanonicalComposition {
     private struct Pair: Hashable {
         let first: UInt32
         let second: UInt32
+    }
+
+    private static let newestVersion = 9
+
+    private static func isKnown(_ scalar: Unicode.Scalar) -> Bool {
+        (scalar.properties.age?.major ?? .max) <= newestVersion
     }
 
     private struct Tables {
@@ -21,7 +29,7 @@ enum CanonicalComposition {
         var tables = Tables()
         for entry in CanonicalMappings.pairs.split(separator: " ") {
             let parts = entry.split(whereSeparator: { "=>+".contains($0) }).map(scalar)
-            guard parts.count == 3 else { continue }
+            guard parts.count == 3, isKnown(parts[0]) else { continue }
             tables.decompositions[parts[0].value] = Array(parts[1...])
             guard entry.contains("=") else { continue }
             tables.compositions[Pair(first: parts[1].value, second: parts[2].value)] = parts[0]
@@ -59,7 +67,9 @@ enum CanonicalComposition {
     }
 
     private static func combiningClass(_ scalar: Unicode.Scalar) -> UInt8 {
-        scalar.value < 0x300 ? 0 : scalar.properties.canonicalCombiningClass.rawValue
+        guard scalar.value >= 0x300 else { return 0 }
+        let combiningClass = scalar.properties.canonicalCombiningClass.rawValue
+        return combiningClass == 0 || isKnown(scalar) ? combiningClass : 0
     }
 
     /// Whether no composition reaches over the scalar's left edge.

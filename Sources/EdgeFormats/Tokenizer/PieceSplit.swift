@@ -1,6 +1,7 @@
 // One stage of a pre-tokenizer: how a stretch of text is cut into pieces that no merge crosses. A pre-tokenizer is a
-// list of them, each cutting the pieces of the one before. Upstream they are regular expressions; here each is a scanner
-// over scalars, so the time is linear whatever the text. The scanners of whole expressions are in WordScanners.swift.
+// list of them, each cutting the pieces of the one before. Upstream they are regular expressions; here each is a
+// scanner over scalars, so the time is linear whatever the text. The scanners of whole expressions are in
+// WordScanners.swift.
 
 /// What becomes of delimiters (huggingface/tokenizers, `SplitDelimiterBehavior`).
 package enum DelimiterBehavior: String, Sendable, Equatable, CaseIterable {
@@ -28,7 +29,7 @@ package enum PieceSplit: Sendable, Equatable {
     /// `\p{N}` of the stand-ins of GPT-2's byte alphabet: what `Digits` finds after `ByteLevel`. Beside the digits
     /// these are the bytes that stand for themselves as ², ³, ¹, ¼, ½ and ¾, so a piece may end within a character.
     case numericBytes(DelimiterBehavior)
-    /// `\p{P}` and ASCII's symbols.
+    /// `\p{P}` and ASCII's symbols. Upstream's tables of punctuation are Unicode 8's (crate unicode_categories).
     case punctuation(DelimiterBehavior)
     case scalar(Unicode.Scalar, DelimiterBehavior)
     case whitespace(DelimiterBehavior)
@@ -60,7 +61,8 @@ package enum PieceSplit: Sendable, Equatable {
         case .punctuation(let behavior):
             forEachDelimited(utf8, range, behavior, body) {
                 let classes = ScalarClasses($0)
-                return classes == .punctuation || ($0.isASCII && classes == .symbol)
+                guard !$0.isASCII else { return classes == .punctuation || classes == .symbol }
+                return classes == .punctuation && ($0.properties.age?.major ?? .max) <= 8
             }
         case .scalar(let scalar, let behavior):
             forEachDelimited(utf8, range, behavior, body) { $0 == scalar }

@@ -61,8 +61,8 @@ struct ScalarClasses: OptionSet, Sendable {
     }
 }
 
-/// A position in valid UTF-8 that yields scalars and their classes. Where a stage cuts between bytes a piece may begin or
-/// end within a scalar; what is left of it yields some scalar for a byte or more.
+/// A position in valid UTF-8 that yields scalars and their classes. Where a stage cuts between bytes a piece may begin
+/// or end within a scalar; what is left of it yields some scalar for a byte or more.
 struct ScalarCursor {
     let utf8: [UInt8]
     let end: Int

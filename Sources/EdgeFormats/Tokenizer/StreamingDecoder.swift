@@ -1,5 +1,5 @@
-// Turns tokens into text while they are being generated. A character may need several tokens, so bytes that could
-// still become a character are held back: of a byte-level vocabulary an incomplete character, of one with byte tokens the
+// Turns tokens into text while they are being generated. A character may need several tokens, so bytes that could still
+// become a character are held back: of a byte-level vocabulary an incomplete character, of one with byte tokens the
 // whole run of them, for a bad byte spoils the run. What is returned never has to be taken back. Concatenated, the
 // returned texts equal `Tokenizer.decodedText` of all the tokens.
 

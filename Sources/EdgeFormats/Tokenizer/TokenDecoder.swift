@@ -1,5 +1,5 @@
-// From tokens back to text: the decoders of a tokenizer.json, as steps that tokens pass through one at a time. What comes
-// out never has to be taken back, so decoding a whole text and decoding while it is generated are the same code.
+// From tokens back to text: the decoders of a tokenizer.json, as steps that tokens pass through one at a time. What
+// comes out never has to be taken back, so decoding a whole text and decoding while it is generated are the same code.
 // Upstream: huggingface/tokenizers, decoders/*.rs.
 
 package enum TokenDecoder: Sendable, Equatable {

@@ -1,6 +1,6 @@
 // Text to token ids and back, by the stages that TokenizerSpec.swift names. Ids and texts equal those of
-// huggingface/tokenizers for the same files. Texts are valid UTF-8: who has other bytes repairs them first, with U+FFFD,
-// as `String(decoding:as:)` and Python's `errors="replace"` do alike.
+// huggingface/tokenizers for the same files. Texts are valid UTF-8: who has other bytes repairs them first, with
+// U+FFFD, as `String(decoding:as:)` and Python's `errors="replace"` do alike.
 
 /// Whether special-token text inside a text is that token, or merely characters.
 package enum SpecialTokens: Sendable {

@@ -1,5 +1,6 @@
-// The stages of a tokenizer.json around its model: normalizer, pre_tokenizer, post_processor and decoder. Each type that
-// the supported families use is one case here; anything else is refused by name, with the nearest type that is supported.
+// The stages of a tokenizer.json around its model: normalizer, pre_tokenizer, post_processor and decoder. Each type
+// that the supported families use is one case here; anything else is refused by name, with the nearest type that is
+// supported.
 
 struct TokenizerJSONStages {
     private(set) var normalizers: [TextTransform] = []

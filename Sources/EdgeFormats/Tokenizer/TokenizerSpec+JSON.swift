@@ -1,7 +1,7 @@
-// Reads Hugging Face's tokenizer.json and, of tokenizer_config.json, which tokens are BOS, EOS, padding and unknown. What is
-// read means here what it means to huggingface/tokenizers; what has no equal here is refused by its name. The stages are
-// in TokenizerJSONStages.swift, the model and its vocabulary here, straight from the text: a vocabulary of Gemma's size
-// as a JSON tree would take ten times the memory of the tokenizer.
+// Reads Hugging Face's tokenizer.json and, of tokenizer_config.json, which tokens are BOS, EOS, padding and unknown.
+// What is read means here what it means to huggingface/tokenizers; what has no equal here is refused by its name. The
+// stages are in TokenizerJSONStages.swift, the model and its vocabulary here, straight from the text: a vocabulary of
+// Gemma's size as a JSON tree would take ten times the memory of the tokenizer.
 
 extension TokenizerSpec {
     /// - Parameters:
@@ -191,7 +191,7 @@ private struct TokenizerJSON {
             try reader.forEachElement { reader in
                 switch index {
                 case 0: try Self.insert(try reader.nextString(), at: scores.count, into: &tokens, path: "model.vocab")
-                case 1: scores.append(try reader.nextValue().double ?? .nan)
+                case 1: scores.append(serdeDouble(try reader.nextValue()))
                 default: throw TokenizerError.malformed("model.vocab[\(tokens.count - 1)]", expected: "[token, score]")
                 }
                 index += 1
@@ -268,4 +268,42 @@ private struct TokenizerJSON {
         token.isSingleWord = flag("single_word")
         return token
     }
+}
+
+/// A number as serde_json reads it without its feature `float_roundtrip`: its digits as an integer, divided by a power
+/// of ten, so the last bit may be wrong. Scores that differ in it break ties between equally likely cuts differently.
+/// Not a number for anything else.
+private func serdeDouble(_ value: JSONText) -> Double {
+    guard case .number(let text) = value else { return .nan }
+    var significand: UInt64 = 0
+    var exponent = 0
+    var isFraction = false
+    var isFull = false
+    let mantissa = text.utf8.prefix { $0 != UInt8(ascii: "e") && $0 != UInt8(ascii: "E") }
+    for byte in mantissa {
+        if byte == UInt8(ascii: ".") { isFraction = true }
+        guard (0x30...0x39).contains(byte) else { continue }
+        let (product, overflowed) = significand.multipliedReportingOverflow(by: 10)
+        let (sum, carried) = product.addingReportingOverflow(UInt64(byte - 0x30))
+        isFull = isFull || overflowed || carried
+        // Digits that no longer fit are dropped: of a fraction they change nothing.
+        if isFull {
+            exponent += isFraction ? 0 : 1
+        } else {
+            significand = sum
+            exponent -= isFraction ? 1 : 0
+        }
+    }
+    let written = text.utf8.dropFirst(mantissa.count + 1)
+    exponent += written.isEmpty ? 0 : max(-9999, min(9999, Int(String(decoding: written, as: UTF8.self)) ?? 9999))
+    var result = Double(significand)
+    while exponent < -308, result != 0 {
+        result /= 1e308
+        exponent += 308
+    }
+    guard result != 0, exponent <= 308 else { return result == 0 ? 0 : .infinity }
+    // "1e-5" is read correctly rounded, as Rust's constants are.
+    let power = Double("1e\(abs(exponent))") ?? .infinity
+    result = exponent < 0 ? result / power : result * power
+    return text.utf8.first == UInt8(ascii: "-") ? -result : result
 }

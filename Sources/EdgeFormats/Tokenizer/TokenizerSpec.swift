@@ -1,6 +1,6 @@
-// What a tokenizer is made from, as plain values: the vocabulary, the model over it, and what happens to text before and
-// to tokens after. Nothing here knows where the values come from; `TokenizerSpec+GGUF.swift` reads them from a model's
-// header, `TokenizerSpec+JSON.swift` from a tokenizer.json. The stages are those of huggingface/tokenizers:
+// What a tokenizer is made from, as plain values: the vocabulary, the model over it, and what happens to text before
+// and to tokens after. Nothing here knows where the values come from; `TokenizerSpec+GGUF.swift` reads them from a
+// model's header, `TokenizerSpec+JSON.swift` from a tokenizer.json. The stages are those of huggingface/tokenizers:
 //
 //     text -> added tokens -> normalizers -> added tokens that match normalized text -> splits -> model -> decoders
 
