@@ -73,8 +73,8 @@ static inline uint16_t edge_bfloat_of_float(float value) {
 
 enum { EDGE_SUPERBLOCK_UNIT = 32 };
 
-/// `decode_name(blocks, first, values, count)`, the one text of a format's decoder, compiled by EDGE_DECODERS(name) for every
-/// width of registers: the compiler vectorises it. A set replaces those that intrinsics do better.
+/// `decode_name(blocks, first, values, count)` is the one text of a format's decoder; EDGE_DECODERS(name) compiles it for every
+/// width of registers. A set replaces those that intrinsics do better.
 #define EDGE_TEXT static inline __attribute__((always_inline))
 #define EDGE_DECODER(symbol, text, attribute)                                                                            \
     attribute void symbol(const void *blocks, size_t first, float *values, size_t count) {                              \
@@ -97,8 +97,8 @@ EDGE_TEXT size_t edge_superblock_end(size_t unit, size_t end) {
     return next < end ? next : end;
 }
 
-/// Thirty-two codes, and sixteen values: the compiler's vectors, which become as many registers as these are wide. Only within a
-/// function: as parameters their place would depend on the target.
+/// The compiler's vectors: plain loops over codes with a shift that varies become scalar code. Only within a function, since how
+/// they are passed depends on the target.
 typedef uint8_t edge_bytes __attribute__((vector_size(32)));
 typedef int8_t edge_codes __attribute__((vector_size(16)));
 typedef float edge_values __attribute__((vector_size(64)));
@@ -146,7 +146,8 @@ static inline int edge_iq4_xs_scale(const struct edge_iq4_xs_block *block, size_
     const int low = block->low_scales[part / 2] >> part % 2 * 4 & 15, high = block->high_scales >> 2 * part & 3;
     return (low | high << 4) - 32;
 }
-/// Values of the codes, rising.
+
+/// Values of the codes of 8-bit absmax values and moments, rising.
 extern const float edge_dynamic_map_signed[256], edge_dynamic_map_unsigned[256];
 /// Absmax of one block of a matrix whose format has levels.
 float edge_block_absmax(const struct edge_matrix *w, size_t block);
