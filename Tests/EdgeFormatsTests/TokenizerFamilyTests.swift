@@ -147,6 +147,14 @@ func fingerprint(_ ids: [TokenID]) -> String {
         #expect(tokenizer.encode("<left>", specialTokens: .asText).count == 1)
     }
 
+    @Test func aTurnEndsWithAnAddedTokenButNotWithWhiteSpace() throws {
+        let family = try #require(TokenizerFamily.all.first { $0.name == "added tokens" })
+        let tokenizer = try Tokenizer(family.spec())
+        #expect(tokenizer.endOfLastSpecialToken(in: Array("a<|end|>b    c".utf8)[...]) == 8)
+        #expect(tokenizer.endOfLastSpecialToken(in: Array("a<|end|>b<left>  ".utf8)[1...]) == 15)
+        #expect(tokenizer.endOfLastSpecialToken(in: Array("a    b".utf8)[...]) == nil)
+    }
+
     /// Python: `bytes.decode("utf-8", errors="replace")`.
     @Test(arguments: [
         ([0x61, 0xFF, 0x62], "a\u{FFFD}b"), ([0xE2, 0x82], "\u{FFFD}"), ([0xE2, 0x82, 0x41], "\u{FFFD}A"),
