@@ -140,6 +140,22 @@ import Testing
         #expect(error { $0.eosTokenID = 256 } == .specialTokenOutOfRange(role: "EOS", id: 256, vocabularySize: 256))
     }
 
+    /// Of Gemma's GGUFs runs of spaces are spelled as spaces, and the order of tokens stands in for their scores.
+    @Test func gemmaKeepsRunsOfSpaces() throws {
+        var metadata = GGUFTokenizerMetadata(
+            model: "llama", preTokenizer: nil, tokens: ["<unk>", "\u{2581}", "a", "  ", "\u{2581}a"].map { Array($0.utf8) },
+            tokenTypes: [2, 1, 1, 1, 1])
+        metadata.scores = [0, -1, -2, -1000, -1]
+        metadata.addSpacePrefix = false
+        metadata.unknownTokenID = 0
+        #expect(try Tokenizer(TokenizerSpec(metadata)).encode("a  a", specialTokens: .parse) == [2, 1, 4])
+        metadata.architecture = "gemma3"
+        let tokenizer = try Tokenizer(TokenizerSpec(metadata))
+        #expect(tokenizer.encode("a  a", specialTokens: .parse) == [2, 3, 2])
+        #expect(try tokenizer.decodedText([2, 3, 2, 4]) == "a  a a")
+        #expect(tokenizer.addBOS)
+    }
+
     @Test func aTokenOutsideTheVocabularyIsRefused() throws {
         let tokenizer = try Tokenizer(TokenizerSpec(Self.bytesOnly()))
         #expect(throws: TokenizerError.tokenOutOfRange(id: 256, vocabularySize: 256)) { try tokenizer.decode([256]) }

@@ -62,7 +62,8 @@ package enum PieceSplit: Sendable, Equatable {
             forEachDelimited(utf8, range, behavior, body) {
                 let classes = ScalarClasses($0)
                 guard !$0.isASCII else { return classes == .punctuation || classes == .symbol }
-                return classes == .punctuation && ($0.properties.age?.major ?? .max) <= 8
+                // U+166D was punctuation then.
+                return classes == .punctuation && ($0.properties.age?.major ?? .max) <= 8 || $0 == "\u{166D}"
             }
         case .scalar(let scalar, let behavior):
             forEachDelimited(utf8, range, behavior, body) { $0 == scalar }

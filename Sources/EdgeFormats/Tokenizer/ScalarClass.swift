@@ -1,6 +1,6 @@
-// What the families' expressions tell apart in text: general categories and white space, per scalar. The Basic
-// Multilingual Plane is a table of 64 KiB made at first use, for a look-up of a scalar's properties costs more than the
-// rest of a scanner's step. Swift's and Oniguruma's Unicode versions are both 16.
+// What the families' expressions tell apart in text: general categories and white space, per scalar, as Unicode 16 has
+// them, which is Oniguruma's version; what Swift knows beyond it is unassigned here. The Basic Multilingual Plane is a
+// table of 64 KiB made at first use, for a look-up of a scalar's properties costs more than the rest of a scanner's step.
 
 /// A set of scalar classes; every scalar is in exactly one.
 struct ScalarClasses: OptionSet, Sendable {
@@ -46,6 +46,7 @@ struct ScalarClasses: OptionSet, Sendable {
 
     private static func looked(up scalar: Unicode.Scalar) -> ScalarClasses {
         guard !scalar.properties.isWhitespace else { return .whitespace }
+        guard (scalar.properties.age?.major ?? 0) <= 16 else { return .other }
         switch scalar.properties.generalCategory {
         case .uppercaseLetter, .titlecaseLetter: return .upperLetter
         case .lowercaseLetter: return .lowerLetter

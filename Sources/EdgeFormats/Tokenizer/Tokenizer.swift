@@ -201,11 +201,10 @@ extension Tokenizer {
     /// The token as it is written.
     private func text(_ id: TokenID) -> String { String(decoding: texts[id], as: UTF8.self) }
 
-    /// Where the last special token in the bytes ends, or without one the last other added token, as an index of the
-    /// slice; nil without either.
+    /// Where the last added token in the bytes ends, as an index of the slice; nil without one. Of tokens that are not
+    /// special those of nothing but white space do not count: they are in text as letters are.
     package func endOfLastSpecialToken(in utf8: ArraySlice<UInt8>) -> Int? {
         let text = Array(utf8)
-        var lastSpecial: Int?
         var last: Int?
         var offset = 0
         while offset < text.count {
@@ -214,9 +213,9 @@ extension Tokenizer {
                 continue
             }
             offset = end
-            last = utf8.startIndex + end
-            if token.isSpecial { lastSpecial = last }
+            let isText = !token.isSpecial && token.content.allSatisfy { [0x20, 0x09, 0x0A, 0x0D].contains($0) }
+            if !isText { last = utf8.startIndex + end }
         }
-        return lastSpecial ?? last
+        return last
     }
 }
