@@ -37,7 +37,7 @@ FILTERS = [
     "slice(2)", "slice(3, 'f')", "batch(2)", "batch(2, 'f')", "sort", "sort(reverse=true)", "sort(case_sensitive=true)", "sort(attribute='g')", "sort(attribute='v,n')",
     "string", "sum", "sum(attribute='v')", "sum(start=10)", "title", "tojson", "tojson(indent=2)", "tojson(sort_keys=true)", "tojson(ensure_ascii=true)",
     "tojson(separators=(',', ':'))", "tojson(indent='\\t')", "trim", "trim('al ')", "truncate(5)", "truncate(8, true, '~')", "unique", "unique(true)", "unique(attribute='g')",
-    "upper", "urlencode", "wordcount", "groupby('v')", "groupby('g', default='none')", "groupby('g')", "format(1, 'b')", "attr('x')", "forceescape", "nosuchfilter",
+    "upper", "urlencode", "wordcount", "groupby('v')", "groupby('g', default='none')", "groupby('g')", "format(1, 'b')", "attr('x')", "forceescape",
     "map", "first(1)", "join(d='+')", "default", "default(none)", "default(value=3)", "list | length", "list | tojson", "list | join('.')", "map('trim') | join", "string | length",
 ]
 METHODS = [
@@ -45,7 +45,7 @@ METHODS = [
     "rsplit('\\n', 1)", "rsplit(none, 1)", "split(maxsplit=1)", "split('')", "splitlines()", "splitlines(true)", "replace('a', 'b')", "replace('l', 'L', 1)", "replace('', '-')",
     "startswith('a')", "startswith(('H', ' '))", "endswith('d')", "endswith('')", "startswith('b', 1)", "find('o')", "rfind('o')", "find('o', 5)", "find('o', -3, -1)",
     "index('o')", "count('l')", "count('')", "isdigit()", "isalpha()", "isalnum()", "isspace()", "isupper()", "islower()", "isascii()", "isnumeric()", "join(['a', 'b'])", "join(k)", "join(l)",
-    "partition(' ')", "rpartition('o')", "removeprefix('He')", "removesuffix('d')", "center(14, '*')", "ljust(14)", "rjust(14, '-')", "zfill(14)", "casefold()",
+    "partition(' ')", "rpartition('o')", "removeprefix('He')", "removesuffix('d')", "center(14, '*')", "ljust(14)", "rjust(14, '-')", "zfill(14)",
     "format(1, 2)", "items()", "keys()", "values()", "get('a')", "get('nope', 'dflt')", "get('nope')", "copy()", "index(1)", "count(1)", "append(1)", "pop()", "update({})", "nosuch()",
 ]
 FORMATS = [

@@ -68,6 +68,7 @@ extension Conversation {
                 guard written.isEmpty, !messages[turn].hasText else { throw .turnNotFound(turn: turn) }
                 continue
             }
+            guard try isWritten(turn, as: whole.utf8[range]) else { throw .turnNotFound(turn: turn) }
             let length = try startLength(of: turn, written: whole.utf8[range], whole, &start)
             let rest = range.lowerBound + length..<range.upperBound
             let span = rest.lowerBound..<(try end(of: turn, rest, in: whole.utf8))
@@ -83,6 +84,8 @@ extension Conversation {
         var prompt: [UInt8]?
         /// As much of the prompt as history has.
         var beginning: [UInt8]?
+        /// Nothing that is given begins a turn.
+        var isAbsent = false
     }
 
     /// How many of the bytes written for a turn are given to the model instead of written by it.
@@ -93,23 +96,47 @@ extension Conversation {
             if let start, written.starts(with: start) { return start.count }
         }
         let (without, with) = try promptPair(of: turn, whole)
-        guard with != without else { return 0 }
+        guard with != without else {
+            // No prompt, or one that is always written.
+            if known.isAbsent { return 0 }
+            let frame = try commonFrame(of: turn)
+            let length = Self.overlap(ofEnd: with, andBeginning: frame)
+            guard frame[..<length].contains(where: { $0 > 0x20 }) else {
+                known.isAbsent = true
+                return 0
+            }
+            known.beginning = Array(frame.prefix(length))
+            return length
+        }
         let prompt = with.starts(with: without) ? with[without.count...] : []
         if !prompt.isEmpty {
             known.prompt = Array(prompt)
             if written.starts(with: prompt) { return prompt.count }
         }
-        // The turn's frame begins as the rendering for the prompt ends; what both of these renderings share before it,
-        // say nothing where a template ends a conversation that is not to go on with a token of its own.
+        // The turn's frame begins as the rendering for the prompt ends. (The other rendering may end with a token that
+        // ends conversations, so it says nothing of where the prompt begins.)
         let frame = try commonFrame(of: turn)
-        var length =
-            stride(from: min(frame.count, with.count), to: 0, by: -1)
-            .first { with.suffix($0).elementsEqual(frame.prefix($0)) } ?? 0
+        var length = Self.overlap(ofEnd: with, andBeginning: frame)
         // A prompt that goes on where history does not ("<think>"): as far as both go, to the end of a line or a token.
         if length == 0 { length = boundary(before: Self.commonPrefixLength(frame, prompt), in: frame) }
         guard length > 0 else { throw .promptNotFound(turn: turn) }
         known.beginning = Array(frame.prefix(length))
         return length
+    }
+
+    /// The longest end of the one that is a beginning of the other.
+    private static func overlap(ofEnd left: [UInt8], andBeginning right: [UInt8]) -> Int {
+        stride(from: min(left.count, right.count), to: 0, by: -1)
+            .first { left.suffix($0).elementsEqual(right.prefix($0)) } ?? 0
+    }
+
+    /// Whether what was written for a turn depends on what the turn says; a template may rewrite that, and drop parts.
+    private func isWritten(_ turn: Int, as written: ArraySlice<UInt8>) throws(TrainingTextError) -> Bool {
+        guard let text = messages[turn].content.stringValue else { return true }
+        let content = JinjaText.stripped(text, .both)
+        if content.isEmpty || JinjaText.contains(String(decoding: written, as: UTF8.self), content) { return true }
+        let (first, second) = try frames(of: turn)
+        return first != second
     }
 
     /// The last position up to `limit` that white space or a special token ends at.
@@ -135,6 +162,12 @@ extension Conversation {
 
     /// What stands before a turn's content whatever the content is.
     private func commonFrame(of turn: Int) throws(TrainingTextError) -> [UInt8] {
+        let (first, second) = try frames(of: turn)
+        return Array(first.prefix(Self.commonPrefixLength(first, second)))
+    }
+
+    /// What is written for a turn with two contents that begin differently.
+    private func frames(of turn: Int) throws(TrainingTextError) -> ([UInt8], [UInt8]) {
         var frames: [[UInt8]] = []
         for content in ["Q", "Z"] {
             var messages = messages
@@ -145,7 +178,7 @@ extension Conversation {
             }
             frames.append(Array(rendering.utf8[range]))
         }
-        return Array(frames[0].prefix(Self.commonPrefixLength(frames[0], frames[1])))
+        return (frames[0], frames[1])
     }
 
     /// After the end-of-turn token, which is the last special token unless more than white space follows. Of a turn that

@@ -90,7 +90,7 @@ import Testing
 
     @Test func aTokenAfterTheLastTurnEndsItWhenItHasNone() throws {
         let source =
-            "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if not loop.last %}\n{% endif %}{% endfor %}{% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}"
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '\n' if not loop.last }}{% endfor %}{% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}"
         #expect(try learned(source).learned == [" <think>a</think>1\n", " <think>b</think>2<|im_end|>"])
     }
 
@@ -161,6 +161,19 @@ import Testing
     @Test func aTurnThatIsWrittenNowhereIsRefused() {
         let source = "{% for m in messages if m.content != '<think>b</think>2' %}{{ m.role }}{{ m.content }}{% endfor %}"
         #expect(throws: TrainingTextError.turnNotFound(turn: 3)) { try learned(source) }
+    }
+
+    /// As Command R7B's: the prompt is written whether or not it is asked for.
+    @Test func aTemplateMayAlwaysWriteItsPrompt() throws {
+        let source =
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' }}"
+        #expect(try learned(source).learned == ["<think>a</think>1<|im_end|>", "<think>b</think>2<|im_end|>"])
+    }
+
+    @Test func aTurnOfWhichOnlyTheFrameIsWrittenIsRefused() {
+        let source =
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if m.role == 'user' }}<|im_end|>{% endfor %}"
+        #expect(throws: TrainingTextError.turnNotFound(turn: 1)) { try learned(source) }
     }
 
     @Test func aTurnThatIsWrittenTwiceIsRefused() {

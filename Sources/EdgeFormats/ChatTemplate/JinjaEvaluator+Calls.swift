@@ -26,7 +26,9 @@ extension JinjaEvaluator {
         if let spread = arguments.namedSpread {
             guard case .object(let object) = try value(spread) else { throw failure("\"**\" takes an object") }
             for index in 0..<object.count {
-                guard let name = object.key(at: index).stringValue else { throw failure("\"**\" takes strings as keys") }
+                guard let name = object.key(at: index).stringValue else {
+                    throw failure("\"**\" takes strings as keys")
+                }
                 evaluated.named.append((name, object.values[index]))
             }
         }

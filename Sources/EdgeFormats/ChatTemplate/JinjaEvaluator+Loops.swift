@@ -33,6 +33,7 @@ extension JinjaEvaluator {
         let number = loops.count - 1
         let handle = JinjaValue.handle(JinjaHandle(referent: .loop(state.id)))
         var index = 0
+        var hasFinished = false
         while try hasItem(index, inLoop: number) {
             loops[number].index = index
             let item = loops[number].items[index]
@@ -43,9 +44,11 @@ extension JinjaEvaluator {
             let flow = try run(loop.body)
             noteTurn(item, wrote: start..<output.utf8.count, inLoop: number)
             if flow == .breakLoop { break }
+            if flow == .next { hasFinished = true }
             index += 1
         }
-        guard index == 0, loops[number].items.isEmpty else { return .next }
+        // To Jinja a loop whose every iteration was cut short had none.
+        if hasFinished { return .next }
         frames.append([:])
         defer { frames.removeLast() }
         // A loop control in here is of the loop outside.

@@ -16,30 +16,39 @@ struct JinjaFilter: Sendable {
 
     static let all: [String: JinjaFilter] = [
         "abs": JinjaFilter(absolute), "attr": JinjaFilter(taking: ["name"], required: 1, attr),
-        "batch": JinjaFilter(taking: ["linecount", "fill_with"], required: 1, SequenceFilters.batch), "capitalize": text(JinjaText.capitalized),
-        "center": JinjaFilter(taking: ["width"], center), "count": JinjaFilter(SequenceFilters.length),
+        "batch": JinjaFilter(taking: ["linecount", "fill_with"], required: 1, SequenceFilters.batch),
+        "capitalize": text(JinjaText.capitalized), "center": JinjaFilter(taking: ["width"], center),
+        "count": JinjaFilter(SequenceFilters.length),
         "d": JinjaFilter(taking: ["default_value", "boolean"], standard),
         "default": JinjaFilter(taking: ["default_value", "boolean"], standard),
-        "dictsort": JinjaFilter(taking: ["case_sensitive", "by", "reverse"], SequenceFilters.dictsort), "e": JinjaFilter(escape),
-        "escape": JinjaFilter(escape), "first": JinjaFilter(SequenceFilters.first), "float": JinjaFilter(taking: ["default"], float),
-        "forceescape": JinjaFilter(forceEscape), "format": JinjaFilter(taking: nil, format),
+        "dictsort": JinjaFilter(taking: ["case_sensitive", "by", "reverse"], SequenceFilters.dictsort),
+        "e": JinjaFilter(escape), "escape": JinjaFilter(escape), "first": JinjaFilter(SequenceFilters.first),
+        "float": JinjaFilter(taking: ["default"], float), "forceescape": JinjaFilter(forceEscape),
+        "format": JinjaFilter(taking: nil, format),
         "groupby": JinjaFilter(taking: ["attribute", "default", "case_sensitive"], required: 1, SequenceFilters.groupby),
-        "indent": JinjaFilter(taking: ["width", "first", "blank"], indent), "int": JinjaFilter(taking: ["default", "base"], int),
-        "items": JinjaFilter(SequenceFilters.pairs), "join": JinjaFilter(taking: ["d", "attribute"], SequenceFilters.join), "last": JinjaFilter(SequenceFilters.last),
-        "length": JinjaFilter(SequenceFilters.length), "list": JinjaFilter(SequenceFilters.list), "lower": text(JinjaText.lowered),
-        "map": JinjaFilter(taking: nil, SequenceFilters.map), "max": JinjaFilter(taking: ["case_sensitive", "attribute"], SequenceFilters.maximum),
-        "min": JinjaFilter(taking: ["case_sensitive", "attribute"], SequenceFilters.minimum), "reject": JinjaFilter(taking: nil, SequenceFilters.reject),
-        "rejectattr": JinjaFilter(taking: nil, SequenceFilters.rejectattr), "replace": JinjaFilter(taking: ["old", "new", "count"], required: 2, replace),
+        "indent": JinjaFilter(taking: ["width", "first", "blank"], indent),
+        "int": JinjaFilter(taking: ["default", "base"], int), "items": JinjaFilter(SequenceFilters.pairs),
+        "join": JinjaFilter(taking: ["d", "attribute"], SequenceFilters.join),
+        "last": JinjaFilter(SequenceFilters.last), "length": JinjaFilter(SequenceFilters.length),
+        "list": JinjaFilter(SequenceFilters.list), "lower": text(JinjaText.lowered),
+        "map": JinjaFilter(taking: nil, SequenceFilters.map),
+        "max": JinjaFilter(taking: ["case_sensitive", "attribute"], SequenceFilters.maximum),
+        "min": JinjaFilter(taking: ["case_sensitive", "attribute"], SequenceFilters.minimum),
+        "reject": JinjaFilter(taking: nil, SequenceFilters.reject),
+        "rejectattr": JinjaFilter(taking: nil, SequenceFilters.rejectattr),
+        "replace": JinjaFilter(taking: ["old", "new", "count"], required: 2, replace),
         "reverse": JinjaFilter(SequenceFilters.reverse), "round": JinjaFilter(taking: ["precision", "method"], round),
-        "safe": JinjaFilter(safe), "select": JinjaFilter(taking: nil, SequenceFilters.select), "selectattr": JinjaFilter(taking: nil, SequenceFilters.selectattr),
+        "safe": JinjaFilter(safe), "select": JinjaFilter(taking: nil, SequenceFilters.select),
+        "selectattr": JinjaFilter(taking: nil, SequenceFilters.selectattr),
         "slice": JinjaFilter(taking: ["slices", "fill_with"], required: 1, SequenceFilters.slice),
-        "sort": JinjaFilter(taking: ["reverse", "case_sensitive", "attribute"], SequenceFilters.sort), "string": text { $0 },
-        "sum": JinjaFilter(taking: ["attribute", "start"], SequenceFilters.sum), "title": text(JinjaText.filterTitled),
+        "sort": JinjaFilter(taking: ["reverse", "case_sensitive", "attribute"], SequenceFilters.sort),
+        "string": text { $0 }, "sum": JinjaFilter(taking: ["attribute", "start"], SequenceFilters.sum),
+        "title": text(JinjaText.filterTitled),
         "tojson": JinjaFilter(taking: ["ensure_ascii", "indent", "separators", "sort_keys"], tojson),
         "trim": JinjaFilter(taking: ["chars"], trim),
         "truncate": JinjaFilter(taking: ["length", "killwords", "end", "leeway"], truncate),
-        "unique": JinjaFilter(taking: ["case_sensitive", "attribute"], SequenceFilters.unique), "upper": text { $0.uppercased() },
-        "urlencode": JinjaFilter(urlencode), "wordcount": JinjaFilter(wordcount),
+        "unique": JinjaFilter(taking: ["case_sensitive", "attribute"], SequenceFilters.unique),
+        "upper": text { $0.uppercased() }, "urlencode": JinjaFilter(urlencode), "wordcount": JinjaFilter(wordcount),
     ]
 
     private static func text(_ transform: @escaping @Sendable (String) -> String) -> JinjaFilter {
@@ -200,17 +209,18 @@ extension JinjaEvaluator {
 @Sendable private func truncate(_ evaluator: inout JinjaEvaluator, _ value: JinjaValue, _ arguments: CallArguments)
     throws(ChatTemplateError) -> JinjaValue
 {
-    guard let text = value.stringValue else { throw evaluator.failure("truncate takes a string") }
     let length = try evaluator.integer(arguments[0, "length"], or: 255)
     let leeway = try evaluator.integer(arguments[3, "leeway"], or: 5)
     guard let end = (arguments[2, "end"] ?? .string("...")).stringValue else {
         throw evaluator.failure("truncate ends with a string")
     }
-    try evaluator.charge(bytes: text.utf8.count + end.utf8.count)
-    let scalars = Array(text.unicodeScalars)
     let kept = length - end.unicodeScalars.count
     guard kept >= 0, leeway >= 0 else { throw evaluator.failure("truncate to \(length) with a leeway of \(leeway)") }
-    if scalars.count - leeway <= length { return value }
+    let count = try SequenceFilters.length(&evaluator, value, CallArguments()).intValue ?? 0
+    if count - leeway <= length { return value }
+    guard let text = value.stringValue else { throw evaluator.failure("truncate cuts strings") }
+    try evaluator.charge(bytes: text.utf8.count + end.utf8.count)
+    let scalars = Array(text.unicodeScalars)
     var head = scalars.prefix(kept)
     if !(arguments[1, "killwords"]?.isTruthy ?? false), let space = head.lastIndex(of: " ") { head = head[..<space] }
     return .string(String(String.UnicodeScalarView(head)) + end)

@@ -232,6 +232,7 @@ extension JinjaEvaluator {
         let name = String(field.unicodeScalars.prefix { $0 != "." && $0 != "[" })
         var mode = isAutomatic
         var value: JinjaValue
+        if name.isEmpty, !field.isEmpty { throw failure("a format's field \"\(field)\" has no name") }
         if name.isEmpty || Int(name) != nil {
             guard mode == nil || mode == name.isEmpty else { throw failure("a format mixes {} with {0}") }
             mode = name.isEmpty
@@ -301,9 +302,8 @@ extension JinjaEvaluator {
         let body: String
         let isNumber: Bool
         if let text = value.stringValue {
-            guard spec.type == nil || spec.type == "s", spec.sign == nil, spec.grouping == nil, spec.alignment != "=" else {
-                throw failure("a string has no such format")
-            }
+            guard spec.type == nil || spec.type == "s", spec.sign == nil, spec.grouping == nil, spec.alignment != "="
+            else { throw failure("a string has no such format") }
             body = spec.precision.map { String(text.unicodeScalars.prefix($0)) } ?? text
             isNumber = false
         } else if let number = value.doubleValue {

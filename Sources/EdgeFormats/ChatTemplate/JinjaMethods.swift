@@ -104,7 +104,9 @@ extension JinjaEvaluator {
             for item in list.items where try equal(item, arguments.positional[0]) { count += 1 }
             return .int(count)
         case "index":
-            guard !list.isRange || arguments.positional.count == 1 else { throw failure("a range's index takes a value") }
+            guard !list.isRange || arguments.positional.count == 1 else {
+                throw failure("a range's index takes a value")
+            }
             func bound(_ position: Int, or standard: Int) throws(ChatTemplateError) -> Int {
                 guard position < arguments.positional.count else { return standard }
                 let given = try integer(arguments.positional[position], or: standard)

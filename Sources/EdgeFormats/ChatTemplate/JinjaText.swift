@@ -201,7 +201,8 @@ enum JinjaText {
         var result = ""
         for piece in scalars.split(omittingEmptySubsequences: false, whereSeparator: separates) {
             if let first = piece.first {
-                result += first.properties.uppercaseMapping + lowered(Array(piece), from: 1)
+                // Jinja lowers the rest as a text of its own: a sigma there follows nothing.
+                result += first.properties.uppercaseMapping + lowered(Array(piece.dropFirst()), from: 0)
             }
             if piece.endIndex < scalars.endIndex { result.unicodeScalars.append(scalars[piece.endIndex]) }
         }
