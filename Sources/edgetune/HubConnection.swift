@@ -72,7 +72,7 @@ final class HubConnection {
         let hub = try HubConnection(reference, endpoint, token, environment: environment)
         let outcome: Result<Value, any Error>
         do { outcome = .success(try await body(hub)) } catch { outcome = .failure(error) }
-        // Not waited for: a body that was not read to its end would be, for as long as its server keeps it open.
+        // Not waited for: the program ends now, and an answer that was not read to its end must not hold it up.
         for client in hub.clients.values { client.shutdown { _ in } }
         return try outcome.get()
     }

@@ -29,7 +29,9 @@ private let client = (DaemonProcess.binary as NSString).deletingLastPathComponen
         _ what: String, _ arguments: [String] = [], hub: HubServer, to daemon: DaemonProcess,
         environment: [String: String] = [:]
     ) throws -> (code: Int32, text: String) {
-        try Command.run(
+        // The hub goes when nobody holds it.
+        defer { withExtendedLifetime(hub) {} }
+        return try Command.run(
             client, ["models", "pull", what, "--socket", daemon.socket] + arguments,
             environment: ["PATH": "/usr/bin:/bin", "HOME": daemon.directory, "HF_ENDPOINT": hub.address]
                 .merging(environment) { $1 })
@@ -228,7 +230,7 @@ private let client = (DaemonProcess.binary as NSString).deletingLastPathComponen
         let daemon = try Self.scripted(directory.path)
         var files = Self.directory
         files["model.safetensors"] = file
-        let (code, text) = try Self.pull("hf:owner/name", hub: try HubServer(files), to: daemon)
+        let (code, text) = try Self.pull("hf:owner/name", hub: HubServer(files), to: daemon)
         #expect(code == 1 && text.contains("model.safetensors \(reason)"), "\(text)")
         #expect(try Self.models(daemon).isEmpty)
         let blobs = try ImportTests.entries("blobs", of: daemon)
