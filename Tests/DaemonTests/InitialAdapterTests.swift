@@ -37,7 +37,7 @@ import Testing
         var request = KillTests.request("further")
         request.loraAlpha = 8
         request.initFromAdapter = "mine"
-        request.maxSteps = 400
+        request.maxSteps = 60
         let submitted = try daemon.post(Endpoint.jobs, request)
         #expect(submitted.status == 201, "\(submitted.text)")
         let removal = try daemon.call("DELETE", Endpoint.adapter("mine"))

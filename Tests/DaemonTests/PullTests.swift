@@ -332,11 +332,14 @@ private let client = (DaemonProcess.binary as NSString).deletingLastPathComponen
     @Test func aProxyIsUsedUnlessItIsExcepted() throws {
         let directory = try TemporaryDirectory()
         let daemon = try DaemonProcess(in: directory.path)
-        // The proxy is the hub: it answers whole addresses.
         let hub = try HubServer(["tiny.gguf": try Self.tinyModel()])
-        let far = ["HF_ENDPOINT": "http://hub.invalid", "http_proxy": hub.address]
+        let proxy = try TunnelProxy(to: hub.port)
+        defer { proxy.end() }
+        let far = ["HF_ENDPOINT": "http://hub.invalid", "http_proxy": "127.0.0.1:\(proxy.port)"]
         let (code, text) = try Self.pull("hf:owner/name", hub: hub, to: daemon, environment: far)
         #expect(code == 0, "\(text)")
+        // Of a proxy the client asks for tunnels, whatever goes through them.
+        #expect(Set(proxy.asked) == ["CONNECT hub.invalid:80 HTTP/1.1"])
         #expect(hub.seen.allSatisfy { $0.host == "hub.invalid" })
         let broken = ["http_proxy": "http://127.0.0.1:1", "no_proxy": "example.org, 127.0.0.1"]
         #expect(try Self.pull("hf:owner/name", hub: hub, to: daemon, environment: broken).code == 0)
