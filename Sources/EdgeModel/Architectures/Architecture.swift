@@ -57,7 +57,9 @@ package enum Architectures {
             throw ModelError.badConfig("\(error)")
         }
         guard let name = config["architectures"]?.array?.first?.string else {
-            throw ModelError.badConfig("it names no architecture (\"architectures\")")
+            throw ModelError.badConfig(
+                "it names no architecture; add \"architectures\": [\"…ForCausalLM\"], one of "
+                    + all.flatMap(\.huggingFaceNames).joined(separator: ", "))
         }
         return try find(name, \.huggingFaceNames).spec(Hyperparameters(config: config))
     }
