@@ -168,7 +168,7 @@ package final class DaemonProcess {
     package var log: String { (try? String(contentsOfFile: directory + "/log", encoding: .utf8)) ?? "" }
 
     private func waitUntilUp() throws {
-        let deadline = Date().addingTimeInterval(20)
+        let deadline = Date().addingTimeInterval(120)  // a board that does something else as well
         while Date() < deadline, process.isRunning {
             if (try? call("GET", Endpoint.health))?.status == 200 { return }
             usleep(10_000)
@@ -203,7 +203,7 @@ package final class DaemonProcess {
 
     /// The job once it satisfies `condition`.
     package func wait(for id: String, until condition: (JobStatus) -> Bool) throws -> JobStatus {
-        let deadline = Date().addingTimeInterval(20)
+        let deadline = Date().addingTimeInterval(120)  // a board that does something else as well
         var last = ""
         while Date() < deadline {
             let answer = try call("GET", Endpoint.job(id))
