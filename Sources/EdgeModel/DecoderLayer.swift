@@ -168,7 +168,7 @@ package struct DecoderLayer {
         } else {
             project([(module, sum)], x, parts, projected: projected)
         }
-        if spec.residualScale != 1 { multiply(sum, by: spec.residualScale, on: pool) }
+        multiply(sum, by: spec.residualScale, on: pool)
         addScaled(residual, to: sum, on: pool)
     }
 
@@ -292,7 +292,7 @@ package struct DecoderLayer {
         } else {
             place.copy(from: dH)
         }
-        if spec.residualScale != 1 { multiply(place, by: spec.residualScale, on: pool) }
+        multiply(place, by: spec.residualScale, on: pool)
         return place
     }
 

@@ -24,8 +24,9 @@ package func addRows(_ x: UnsafePointer<Float>, to y: Tensor, on pool: WorkerPoo
     }
 }
 
-/// x · scale, in place.
+/// x · scale, in place; nothing is done for 1, as most models have it.
 package func multiply(_ x: Tensor, by scale: Float, on pool: WorkerPool) {
+    guard scale != 1 else { return }
     pool.run(rowPieces(x.rows), as: .elementwise, .pass(x.count, streams: 2, flopEach: 1)) { piece, _ in
         let first = piece * elementwiseRows
         pool.kernels.scale(x.row(first), count: min(elementwiseRows, x.rows - first) * x.columns, by: scale)

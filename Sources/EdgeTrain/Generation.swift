@@ -147,7 +147,7 @@ package final class Generator {
         }
         var (input, output) = (hidden.0.prefix(new.count), hidden.1.prefix(new.count))
         decodeRows(model.embedding, tokens, into: input, on: pool)
-        if spec.embeddingScale != 1 { multiply(input, by: spec.embeddingScale, on: pool) }
+        multiply(input, by: spec.embeddingScale, on: pool)
         for index in 0..<spec.layerCount {
             DecoderLayer(
                 index: index, spec: spec, weights: model.layers[index], adapters: adapters, rotaries: rotaries,
@@ -159,7 +159,7 @@ package final class Generator {
         }
         let last = Tensor(input.row(new.count - 1), rows: 1, columns: spec.hiddenSize)
         normalize(last, model.outputNorm, into: lastNormed, inverse: inverseNorm, on: pool)
-        if spec.logitScale != 1 { multiply(lastNormed, by: spec.logitScale, on: pool) }
+        multiply(lastNormed, by: spec.logitScale, on: pool)
         linearVector(lastNormed, model.head, into: logits, on: pool)
         if let cap = spec.logitCap { softCap(logits, cap, on: pool) }
     }

@@ -284,7 +284,7 @@ package final class TrainStep {
 
     /// Rows of the embedding are read, not mapped, unless they are the head's and stay in any case.
     private func embed(into h: Tensor) throws {
-        defer { if model.spec.embeddingScale != 1 { multiply(h, by: model.spec.embeddingScale, on: pool) } }
+        defer { multiply(h, by: model.spec.embeddingScale, on: pool) }
         if shape.weights == .resident && model.isHeadTied {
             decodeRows(model.embedding, tokens, into: h, on: pool)
             return
@@ -313,7 +313,7 @@ package final class TrainStep {
     /// A factor of the logits is one of what the head reads.
     private func normalizeForHead(_ hidden: Tensor, into normed: Tensor, inverse: UnsafeMutablePointer<Float>) {
         normalize(hidden, model.outputNorm, into: normed, inverse: inverse, on: pool)
-        if model.spec.logitScale != 1 { multiply(normed, by: model.spec.logitScale, on: pool) }
+        multiply(normed, by: model.spec.logitScale, on: pool)
     }
 
     private func forEachHeadSlice(
@@ -354,7 +354,7 @@ package final class TrainStep {
                     [LinearGradient(dy: dLogits.columns(rows), weight: slice, adapter: nil)], into: dNormed,
                     rows.lowerBound == 0 ? .overwrite : .add, as: .headProduct, on: pool)
             }
-            if model.spec.logitScale != 1 { multiply(dNormed, by: model.spec.logitScale, on: pool) }
+            multiply(dNormed, by: model.spec.logitScale, on: pool)
             normalizeBackward(
                 dNormed, head.input.prefix(rows), model.outputNorm, inverse: head.inverseNorm, into: dInput, .overwrite,
                 on: pool)

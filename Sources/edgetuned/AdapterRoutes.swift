@@ -82,6 +82,14 @@ extension Daemon {
         return adapter
     }
 
+    /// Where the adapter is that a request names.
+    func adapterDirectoryNamed(_ name: String) async throws -> String {
+        guard let adapter = try await store.adapter(name) else {
+            throw Problem(.notFound, "there is no adapter \"\(name.prefix(80))\"", hint: "edgetune adapters list")
+        }
+        return directory(of: adapter)
+    }
+
     func directory(of adapter: StoredAdapter) -> String { queue.directory(of: adapter.job) + "/adapter" }
 
     private func record(_ adapter: StoredAdapter) -> AdapterRecord {

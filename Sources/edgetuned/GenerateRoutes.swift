@@ -14,10 +14,7 @@ extension Daemon {
         }
         var adapterDirectory: String?
         if let name = request.adapter {
-            guard let adapter = try await store.adapter(name) else {
-                throw Problem(.notFound, "there is no adapter \"\(name.prefix(80))\"", hint: "edgetune adapters list")
-            }
-            adapterDirectory = directory(of: adapter)
+            adapterDirectory = try await adapterDirectoryNamed(name)
         }
         // Beside a running job only its own small share: a training run is never starved for an answer.
         let isAlone = await queue.runningJob == nil

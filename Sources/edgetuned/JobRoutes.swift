@@ -105,10 +105,7 @@ extension Daemon {
             datasetPaths: try files.datasets.map { blobs.path(try BlobDigest($0)) }, directory: "",
             budgetBytes: budget.bytes, budgetReason: budget.name, defaultSaveSteps: config.now.defaultSaveSteps)
         if let name = request.initFromAdapter {
-            guard let adapter = try await store.adapter(name) else {
-                throw Problem(.notFound, "there is no adapter \"\(name.prefix(80))\"", hint: "edgetune adapters list")
-            }
-            order.initialAdapterDirectory = directory(of: adapter)
+            order.initialAdapterDirectory = try await adapterDirectoryNamed(name)
         }
         order.calibrationPath = places.calibration(of: request, kernelSet: kernelSet)
         order.availableBytes = HostMemory(host).available.bytes

@@ -1,5 +1,4 @@
 // Adapters that were brought in: by the client's commands, through the real daemon and worker, to a job that begins from one.
-import EdgeFormats
 import EdgeTestSupport
 import EdgeWire
 import Foundation
@@ -9,12 +8,7 @@ import Testing
     static let gguf = TestModel.repositoryRoot + "/Tests/Goldens/tiny-adapter.gguf"
 
     static func upload(_ daemon: DaemonProcess) throws -> String {
-        let bytes = try Data(contentsOf: URL(filePath: gguf))
-        let digest = "sha256:" + bytes.withUnsafeBytes { SHA256.hex(SHA256.hash($0)) }
-        _ = try daemon.call(
-            "PATCH", Endpoint.blob(digest),
-            headers: [Header.uploadOffset: "0", Header.uploadLength: "\(bytes.count)"], body: bytes)
-        return digest
+        try KillTests.upload(try Data(contentsOf: URL(filePath: gguf)), daemon)
     }
 
     static func add(_ name: String, to daemon: DaemonProcess) throws -> HTTPAnswer {
@@ -66,11 +60,7 @@ import Testing
         let directory = try TemporaryDirectory()
         let daemon = try DaemonProcess(in: directory.path)
         try KillTests.prepare(daemon)
-        let bytes = Data("GGUF, but no more of it".utf8)
-        let digest = "sha256:" + bytes.withUnsafeBytes { SHA256.hex(SHA256.hash($0)) }
-        _ = try daemon.call(
-            "PATCH", Endpoint.blob(digest),
-            headers: [Header.uploadOffset: "0", Header.uploadLength: "\(bytes.count)"], body: bytes)
+        let digest = try KillTests.upload(Data("GGUF, but no more of it".utf8), daemon)
         let answer = try daemon.post(
             Endpoint.adapters, AdapterImportRequest(name: "bad", baseModel: "tiny", tensors: digest, config: nil))
         #expect(answer.status == 422, "\(answer.text)")

@@ -20,12 +20,18 @@ import Testing
         }
     }
 
-    static func importBlob(_ bytes: Data, as name: String, at endpoint: String, _ daemon: DaemonProcess) throws {
+    /// Returns the blob's digest.
+    static func upload(_ bytes: Data, _ daemon: DaemonProcess) throws -> String {
         let digest = "sha256:" + bytes.withUnsafeBytes { SHA256.hex(SHA256.hash($0)) }
         let upload = try daemon.call(
             "PATCH", Endpoint.blob(digest),
             headers: [Header.uploadOffset: "0", Header.uploadLength: "\(bytes.count)"], body: bytes)
         #expect(upload.status == 200, "\(upload.text)")
+        return digest
+    }
+
+    static func importBlob(_ bytes: Data, as name: String, at endpoint: String, _ daemon: DaemonProcess) throws {
+        let digest = try upload(bytes, daemon)
         let answer = try daemon.post(endpoint, ImportRequest(name: name, blob: digest))
         #expect(answer.status == 201, "\(answer.text)")
     }

@@ -44,9 +44,10 @@ extension Architecture {
 extension Hyperparameters {
     /// - Parameter largestLayerCount: of the 27B model, whose GGUF files do not say that its attention is scaled otherwise.
     fileprivate func gemma(_ defaults: FamilyDefaults, largestLayerCount: Int, logitCap: Double?) throws -> DecoderSpec {
+        var defaults = defaults
+        defaults.activationKey = "hidden_activation"
+        defaults.activation = "gelu_pytorch_tanh"
         var spec = try decoder(defaults)
-        let activation = Key(nil, "hidden_activation")
-        try require(activation, try word(activation), isOneOf: ["gelu_pytorch_tanh"])
         spec.activation = .geglu
         spec.hasOutputNorms = true
         // llama.cpp's converter has added the 1.
@@ -66,9 +67,7 @@ extension Hyperparameters {
         let window = try window() ?? (isHuggingFace ? 4096 : nil)
         if !isHuggingFace, window == nil { return }
         if let flags = try isList(key) ? flags(key) : nil {
-            guard flags.count == spec.layerCount else {
-                throw bad(key, "a list of \(flags.count)", expected: "one for each of \(spec.layerCount) layers")
-            }
+            try requireOnePerLayer(key, flags.count, spec)
             try windows(&spec, window) { flags[$0] }
         } else if let every = try optionalCount(key, in: 1...1024), every != pattern {
             try windows(&spec, window) { ($0 + 1) % every != 0 }

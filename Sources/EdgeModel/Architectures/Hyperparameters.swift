@@ -192,20 +192,27 @@ struct FamilyDefaults {
     /// Of GGUF files that do not say.
     var ggufTheta = 10_000.0
     var epsilonKey = Hyperparameters.Key("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    /// What config.json calls the activation, and the one that the family has.
+    var activationKey = "hidden_act"
+    var activation = "silu"
 }
 
 extension Hyperparameters {
     /// What all families have.
     func decoder(_ defaults: FamilyDefaults) throws -> DecoderSpec {
+        // A GGUF file says these itself.
+        func left<Value>(_ value: Value?) -> Value? { isHuggingFace ? value : nil }
+        let activation = Key(nil, defaults.activationKey)
+        try require(activation, try word(activation), isOneOf: [defaults.activation])
         let headCount = Key("attention.head_count", "num_attention_heads")
-        let heads = try count(headCount, in: 1...1024, default: isHuggingFace ? defaults.heads : nil)
+        let heads = try count(headCount, in: 1...1024, default: left(defaults.heads))
         let hidden = try count(
-            Key("embedding_length", "hidden_size"), in: 1...65_536, default: isHuggingFace ? defaults.hiddenSize : nil)
+            Key("embedding_length", "hidden_size"), in: 1...65_536, default: left(defaults.hiddenSize))
         let dimension = Key("attention.key_length", "head_dim")
-        let headDim = try count(dimension, in: 2...1024, default: (isHuggingFace ? defaults.headDim : nil) ?? hidden / heads)
+        let headDim = try count(dimension, in: 2...1024, default: left(defaults.headDim) ?? hidden / heads)
         let keyValueKey = Key("attention.head_count_kv", "num_key_value_heads")
         let keyValueHeads = try count(
-            keyValueKey, in: 1...heads, default: min(heads, (isHuggingFace ? defaults.keyValueHeads : nil) ?? heads))
+            keyValueKey, in: 1...heads, default: min(heads, left(defaults.keyValueHeads) ?? heads))
         guard heads % keyValueHeads == 0, headDim % 2 == 0 else {
             throw bad(keyValueKey, "\(keyValueHeads)", expected: "a divisor of the \(heads) heads, of even length")
         }
@@ -216,17 +223,17 @@ extension Hyperparameters {
         var spec = DecoderSpec(
             architecture: architectureName,
             layerCount: try count(
-                Key("block_count", "num_hidden_layers"), in: 1...1024, default: isHuggingFace ? defaults.layerCount : nil),
+                Key("block_count", "num_hidden_layers"), in: 1...1024, default: left(defaults.layerCount)),
             hiddenSize: hidden,
             intermediateSize: try count(
                 Key("feed_forward_length", "intermediate_size"), in: 1...1_048_576,
-                default: isHuggingFace ? defaults.intermediateSize : nil),
+                default: left(defaults.intermediateSize)),
             attentionHeadCount: heads, keyValueHeadCount: keyValueHeads, headDim: headDim,
             vocabularySize: 0,  // set from the embedding's shape
             contextLength: try count(
                 Key("context_length", "max_position_embeddings"), in: 1...16_777_216,
-                default: isHuggingFace ? defaults.contextLength : nil),
-            normEpsilon: Float(try number(defaults.epsilonKey, default: isHuggingFace ? defaults.epsilon : nil)),
+                default: left(defaults.contextLength)),
+            normEpsilon: Float(try number(defaults.epsilonKey, default: left(defaults.epsilon))),
             rotary: try rotary(headDim: headDim, defaults))
         if isHuggingFace {
             spec.tiesEmbeddings = try flag(Key(nil, "tie_word_embeddings"), default: defaults.tiesEmbeddings)
@@ -239,14 +246,18 @@ extension Hyperparameters {
         let kinds = Key(nil, "layer_types")
         let names = try words(kinds)
         if let names {
-            guard names.count == spec.layerCount else {
-                throw bad(kinds, "a list of \(names.count)", expected: "one for each of \(spec.layerCount) layers")
-            }
+            try requireOnePerLayer(kinds, names.count, spec)
             for name in names { try require(kinds, name, isOneOf: ["full_attention", "sliding_attention"]) }
         }
         for layer in 0..<spec.layerCount where names.map({ $0[layer] == "sliding_attention" }) ?? isLocal(layer) {
             guard let window else { throw ModelError.missingMetadata("sliding_window") }
             spec.layerKinds[layer].window = window
+        }
+    }
+
+    func requireOnePerLayer(_ key: Key, _ count: Int, _ spec: DecoderSpec) throws {
+        guard count == spec.layerCount else {
+            throw bad(key, "a list of \(count)", expected: "one for each of \(spec.layerCount) layers")
         }
     }
 

@@ -28,9 +28,7 @@ extension Architecture {
         let isRotated = Hyperparameters.Key(nil, "no_rope_layers")
         let interval = try values.count(Hyperparameters.Key(nil, "no_rope_layer_interval"), in: 1...1024, default: 4)
         let flags = try values.flags(isRotated) ?? (0..<spec.layerCount).map { ($0 + 1) % interval != 0 }
-        guard flags.count == spec.layerCount else {
-            throw values.bad(isRotated, "a list of \(flags.count)", expected: "one for each of \(spec.layerCount) layers")
-        }
+        try values.requireOnePerLayer(isRotated, flags.count, spec)
         for (layer, flag) in flags.enumerated() where !flag { spec.layerKinds[layer].rotary = nil }
         let slides = Hyperparameters.Key(nil, "use_sliding_window")
         try values.windows(&spec, try values.flag(slides, default: false) ? try values.window() : nil) { _ in false }
@@ -54,8 +52,6 @@ extension Architecture {
 extension Hyperparameters {
     func llama(_ defaults: FamilyDefaults) throws -> DecoderSpec {
         var spec = try decoder(defaults)
-        let activation = Key(nil, "hidden_act")
-        try require(activation, try word(activation), isOneOf: ["silu"])
         if !isHuggingFace {
             // Rows are permuted over whole heads.
             guard spec.rotaries[0].rotated == spec.headDim else {

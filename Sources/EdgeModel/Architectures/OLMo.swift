@@ -4,8 +4,6 @@ import EdgeTensor
 extension Architecture {
     package static let olmo2 = Architecture(ggufName: "olmo2", huggingFaceNames: ["Olmo2ForCausalLM"]) { values in
         var spec = try values.decoder(FamilyDefaults(epsilon: 1e-5, contextLength: 2048))
-        let activation = Hyperparameters.Key(nil, "hidden_act")
-        try values.require(activation, try values.word(activation), isOneOf: ["silu"])
         // OLMo 3 has the same name in GGUF files.
         let window = Hyperparameters.Key("attention.sliding_window", nil)
         if let count = try values.optionalCount(window, in: 1...16_777_216) {

@@ -4,8 +4,6 @@ import EdgeTensor
 extension Architecture {
     package static let phi3 = Architecture(ggufName: "phi3", huggingFaceNames: ["Phi3ForCausalLM"]) { values in
         var spec = try values.decoder(FamilyDefaults(hiddenSize: 3072, intermediateSize: 8192, epsilon: 1e-5, contextLength: 4096))
-        let activation = Hyperparameters.Key(nil, "hidden_act")
-        try values.require(activation, try values.word(activation), isOneOf: ["silu"])
         spec.fusion = .queryKeyValueAndGateUp
         let window = try values.window()
         try values.windows(&spec, window) { _ in window != nil }

@@ -19,8 +19,6 @@ extension Architecture {
 extension Hyperparameters {
     fileprivate func qwen(_ defaults: FamilyDefaults) throws -> DecoderSpec {
         var spec = try decoder(defaults)
-        let activation = Key(nil, "hidden_act")
-        try require(activation, try word(activation), isOneOf: ["silu"])
         guard isHuggingFace, try flag(Key(nil, "use_sliding_window"), default: false) else { return spec }
         let first = try count(Key(nil, "max_window_layers"), in: 0...1024, default: 28)
         let window = try window() ?? 4096

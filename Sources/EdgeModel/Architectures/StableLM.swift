@@ -8,8 +8,6 @@ extension Architecture {
         var spec = try values.decoder(FamilyDefaults(
             hiddenSize: 2560, intermediateSize: 6912, keyValueHeads: 32, epsilon: 1e-5, partialRotary: 0.25, contextLength: 4096,
             epsilonKey: Hyperparameters.Key("attention.layer_norm_epsilon", "layer_norm_eps")))
-        let activation = Hyperparameters.Key(nil, "hidden_act")
-        try values.require(activation, try values.word(activation), isOneOf: ["silu"])
         // Both are StableLM 2 12B's.
         let parallel = Hyperparameters.Key("use_parallel_residual", "use_parallel_residual")
         try values.refuse(parallel, try values.flag(parallel, default: false))
