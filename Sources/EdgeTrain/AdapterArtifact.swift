@@ -141,10 +141,14 @@ package struct AdapterArtifact: Equatable, Sendable {
 
     /// The same of two files, whatever they are called.
     ///
-    /// - Parameter tensors: safetensors, as they are or in an LZ4 frame.
-    package static func open(config: ByteRegion, tensors: ByteRegion) throws -> AdapterArtifact {
+    /// - Parameters:
+    ///   - tensors: safetensors, as they are or in an LZ4 frame.
+    ///   - limitBytes: the most that a frame may hold.
+    package static func open(
+        config: ByteRegion, tensors: ByteRegion, limitBytes: Int = tensorFileLimitBytes
+    ) throws -> AdapterArtifact {
         let isFramed = tensors.withBytes { LZ4Frame.hasMagic($0) }
-        return try open(config: config, plain: isFramed ? unframed(tensors) : tensors)
+        return try open(config: config, plain: isFramed ? unframed(tensors, limitBytes) : tensors)
     }
 
     private static func open(config: ByteRegion, plain: ByteRegion) throws -> AdapterArtifact {
@@ -245,8 +249,8 @@ extension AdapterArtifact {
         }
     }
 
-    private static func unframed(_ framed: ByteRegion) throws -> ByteRegion {
-        let content = try framed.withBytes { try LZ4Frame.decompress($0, limitBytes: tensorFileLimitBytes) }
+    private static func unframed(_ framed: ByteRegion, _ limitBytes: Int = tensorFileLimitBytes) throws -> ByteRegion {
+        let content = try framed.withBytes { try LZ4Frame.decompress($0, limitBytes: limitBytes) }
         return ByteRegion.copy(of: content)
     }
 
