@@ -97,9 +97,14 @@ package enum LZ4Frame {
     }
 
     /// The content of one frame that fills `frame` exactly. Memory follows what is decoded, not what is declared.
-    package static func decompress(_ frame: UnsafeRawBufferPointer, limitBytes: Int) throws(LZ4FrameError) -> [UInt8] {
+    ///
+    /// - Parameter consumed: gets how much of the frame has been read and is not needed any more.
+    package static func decompress(
+        _ frame: UnsafeRawBufferPointer, limitBytes: Int, consumed: (Int) -> Void = { _ in }
+    ) throws(LZ4FrameError) -> [UInt8] {
         var content: [UInt8] = []
-        try decompress(frame, limitBytes: limitBytes) { piece, _, declared in
+        try decompress(frame, limitBytes: limitBytes) { piece, position, declared in
+            consumed(position)
             if content.isEmpty, let declared {
                 let (densest, overflow) = frame.count.multipliedReportingOverflow(by: highestRatio)
                 content.reserveCapacity(overflow ? Int(declared) : min(Int(declared), densest))
@@ -107,6 +112,18 @@ package enum LZ4Frame {
             content.append(contentsOf: piece)
         }
         return content
+    }
+
+    /// What the frame says that it holds; nil where it does not say.
+    package static func declaredBytes(_ frame: UnsafeRawBufferPointer) throws(LZ4FrameError) -> UInt64? {
+        var context: OpaquePointer?
+        try check(LZ4F_createDecompressionContext(&context, UInt32(LZ4F_VERSION)))
+        defer { LZ4F_freeDecompressionContext(context) }
+        guard let start = frame.baseAddress, !frame.isEmpty else { throw .truncated(bytes: 0) }
+        var information = LZ4F_frameInfo_t()
+        var position = frame.count
+        try check(LZ4F_getFrameInfo(context, &information, start, &position))
+        return information.contentSize == 0 ? nil : information.contentSize
     }
 
     /// The same, piece by piece and without holding it.

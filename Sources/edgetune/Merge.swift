@@ -20,6 +20,9 @@ struct Merge: AsyncParsableCommand {
     @Flag(inversion: .prefixedNo, help: "Measure the held-out loss, with the adapter and merged.") var measure = true
     @Flag(help: "Replace what is there.") var force = false
 
+    /// Of the loss; f16 and q8_0 stay far below.
+    private static let tolerableChange = 1.05
+
     private struct Report: Encodable {
         let adapter: String
         let path: String
@@ -48,6 +51,10 @@ struct Merge: AsyncParsableCommand {
         status.clear()
         try output.print(Report(adapter: adapter, path: copy.path, merged: report)) {
             "\(TerminalFilter.line(copy.path)): \(report.format), \(Amount.bytes(total))\n\(Self.losses(report))"
+        }
+        if let losses = report.losses, losses.merged > losses.adapter * Self.tolerableChange {
+            Terminal.complain(
+                "hint: rounding took back much of what the adapter does, as it does where the base had so few bits already; q8_0 and f16 keep it")
         }
     }
 

@@ -25,14 +25,19 @@ func merge(_ order: WorkOrder.MergeOrder, _ channel: WorkChannel) throws {
 /// Writes the model; returns the format of what was changed.
 private func write(_ order: WorkOrder.MergeOrder, _ base: BaseModel, _ channel: WorkChannel) throws -> QuantFormat {
     let format = order.format.map(QuantFormat.init) ?? (base.isImported ? .bf16 : .q8_0)
-    let merged = try MergedModel(base, try LoadedAdapter(directory: order.adapterDirectory), format: format)
-    let threads = ProcessFacts.coreCount
-    let needed = UInt64(merged.peakBytes(threads: threads).bytes) + ProcessFacts.idleBytes
-    guard needed <= order.budgetBytes else {
-        throw Problem(
-            .insufficientMemory, "merging needs \(needed >> 20) MiB, the budget is \(order.budgetBytes >> 20) MiB",
-            hint: "a larger memory budget, or when no job runs", requiredBytes: needed, budgetBytes: order.budgetBytes)
+    let idle = ProcessFacts.idleBytes, threads = ProcessFacts.coreCount
+    func require(_ bytes: ByteCount) throws {
+        let needed = idle + UInt64(bytes.bytes)
+        guard needed <= order.budgetBytes else {
+            throw Problem(
+                .insufficientMemory, "merging needs \(needed >> 20) MiB, the budget is \(order.budgetBytes >> 20) MiB",
+                hint: "a larger memory budget, or when no job runs", requiredBytes: needed, budgetBytes: order.budgetBytes)
+        }
     }
+    // Before it is read, and then with what the base adds.
+    try require(LoadedAdapter.loadingBytes(try AdapterArtifact.tensorFileBytes(order.adapterDirectory)))
+    let merged = try MergedModel(base, try LoadedAdapter(directory: order.adapterDirectory), format: format)
+    try require(merged.peakBytes(threads: threads))
     let total = UInt64(try merged.fileBytes)
     let parent = order.outputDirectory.lastIndex(of: "/").map { String(order.outputDirectory[..<$0]) } ?? "."
     try BlobStore.requireFree(total, on: parent, what: "are to be written")
