@@ -106,6 +106,16 @@ extension Daemon {
         }
     }
 
+    /// The file of the base that it belongs to, which may have been removed since.
+    func modelPath(of adapter: StoredAdapter) throws -> String {
+        let path = blobs.path(try BlobDigest(adapter.modelBlob))
+        guard Self.regularFileBytes(path) != nil else {
+            throw Problem(
+                .notFound, "the model \"\(adapter.baseModel)\" that the adapter belongs to has been removed", hint: "add it again: edgetune models add")
+        }
+        return path
+    }
+
     /// What is made of it is kept here, and may go away at any time.
     func exportDirectory(of adapter: StoredAdapter) throws -> String {
         let directory = "\(places.exports)/\(adapter.job)"
@@ -128,7 +138,7 @@ extension Daemon {
             to: .export(
                 .init(
                     format: format, adapterDirectory: self.directory(of: adapter),
-                    modelPath: blobs.path(try BlobDigest(adapter.modelBlob)), outputPath: staging)))
+                    modelPath: try modelPath(of: adapter), outputPath: staging)))
         guard case .exported = message else { throw wrongAnswer(message) }
         guard rename(staging, path) == 0 else {
             throw Problem(.internalError, "\(name) cannot be published: \(String(cString: strerror(errno)))")

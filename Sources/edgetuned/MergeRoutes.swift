@@ -15,7 +15,7 @@ extension Daemon {
         let order = WorkOrder.merge(
             .init(
                 format: request.format, adapterDirectory: directory(of: adapter),
-                modelPath: blobs.path(try BlobDigest(adapter.modelBlob)), outputDirectory: "\(parent)/\(Self.mergedName)",
+                modelPath: try modelPath(of: adapter), outputDirectory: "\(parent)/\(Self.mergedName)",
                 budgetBytes: await sideBudget().bytes, job: job))
         let logger = logger
         return try lines(
@@ -52,6 +52,7 @@ extension Daemon {
             return (nil, "its job is no longer listed, or it was trained elsewhere")
         }
         let paths = try job.datasetBlobs.map { blobs.path(try BlobDigest($0)) }
+        guard paths.allSatisfy({ Self.regularFileBytes($0) != nil }) else { return (nil, "its job's data sets have been removed") }
         return (.init(request: job.request, datasetPaths: paths), nil)
     }
 

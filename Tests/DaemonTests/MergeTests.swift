@@ -54,6 +54,21 @@ import Testing
         #expect(again.code == 6 && again.text.contains("--force"), "\(again.text)")
     }
 
+    @Test func whatAJobNeededMayBeGone() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try DaemonProcess(in: directory.path)
+        try KillTests.prepare(daemon)
+        _ = try Self.trained("one", daemon)
+        #expect(try daemon.call("DELETE", Endpoint.dataset("lines")).status == 204)
+        let (code, text) = try AddTests.edgetune(["merge", "one", "-o", directory.path + "/m.gguf"], daemon)
+        #expect(code == 0 && text.contains("data sets have been removed"), "\(text)")
+        #expect(try daemon.call("DELETE", Endpoint.model("tiny")).status == 204)
+        for arguments in [["merge", "one", "-o", directory.path + "/n.gguf"], ["export", "one", "--format", "gguf", "-o", directory.path + "/a.gguf"]] {
+            let (code, text) = try AddTests.edgetune(arguments, daemon)
+            #expect(code == 5 && text.contains("model \"tiny\"") && text.contains("hint"), "\(text)")
+        }
+    }
+
     @Test func anAdapterFromElsewhereIsMergedWithoutALoss() throws {
         let directory = try TemporaryDirectory()
         let daemon = try DaemonProcess(in: directory.path)
