@@ -83,17 +83,22 @@ def a_daemon(binaries, scratch):
         daemon.wait()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(description):
+    """The families that are asked for, all if none is, and where the binaries are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*")
     parser.add_argument("--bin", type=Path, default=ROOT / ".build/release")
     options = parser.parse_args()
-    families = options.families or sorted(path.name for path in FAMILIES.iterdir() if path.is_dir())
+    return options.families or sorted(path.name for path in FAMILIES.iterdir() if path.is_dir()), options.bin
+
+
+def main():
+    families, binaries = command_line(__doc__)
     print("| family | llama.cpp, largest distance by sample | the adapter moves logits by | elements that differ in PEFT |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        with a_daemon(options.bin, scratch) as edgetune:
+        with a_daemon(binaries, scratch) as edgetune:
             for family in families:
                 golden = load_file(FAMILIES / family / "golden.safetensors")
                 adapter_of(golden, scratch / family)

@@ -10,7 +10,6 @@ and PEFT's adapter: its logits beside the base, and element by element PEFT's ow
 the largest distances of a logit, how far the adapter moves them, and the elements that differ. Needs what check_family_adapters.py
 needs, and bitsandbytes.
 """
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from check_family_adapters import FAMILIES, ROOT, a_daemon, adapter_of, llama_cpp_distance
+from check_family_adapters import FAMILIES, a_daemon, adapter_of, command_line, llama_cpp_distance
 
 
 def logits(model, golden):
@@ -68,17 +67,13 @@ def with_tokenizer(family, directory):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*")
-    parser.add_argument("--bin", type=Path, default=ROOT / ".build/release")
-    options = parser.parse_args()
-    families = options.families or sorted(path.name for path in FAMILIES.iterdir() if path.is_dir())
+    families, binaries = command_line(__doc__)
     torch.set_num_threads(1)  # bitsandbytes rounds its means in another order with more
     print("| family | the adapter moves logits by | F16, llama.cpp | Q8_0, llama.cpp | NF4 to BF16, transformers | elements, PEFT |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        with a_daemon(options.bin, scratch) as edgetune:
+        with a_daemon(binaries, scratch) as edgetune:
             for family in families:
                 golden = load_file(FAMILIES / family / "golden.safetensors")
                 adapter = scratch / family

@@ -119,11 +119,22 @@ package enum LZ4Frame {
         var context: OpaquePointer?
         try check(LZ4F_createDecompressionContext(&context, UInt32(LZ4F_VERSION)))
         defer { LZ4F_freeDecompressionContext(context) }
+        return try header(of: frame, context).declared
+    }
+
+    /// Where the frame's blocks begin, and the content's size if it is declared.
+    private static func header(
+        of frame: UnsafeRawBufferPointer, _ context: OpaquePointer?
+    ) throws(LZ4FrameError) -> (byteCount: Int, declared: UInt64?) {
         guard let start = frame.baseAddress, !frame.isEmpty else { throw .truncated(bytes: 0) }
         var information = LZ4F_frameInfo_t()
-        var position = frame.count
-        try check(LZ4F_getFrameInfo(context, &information, start, &position))
-        return information.contentSize == 0 ? nil : information.contentSize
+        var byteCount = frame.count
+        let hint = LZ4F_getFrameInfo(context, &information, start, &byteCount)
+        if LZ4F_isError(hint) != 0, isHeaderCut(frame) { throw .truncated(bytes: frame.count) }
+        try check(hint)
+        guard information.frameType == LZ4F_frame else { throw .notAFrame }
+        guard information.contentChecksumFlag == LZ4F_contentChecksumEnabled else { throw .noContentChecksum }
+        return (byteCount, information.contentSize == 0 ? nil : information.contentSize)
     }
 
     /// The same, piece by piece and without holding it.
@@ -137,16 +148,8 @@ package enum LZ4Frame {
         try check(LZ4F_createDecompressionContext(&context, UInt32(LZ4F_VERSION)))
         defer { LZ4F_freeDecompressionContext(context) }
 
-        guard let start = frame.baseAddress, !frame.isEmpty else { throw .truncated(bytes: 0) }
-        var information = LZ4F_frameInfo_t()
-        var position = frame.count
-        let hint = LZ4F_getFrameInfo(context, &information, start, &position)
-        if LZ4F_isError(hint) != 0, isHeaderCut(frame) { throw .truncated(bytes: frame.count) }
-        try check(hint)
-        guard information.frameType == LZ4F_frame else { throw .notAFrame }
-        guard information.contentChecksumFlag == LZ4F_contentChecksumEnabled else { throw .noContentChecksum }
-        // 0 means that the frame does not declare it.
-        let declared = information.contentSize == 0 ? nil : information.contentSize
+        let (headerBytes, declared) = try header(of: frame, context)
+        var position = headerBytes
         if let declared, declared > UInt64(limitBytes) {
             throw .tooLarge(declaredBytes: declared, limitBytes: limitBytes)
         }
@@ -157,7 +160,7 @@ package enum LZ4Frame {
         while true {
             var produced = pieceBytes
             var consumed = frame.count - position
-            let hint = LZ4F_decompress(context, piece.baseAddress, &produced, start + position, &consumed, nil)
+            let hint = LZ4F_decompress(context, piece.baseAddress, &produced, frame.baseAddress! + position, &consumed, nil)
             try check(hint)
             decoded += produced
             guard decoded <= limitBytes else { throw .tooLarge(declaredBytes: declared, limitBytes: limitBytes) }
