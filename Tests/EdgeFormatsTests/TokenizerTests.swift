@@ -140,7 +140,6 @@ import Testing
         #expect(error { $0.eosTokenID = 256 } == .specialTokenOutOfRange(role: "EOS", id: 256, vocabularySize: 256))
     }
 
-    /// Of Gemma's GGUFs runs of spaces are spelled as spaces, and the order of tokens stands in for their scores.
     /// Ids without a token count: a score was read past the end.
     @Test func aUnigramVocabularyWithGapsNeedsAScoreForItsLastID() {
         var metadata = GGUFTokenizerMetadata(
@@ -152,6 +151,7 @@ import Testing
         }
     }
 
+    /// Of Gemma's GGUFs runs of spaces are spelled as spaces, and the order of tokens stands in for their scores.
     @Test func gemmaKeepsRunsOfSpaces() throws {
         var metadata = GGUFTokenizerMetadata(
             model: "llama", preTokenizer: nil, tokens: ["<unk>", "\u{2581}", "a", "  ", "\u{2581}a"].map { Array($0.utf8) },
