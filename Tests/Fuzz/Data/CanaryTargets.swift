@@ -40,7 +40,7 @@ extension FuzzTarget {
         _ name: String, _ read: @escaping @Sendable (UnsafeRawBufferPointer) throws -> Void
     ) -> FuzzTarget {
         FuzzTarget(
-            name: name, longestInput: 512, heap: HeapClaim(bytesPerByte: 64, fixedBytes: 64 << 10), seconds: 2,
+            name: name, longestInput: 1024, heap: HeapClaim(bytesPerByte: 64, fixedBytes: 64 << 10), seconds: 2,
             errors: [GGUFError.self], read: read)
     }
 }
