@@ -106,6 +106,15 @@ let package = Package(
                 .product(name: "NIOSSL", package: "swift-nio-ssl"),
             ]),
         .testTarget(name: "TidyTests", dependencies: ["EdgeTestSupport"]),
+        // The fuzz targets' functions over the committed corpora; libFuzzer is Tests/Fuzz/run's.
+        .testTarget(
+            name: "FuzzTests",
+            dependencies: [
+                "EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels", "EdgeJobs", "EdgeWire", "EdgeYAML",
+                "EdgeTestSupport", .product(name: "GRDB", package: "GRDB.swift"),
+            ],
+            path: "Tests/Fuzz",
+            exclude: ["README.md", "run", "make_seeds.py", "corpus", "dictionaries", "LibFuzzer"]),
     ],
     swiftLanguageModes: [.v6]
 )

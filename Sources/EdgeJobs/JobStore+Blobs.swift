@@ -15,8 +15,7 @@ extension JobStore {
     /// Bytes that a user's blobs take.
     package func blobBytes(ofOwner uid: UInt32) async throws -> UInt64 {
         try await queue.read { db in
-            UInt64(
-                try Int64.fetchOne(db, sql: "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?", arguments: [uid]) ?? 0)
+            try UInt64.fetchOne(db, sql: "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?", arguments: [uid]) ?? 0
         }
     }
 

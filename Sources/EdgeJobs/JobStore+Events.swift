@@ -70,7 +70,7 @@ extension JobStore {
             return try Row.fetchAll(
                 db, sql: "SELECT seq, line FROM events WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?",
                 arguments: [id, after, limit]
-            ).map { StoredEvent(seq: $0["seq"], line: $0["line"]) }
+            ).map { row in try StoredEvent(seq: StoredRow(row)["seq"], line: StoredRow(row)["line"]) }
         }
     }
 }

@@ -141,11 +141,12 @@ extension JobStore {
     }
 
     private static func modelImport(_ row: Row) throws -> StoredImport {
-        StoredImport(
+        let row = StoredRow(row)
+        return try StoredImport(
             name: row["name"], id: row["id"], ownerUid: row["owner_uid"],
-            createdAt: Date(timeIntervalSince1970: row["created_at"]),
-            files: try Column.value([ModelFile].self, row["files"]), source: row["source"],
-            totalBytes: UInt64(row["total_bytes"] as Int64), peakBytes: UInt64(row["peak_bytes"] as Int64),
-            problem: try (row["problem"] as String?).map { try Column.value(Problem.self, $0) })
+            createdAt: StoredRow.date(row["created_at"]),
+            files: Column.value([ModelFile].self, row["files"]), source: row["source"],
+            totalBytes: row["total_bytes"], peakBytes: row["peak_bytes"],
+            problem: (row["problem"] as String?).map { try Column.value(Problem.self, $0) })
     }
 }

@@ -31,11 +31,11 @@ extension JobStore {
                 db, sql: "SELECT body_digest, job FROM idempotency_keys WHERE owner_uid = ? AND key = ?",
                 arguments: [ownerUid, key.key])
         else { return nil }
-        guard row["body_digest"] as String == key.bodyDigest else {
+        guard try StoredRow(row)["body_digest"] == key.bodyDigest else {
             throw Problem(
                 .conflict, "this Idempotency-Key was used for another request", hint: "use a new key for a new job")
         }
-        return try job(row["job"], db)
+        return try job(StoredRow(row)["job"], db)
     }
 
     /// Stores the job and its first events, unless its key, its name or the queue's length forbid it.
@@ -201,22 +201,24 @@ extension JobStore {
     }
 
     private static func job(_ row: Row) throws -> Job {
-        guard let state = JobState(rawValue: row["state"]) else { throw StoreError.damaged("state of \(row)") }
-        var job = Job(
+        let row = StoredRow(row)
+        let word: String = try row["state"]
+        guard let state = JobState(rawValue: word) else { throw StoreError.damaged("state: \(word)") }
+        var job = try Job(
             id: row["id"], name: row["name"], ownerUid: row["owner_uid"],
-            createdAt: Date(timeIntervalSince1970: row["created_at"]),
-            request: try Column.value(JobRequest.self, row["request"]), modelBlob: row["model_blob"],
-            datasetBlobs: try Column.value([String].self, row["dataset_blobs"]),
-            plan: try (row["plan"] as String?).map { try Column.value(PlanReport.self, $0) })
+            createdAt: StoredRow.date(row["created_at"]),
+            request: Column.value(JobRequest.self, row["request"]), modelBlob: row["model_blob"],
+            datasetBlobs: Column.value([String].self, row["dataset_blobs"]),
+            plan: (row["plan"] as String?).map { try Column.value(PlanReport.self, $0) })
         job.state = state
-        job.reason = row["reason"]
-        job.startedAt = (row["started_at"] as Double?).map { Date(timeIntervalSince1970: $0) }
-        job.finishedAt = (row["finished_at"] as Double?).map { Date(timeIntervalSince1970: $0) }
-        job.runs = row["runs"]
-        job.fruitlessRuns = row["fruitless_runs"]
+        job.reason = try row["reason"]
+        job.startedAt = try (row["started_at"] as Double?).map(StoredRow.date)
+        job.finishedAt = try (row["finished_at"] as Double?).map(StoredRow.date)
+        job.runs = try row["runs"]
+        job.fruitlessRuns = try row["fruitless_runs"]
         job.progress = try (row["progress"] as String?).map { try Column.value(JobProgress.self, $0) }
         job.problem = try (row["problem"] as String?).map { try Column.value(Problem.self, $0) }
-        job.adapter = row["adapter"]
+        job.adapter = try row["adapter"]
         return job
     }
 }

@@ -65,17 +65,18 @@ extension JobStore {
             guard let row = try Row.fetchOne(db, sql: "SELECT blob FROM models WHERE name = ?", arguments: [name]) else {
                 throw Problem(.notFound, "there is no model \"\(name)\"")
             }
-            try Self.requireUnused(row["blob"], what: "model \"\(name)\"", db)
+            try Self.requireUnused(StoredRow(row)["blob"], what: "model \"\(name)\"", db)
             try db.execute(sql: "DELETE FROM models WHERE name = ?", arguments: [name])
         }
     }
 
     private static func model(_ row: Row) throws -> ModelRecord {
-        ModelRecord(
+        let row = StoredRow(row)
+        return try ModelRecord(
             name: row["name"], blob: row["blob"], ownerUid: row["owner_uid"],
-            createdAt: Date(timeIntervalSince1970: row["created_at"]),
-            model: try Column.value(ModelReport.self, row["report"]),
-            files: try (row["files"] as String?).map { try Column.value([ModelFile].self, $0) }, source: row["source"])
+            createdAt: StoredRow.date(row["created_at"]),
+            model: Column.value(ModelReport.self, row["report"]),
+            files: (row["files"] as String?).map { try Column.value([ModelFile].self, $0) }, source: row["source"])
     }
 
     // MARK: data sets
@@ -112,16 +113,17 @@ extension JobStore {
             guard let row = try Row.fetchOne(db, sql: "SELECT blob FROM datasets WHERE name = ?", arguments: [name]) else {
                 throw Problem(.notFound, "there is no data set \"\(name)\"")
             }
-            try Self.requireUnused(row["blob"], what: "data set \"\(name)\"", db)
+            try Self.requireUnused(StoredRow(row)["blob"], what: "data set \"\(name)\"", db)
             try db.execute(sql: "DELETE FROM datasets WHERE name = ?", arguments: [name])
         }
     }
 
     private static func dataset(_ row: Row) throws -> DatasetRecord {
-        DatasetRecord(
-            name: row["name"], blob: row["blob"], bytes: UInt64(row["bytes"] as Int64), ownerUid: row["owner_uid"],
-            createdAt: Date(timeIntervalSince1970: row["created_at"]),
-            dataset: try Column.value(DatasetReport.self, row["report"]))
+        let row = StoredRow(row)
+        return try DatasetRecord(
+            name: row["name"], blob: row["blob"], bytes: row["bytes"], ownerUid: row["owner_uid"],
+            createdAt: StoredRow.date(row["created_at"]),
+            dataset: Column.value(DatasetReport.self, row["report"]))
     }
 
     /// The same name for the same bytes is the same import made again; for other bytes it is a conflict.
@@ -210,9 +212,10 @@ extension JobStore {
             ])
     }
 
-    private static func adapter(_ row: Row) -> StoredAdapter {
-        StoredAdapter(
+    private static func adapter(_ row: Row) throws -> StoredAdapter {
+        let row = StoredRow(row)
+        return try StoredAdapter(
             name: row["name"], job: row["job"], baseModel: row["base_model"], modelBlob: row["model_blob"],
-            ownerUid: row["owner_uid"], createdAt: Date(timeIntervalSince1970: row["created_at"]))
+            ownerUid: row["owner_uid"], createdAt: StoredRow.date(row["created_at"]))
     }
 }

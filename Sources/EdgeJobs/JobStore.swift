@@ -139,8 +139,28 @@ enum Column {
         String(decoding: try Wire.encoder().encode(value), as: UTF8.self)
     }
 
-    static func value<Value: Decodable>(_ type: Value.Type, _ text: String) throws -> Value {
-        try Wire.decoder().decode(type, from: Data(text.utf8))
+    static func value<Value: Decodable>(_ type: Value.Type, _ text: String) throws(StoreError) -> Value {
+        do { return try Wire.decoder().decode(type, from: Data(text.utf8)) } catch { throw .damaged("a \(type): \(error)") }
+    }
+}
+
+/// A row as it was stored. SQLite's own checks leave values of other types and ranges through, and GRDB's `row["name"]` would
+/// trap on one.
+struct StoredRow {
+    private let row: Row
+
+    init(_ row: Row) { self.row = row }
+
+    subscript<Value: DatabaseValueConvertible>(column: String) -> Value {
+        get throws(StoreError) {
+            do { return try row.decode(Value.self, forColumn: column) } catch { throw .damaged("\(column): \(error)") }
+        }
+    }
+
+    /// Of 1970 to 9999: Foundation traps when it writes a date that is far outside.
+    static func date(_ seconds: Double) throws(StoreError) -> Date {
+        guard (0..<253_402_300_800).contains(seconds) else { throw .damaged("a date of \(seconds) seconds") }
+        return Date(timeIntervalSince1970: seconds)
     }
 }
 

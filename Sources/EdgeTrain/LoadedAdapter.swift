@@ -26,30 +26,38 @@ package struct LoadedAdapter: Sendable {
         }
         if region.withBytes({ $0.starts(with: "GGUF".utf8) }) {
             let (alpha, tensors) = try AdapterArtifact.openGGUF(region, for: spec)
-            self.init(tensors) { alpha / Double($0.rank) }
+            try self.init(tensors, limitBytes: limitBytes) { alpha / Double($0.rank) }
         } else {
             guard let config else { throw LoadedAdapterError.noConfig }
             let artifact = try AdapterArtifact.open(
                 config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
-            try self.init(artifact)
+            try self.init(artifact, limitBytes: limitBytes)
         }
     }
 
     /// - Parameter directory: an artifact as `publish` leaves it.
-    package init(directory: String) throws { try self.init(try AdapterArtifact.open(directory: directory)) }
-
-    private init(_ artifact: AdapterArtifact) throws {
-        let scalings = try artifact.config.scalings(of: artifact.tensors)
-        self.init(artifact.tensors) { scalings[$0.modulePath]! }
+    package init(directory: String) throws {
+        try self.init(try AdapterArtifact.open(directory: directory), limitBytes: AdapterArtifact.tensorFileLimitBytes)
     }
 
-    private init(_ tensors: [LoRATensors], scaling: (LoRATensors) -> Double) {
+    private init(_ artifact: AdapterArtifact, limitBytes: Int) throws {
+        let scalings = try artifact.config.scalings(of: artifact.tensors)
+        try self.init(artifact.tensors, limitBytes: limitBytes) { scalings[$0.modulePath]! }
+    }
+
+    private init(_ tensors: [LoRATensors], limitBytes: Int, scaling: (LoRATensors) -> Double) throws {
         let largest = tensors.max { $0.rank < $1.rank }!
         let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
+        // One module of a high rank would make every other as large.
+        let bytes = tensors.reduce(0) { $0 + 4 * Double(rank) * (Double($1.inFeatures) + Double($1.outFeatures)) }
+        guard bytes <= Double(limitBytes) else {
+            throw LoadedAdapterError.tooLarge(bytes: Int(exactly: bytes.rounded()) ?? .max, limitBytes: limitBytes)
+        }
         self.rank = rank
         self.scaling = common
-        self.tensors = tensors.map { one in
-            one.rank == rank && scaling(one) == common ? one : one.widened(to: rank, timesB: Float(scaling(one) / common))
+        self.tensors = try tensors.map { one in
+            one.rank == rank && scaling(one) == common
+                ? one : try one.widened(to: rank, timesB: Float(scaling(one) / common))
         }
     }
 
@@ -148,7 +156,9 @@ package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
 
 extension LoRATensors {
     /// The same change of the base, up to the rounding of B, by matrices of a larger rank.
-    fileprivate func widened(to rank: Int, timesB factor: Float) -> LoRATensors {
+    ///
+    /// - Throws: `AdapterError.nonFinite` where a scaling is beyond what f32 holds.
+    fileprivate func widened(to rank: Int, timesB factor: Float) throws(AdapterError) -> LoRATensors {
         var wide = self
         wide.rank = rank
         wide.loraA += [Float](repeating: 0, count: (rank - self.rank) * inFeatures)
@@ -156,6 +166,7 @@ extension LoRATensors {
         for row in 0..<outFeatures {
             for column in 0..<self.rank { wide.loraB[row * rank + column] = loraB[row * self.rank + column] * factor }
         }
+        if let index = wide.loraB.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: modulePath, index: index) }
         return wide
     }
 }

@@ -37,6 +37,37 @@ func makeJob(_ id: String, name: String? = nil) -> Job {
         #expect(throws: StoreError.newerSchema(unknown: ["99 future"])) { try JobStore(path: path) }
     }
 
+    @Test(
+        "a damaged row is an error and no trap",
+        arguments: [
+            "jobs SET owner_uid = -1", "jobs SET owner_uid = 1 << 40", "jobs SET created_at = 1e300", "jobs SET started_at = -1e300",
+            "jobs SET runs = 1e30", "jobs SET request = '{'", "jobs SET dataset_blobs = 'x'", "datasets SET bytes = -1",
+            "datasets SET report = ''", "imports SET total_bytes = -1", "imports SET peak_bytes = -9", "blobs SET bytes = -1",
+        ])
+    func damagedRows(_ damage: String) async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/jobs.db"
+        let store = try JobStore(path: path)
+        _ = try await store.submit(makeJob("j-1"), key: nil, queueLimit: 9, at: now)
+        try await store.add(
+            DatasetRecord(
+                name: "d", blob: "sha256:d", bytes: 1, ownerUid: 7, createdAt: now, dataset: .init(samples: 1, kinds: [:])))
+        try await store.addBlob("sha256:b", bytes: 1, ownerUid: 7, at: now)
+        _ = try await store.add(
+            StoredImport(
+                name: "i", id: "i-1", ownerUid: 7, createdAt: now, files: [ModelFile(name: "f", blob: "sha256:b")], source: nil,
+                totalBytes: 1, peakBytes: 1))
+        func readAll() async throws {
+            for job in try await store.jobs(in: nil, limit: 9) { _ = try Wire.encoder().encode(JobStatus(job)) }
+            _ = try await (store.datasets(), store.imports(), store.blobBytes(ofOwner: 7))
+        }
+        try await readAll()
+        let raw = try DatabaseQueue(path: path)
+        try await raw.write { try $0.execute(sql: "UPDATE \(damage)") }
+        try raw.close()
+        await #expect(throws: (any Error).self) { try await readAll() }
+    }
+
     @Test func theStoreIsDurable() throws {
         let directory = try TemporaryDirectory()
         let path = directory.path + "/jobs.db"

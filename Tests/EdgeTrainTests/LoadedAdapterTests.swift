@@ -171,6 +171,20 @@ struct LoadedAdapterTests {
         }
     }
 
+    @Test("one module of a high rank does not make an adapter larger than its limit; a scaling beyond f32 is an error")
+    func hostileRanksAndScalings() throws {
+        let scratch = try TemporaryDirectory()
+        try Self.mixedDirectory(scratch.path, alphaPattern: "{}", useRSLoRA: false, ranks: (1, 200))
+        let path = scratch.path + "/adapter_model.safetensors", config = scratch.path + "/adapter_config.json"
+        let fileBytes = try #require(FileManager.default.contents(atPath: path)).count
+        #expect(throws: LoadedAdapterError.self) {
+            try LoadedAdapter(tensors: path, config: config, spec: Self.spec(), limitBytes: fileBytes)
+        }
+        #expect(try LoadedAdapter(tensors: path, config: config, spec: Self.spec(), limitBytes: 4 * fileBytes).rank == 200)
+        try Self.mixedDirectory(scratch.path, alphaPattern: "{\"q_proj\": 1e300}", useRSLoRA: false, ranks: (2, 2))
+        #expect(throws: AdapterError.self) { try Self.opened(scratch.path) }
+    }
+
     @Test("an adapter of another model is refused by the module that does not fit")
     func otherModel() throws {
         let other = try BaseModel.open(path: ReferenceModel(family: "qwen3").directory + "/model.gguf").spec
