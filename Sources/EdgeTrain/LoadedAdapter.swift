@@ -48,6 +48,9 @@ package struct LoadedAdapter: Sendable {
     private init(_ tensors: [LoRATensors], limitBytes: Int, scaling: (LoRATensors) -> Double) throws {
         let largest = tensors.max { $0.rank < $1.rank }!
         let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
+        for one in tensors where !Float(scaling(one) * Double(rank)).isFinite {
+            throw AdapterError.badConfig(key: "lora_alpha", value: "\(scaling(one) * Double(one.rank))")
+        }
         // One module of a high rank would make every other as large.
         let bytes = tensors.reduce(0) { $0 + 4 * Double(rank) * (Double($1.inFeatures) + Double($1.outFeatures)) }
         guard bytes <= Double(limitBytes) else {
