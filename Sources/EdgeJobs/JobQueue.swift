@@ -353,7 +353,7 @@ private actor WorkerTranscript {
             let text = String(text.prefix(WireLimit.eventLineBytes / 8))
             try log.append(text, to: job, at: settings.now())
             event = .log(text)
-        case .generated, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .imported,
+        case .generated, .merging, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .imported,
             .importedModel, .inspectedDataset, .importedAdapter, .exported, .failure:
             return
         }

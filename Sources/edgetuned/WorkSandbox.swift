@@ -42,6 +42,10 @@ extension WorkOrder {
                 writable: [parent(of: order.outputDirectory)], largestFileBytes: WireLimit.blobBytes)
         case .generate(let order):
             return OrderPaths(readable: [order.modelPath] + [order.adapterDirectory].compactMap { $0 })
+        case .merge(let order):
+            return OrderPaths(
+                readable: [order.adapterDirectory, order.modelPath] + (order.job?.datasetPaths ?? []),
+                writable: [parent(of: order.outputDirectory)], largestFileBytes: WireLimit.blobBytes)
         case .export(let order):
             return OrderPaths(
                 readable: [order.adapterDirectory, order.modelPath], writable: [parent(of: order.outputPath)],
