@@ -17,8 +17,10 @@ private let landlockVersion = edge_landlock_abi()
         var model: String { path + "/blobs/model" }
         var own: String { path + "/jobs/own" }
 
-        init() throws {
-            directory = try TemporaryDirectory()
+        init() throws { directory = try Self.filled() }
+
+        private static func filled() throws -> TemporaryDirectory {
+            let directory = try TemporaryDirectory()
             for name in ["jobs/own", "jobs/other", "blobs"] {
                 try FileManager.default.createDirectory(
                     atPath: directory.path + "/" + name, withIntermediateDirectories: true)
@@ -31,6 +33,7 @@ private let landlockVersion = edge_landlock_abi()
             ] {
                 #expect(FileManager.default.createFile(atPath: directory.path + "/" + name, contents: Data(bytes)))
             }
+            return directory
         }
 
         func training() -> WorkOrder {
