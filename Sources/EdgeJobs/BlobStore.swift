@@ -26,6 +26,9 @@ package struct BlobDigest: Hashable, Sendable {
 package actor BlobStore {
     package nonisolated let directory: String
     private var uploading: Set<BlobDigest> = []
+    /// Of blobs that are not stored as anybody's yet: who sent bytes last, and the whole length that he announced. A restart
+    /// forgets them, and their parts go after `ModelImports.keptDays`.
+    private var announced: [BlobDigest: (uid: UInt32, length: UInt64)] = [:]
 
     package init(directory: String) throws {
         self.directory = directory
@@ -48,7 +51,11 @@ package actor BlobStore {
     /// - Parameters:
     ///   - offset: must be what has arrived so far.
     ///   - length: of the whole blob, in bytes.
-    package func upload(_ digest: BlobDigest, offset: UInt64, length: UInt64) throws -> sending BlobUpload? {
+    ///   - uid: whose upload it is from now on.
+    ///   - allowance: bytes that all his uploads may come to; nil: any.
+    package func upload(
+        _ digest: BlobDigest, offset: UInt64, length: UInt64, by uid: UInt32, allowance: UInt64? = nil
+    ) throws -> sending BlobUpload? {
         guard length > 0 else { throw Problem(.invalidValue, "an empty blob is of no use") }
         guard length <= WireLimit.blobBytes else {
             throw Problem(.tooLarge, "\(length) bytes, the limit of a blob is \(WireLimit.blobBytes)")
@@ -63,12 +70,40 @@ package actor BlobStore {
                 .conflict, "the upload is at byte \(status.receivedBytes), not \(offset)",
                 hint: "send the next bytes from \(status.receivedBytes)")
         }
+        let others = announcedLengths(by: uid, except: digest)
+        guard others.count < Self.uploadsPerUser else {
+            throw Problem(
+                .tooLarge, "\(others.count) uploads of yours have begun and not ended, the limit is \(Self.uploadsPerUser)",
+                hint: "end one of them")
+        }
+        let otherBytes = others.reduce(0, +)
+        if let allowance, otherBytes + length > allowance {
+            throw Problem(
+                .tooLarge, "\(length) bytes, and \(otherBytes) of your other uploads: \(allowance) are left of your limit",
+                hint: "remove models or data sets that are not needed")
+        }
         try requireFree(length - min(offset, length), what: "are to come")
         let file = open(partPath(digest), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard file >= 0 else { throw Self.failure("open", partPath(digest)) }
+        announced[digest] = (uid, length)
         uploading.insert(digest)
         return BlobUpload(store: self, digest: digest, file: file, received: offset, length: length)
     }
+
+    /// A client sends the files of a model one after the other; each that it leaves is a file here.
+    package static let uploadsPerUser = 256
+
+    /// Bytes of a user's uploads that the store does not count yet.
+    package func announcedBytes(by uid: UInt32) -> UInt64 { announcedLengths(by: uid, except: nil).reduce(0, +) }
+
+    private func announcedLengths(by uid: UInt32, except digest: BlobDigest?) -> [UInt64] {
+        // A part that was thrown away takes no room.
+        announced = announced.filter { Self.size(partPath($0.key)) != nil || Self.size(path($0.key)) != nil }
+        return announced.filter { $0.key != digest && $0.value.uid == uid }.map(\.value.length)
+    }
+
+    /// The store counts it now.
+    package func isStored(_ digest: BlobDigest) { announced[digest] = nil }
 
     /// - Parameter what: the sentence's verb: "are to come".
     package nonisolated func requireFree(_ bytes: UInt64, what: String) throws(Problem) {
@@ -213,6 +248,7 @@ package final class BlobUpload {
     package func abandon() async {
         if file >= 0 { Glibc.close(file) }
         file = -1
+        if received == 0 { unlink(store.partPath(digest)) }
         await store.ended(digest)
     }
 

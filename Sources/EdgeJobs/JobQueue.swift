@@ -222,6 +222,8 @@ package actor JobQueue {
         }
         order.calibrationPath = settings.calibrationPath(job.request)
         order.availableBytes = settings.availableBytes()
+        // What a run writes it holds in memory before, but for layer inputs that it spills.
+        order.largestFileBytes = job.plan.map { max($0.peakBytes, $0.spillBytes ?? 0) }
         let group = settings.runGroup(job.id, job.plan?.peakBytes ?? order.budgetBytes)
         order.controlGroup = group?.directory
         let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)

@@ -12,10 +12,16 @@ extension JobStore {
         }
     }
 
-    /// Bytes that a user's blobs take.
+    /// Bytes that a user's blobs take, and those that his imports make: of an import that failed and may go on what it has
+    /// written is kept.
     package func blobBytes(ofOwner uid: UInt32) async throws -> UInt64 {
         try await queue.read { db in
-            try UInt64.fetchOne(db, sql: "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?", arguments: [uid]) ?? 0
+            try UInt64.fetchOne(
+                db,
+                sql: """
+                    SELECT (SELECT coalesce(sum(bytes), 0) FROM blobs WHERE owner_uid = ?1)
+                        + (SELECT coalesce(sum(total_bytes), 0) FROM imports WHERE owner_uid = ?1 AND files != '[]')
+                    """, arguments: [uid]) ?? 0
         }
     }
 

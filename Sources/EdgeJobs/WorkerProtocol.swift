@@ -51,6 +51,8 @@ package enum WorkOrder: Codable, Sendable {
         package var initialAdapterDirectory: String?
         /// Directory of the cgroup that the worker joins first of all; nil where the daemon has none to give.
         package var controlGroup: String?
+        /// No file of the run is larger by its plan; nil before there is one.
+        package var largestFileBytes: UInt64?
 
         package init(
             job: String, request: JobRequest, modelPath: String, modelDigest: String, datasetPaths: [String], directory: String,
@@ -94,11 +96,14 @@ package enum WorkOrder: Codable, Sendable {
         package var files: [SourceFile]
         /// The worker writes here, and in the same directory what it needs on the way.
         package var outputPath: String
+        /// As `plannedImport` said; no file may become larger.
+        package var outputBytes: UInt64
         /// As of a training run.
         package var controlGroup: String?
-        package init(files: [SourceFile], outputPath: String, controlGroup: String?) {
+        package init(files: [SourceFile], outputPath: String, outputBytes: UInt64, controlGroup: String?) {
             self.files = files
             self.outputPath = outputPath
+            self.outputBytes = outputBytes
             self.controlGroup = controlGroup
         }
     }

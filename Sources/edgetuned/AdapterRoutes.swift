@@ -9,14 +9,14 @@ import NIOCore
 
 extension Daemon {
     func listAdapters(_ call: Call) async throws -> Response {
-        try Response(json: AdapterList(adapters: try await store.adapters().map(record)))
+        try Response(json: AdapterList(adapters: try await store.adapters().filter { call.caller.owns($0.ownerUid) }.map(record)))
     }
 
     func showAdapter(_ call: Call) async throws -> Response { try Response(json: record(try await adapter(call))) }
 
     /// Of another program, or of this one on another machine.
     func addAdapter(_ call: Call) async throws -> Response {
-        let request = try await decodedBody(AdapterImportRequest.self, of: call.request, keys: .importingAdapter)
+        let request = try await decodedBody(AdapterImportRequest.self, of: call, keys: .importingAdapter)
         try requireName(request.name)
         guard let model = try await store.model(request.baseModel) else {
             throw Problem(
@@ -54,7 +54,6 @@ extension Daemon {
 
     func removeAdapter(_ call: Call) async throws -> Response {
         let adapter = try await adapter(call)
-        try call.caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
         try await store.removeAdapter(adapter.name)
         try removeDirectory("\(places.exports)/\(adapter.job)")
         // Of a job that is still listed only the artifact goes.
@@ -79,14 +78,16 @@ extension Daemon {
         guard let adapter = try await store.adapter(call.parameters[0]) else {
             throw Problem(.notFound, "there is no adapter \"\(call.parameters[0].prefix(80))\"")
         }
+        try call.caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
         return adapter
     }
 
     /// Where the adapter is that a request names.
-    func adapterDirectoryNamed(_ name: String) async throws -> String {
+    func adapterDirectoryNamed(_ name: String, for caller: Caller) async throws -> String {
         guard let adapter = try await store.adapter(name) else {
             throw Problem(.notFound, "there is no adapter \"\(name.prefix(80))\"", hint: "edgetune adapters list")
         }
+        try caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
         return directory(of: adapter)
     }
 
@@ -154,7 +155,7 @@ extension Daemon {
 
     func stream(_ path: String) throws -> Response {
         let name = path.split(separator: "/").last ?? ""
-        guard let bytes = Self.regularFileBytes(path), let file = FileHandle(forReadingAtPath: path) else {
+        guard let (bytes, file) = openedRegularFile(path) else {
             throw Problem(.notFound, "the adapter has no file \"\(name)\"")
         }
         return Response(

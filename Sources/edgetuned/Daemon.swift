@@ -87,6 +87,8 @@ struct Daemon: Sendable {
     let smallOrders = Gate(
         limit: 4, otherwise: Problem(.queueFull, "four plans or imports run already", hint: "try again in a moment"))
 
+    let bodies = BodyMemory()
+
     /// Runs a worker for an order with one answer. A problem that it answers with is thrown.
     func answer(to order: WorkOrder) async throws -> WorkMessage {
         try smallOrders.enter()

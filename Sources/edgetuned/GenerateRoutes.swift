@@ -6,14 +6,14 @@ import HummingbirdCore
 
 extension Daemon {
     func generate(_ call: Call) async throws -> Response {
-        let request = try await decodedBody(GenerateRequest.self, of: call.request, keys: .generate)
+        let request = try await decodedBody(GenerateRequest.self, of: call, keys: .generate)
         try validate(request)
         guard let model = try await store.model(request.model) else {
             throw Problem(.notFound, "there is no model \"\(request.model.prefix(80))\"", hint: "edgetune models list")
         }
         var adapterDirectory: String?
         if let name = request.adapter {
-            adapterDirectory = try await adapterDirectoryNamed(name)
+            adapterDirectory = try await adapterDirectoryNamed(name, for: call.caller)
         }
         let order = WorkOrder.generate(
             .init(

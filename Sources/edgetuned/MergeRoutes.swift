@@ -8,7 +8,7 @@ import Logging
 
 extension Daemon {
     func mergeAdapter(_ call: Call) async throws -> Response {
-        let request = try await decodedBody(MergeRequest.self, of: call.request, keys: .merge)
+        let request = try await decodedBody(MergeRequest.self, of: call, keys: .merge)
         let adapter = try await adapter(call)
         let parent = try exportDirectory(of: adapter)
         let (job, reason) = try await heldOut(of: adapter, request)

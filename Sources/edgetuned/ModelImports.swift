@@ -143,12 +143,13 @@ actor ModelImports {
     private func write(_ next: StoredImport, to output: String, _ control: WorkerControl) async throws {
         let files = try next.files.map { WorkOrder.SourceFile(name: $0.name, path: blobs.path(try BlobDigest($0.blob))) }
         let group = settings.runGroup("import-\(next.id)", next.peakBytes)
-        let order = WorkOrder.importModel(.init(files: files, outputPath: output, controlGroup: group?.directory))
+        let order = WorkOrder.importModel(
+            .init(files: files, outputPath: output, outputBytes: next.totalBytes, controlGroup: group?.directory))
         let outcome: Result<WorkerRun, any Error>
         do {
             outcome = .success(
                 try await WorkerProcess.run(settings.worker, order, control: control) { message in
-                    if case .imported(let bytes) = message { await self.took(bytes) }
+                    await self.took(message, of: next)
                 })
         } catch { outcome = .failure(error) }
         let report = await group?.end()
@@ -163,7 +164,13 @@ actor ModelImports {
         }
     }
 
-    private func took(_ bytes: UInt64) { running?.writtenBytes = bytes }
+    private func took(_ message: WorkMessage, of taken: StoredImport) {
+        switch message {
+        case .imported(let bytes): running?.writtenBytes = bytes
+        case .log(let text): logger.info("import of \(taken.name): \(text)")
+        default: break
+        }
+    }
 
     private func publish(_ done: StoredImport, _ output: String, _ report: ModelReport) async throws {
         let digest = try await BlobStore.digest(ofFile: output)

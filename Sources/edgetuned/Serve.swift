@@ -24,6 +24,14 @@ struct Serve: AsyncParsableCommand {
     /// A captured tree in place of the kernel's files about memory.
     @Option(help: .hidden)
     var hostRoot: String?
+    /// In place of all that a client may take.
+    @Option(help: .hidden)
+    var clientSeconds: Int64?
+
+    private var clientPatience: ClientPatience {
+        guard let time = clientSeconds.map({ TimeAmount.seconds($0) }) else { return ClientPatience() }
+        return ClientPatience(head: time, window: time, answer: time)
+    }
 
     func run() async throws {
         let environment = ProcessInfo.processInfo.environment
@@ -132,8 +140,11 @@ struct Serve: AsyncParsableCommand {
             } else {
                 try ListeningSocket.bound(path: places.socket, group: access.userGroup)
             }
-        let http = UnixHTTPService(socket: listening, group: group, logger: logger) { request, peer, channel in
-            await daemon.respond(to: request, from: peer, on: channel)
+        let http = UnixHTTPService(
+            socket: listening, group: group, logger: logger, patience: clientPatience,
+            isAdmin: { access.role(of: $0) == .admin }
+        ) { request, peer in
+            await daemon.respond(to: request, from: peer)
         }
         let background = Background(daemon: daemon, eventLoop: group.next())
         let server = Task { await http.run() }
@@ -221,6 +232,8 @@ struct Serve: AsyncParsableCommand {
         let kept = ["PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "EDGETUNE_KERNELS"]
         var environment = own.filter { kept.contains($0.key) }
         environment[HostFiles.environmentKey] = host == .machine ? nil : host.root
+        // A crash's backtrace is another program's work, and a worker starts none.
+        environment["SWIFT_BACKTRACE"] = "enable=no"
         return environment
     }
 }
