@@ -16,12 +16,10 @@ extension JobStore {
     /// written is kept.
     package func blobBytes(ofOwner uid: UInt32) async throws -> UInt64 {
         try await queue.read { db in
-            try UInt64.fetchOne(
-                db,
-                sql: """
-                    SELECT (SELECT coalesce(sum(bytes), 0) FROM blobs WHERE owner_uid = ?1)
-                        + (SELECT coalesce(sum(total_bytes), 0) FROM imports WHERE owner_uid = ?1 AND files != '[]')
-                    """, arguments: [uid]) ?? 0
+            // Two sums: a damaged one must not hide in the other.
+            let stored = "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?"
+            let made = "SELECT sum(total_bytes) FROM imports WHERE owner_uid = ? AND files != '[]'"
+            return try [stored, made].reduce(0) { try $0 + (UInt64.fetchOne(db, sql: $1, arguments: [uid]) ?? 0) }
         }
     }
 
