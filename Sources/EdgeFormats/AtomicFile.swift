@@ -174,7 +174,8 @@ package func parent(of path: String) -> String {
     return slash == path.startIndex ? "/" : String(path[..<slash])
 }
 
-func syncDirectory(_ path: String) throws(FileError) {
+/// Names in it that are there now stay there.
+package func syncDirectory(_ path: String) throws(FileError) {
     let descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     guard descriptor >= 0 else { throw FileError(operation: "open", path: path, errno: errno) }
     defer { close(descriptor) }

@@ -34,6 +34,7 @@ package actor BlobStore {
         self.directory = directory
         try FileManager.default.createDirectory(
             atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try DurableDirectory.make(directory)
     }
 
     package nonisolated func path(_ digest: BlobDigest) -> String { "\(directory)/sha256-\(digest.hex)" }
@@ -137,14 +138,12 @@ package actor BlobStore {
             return
         }
         guard rename(file, path(digest)) == 0 else { throw Self.failure("rename", file) }
-        try syncDirectory()
+        try syncNames()
     }
 
-    fileprivate nonisolated func syncDirectory() throws {
-        let descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        defer { Glibc.close(descriptor) }
-        guard descriptor >= 0, fsync(descriptor) == 0 else { throw Self.failure("fsync", directory) }
-    }
+    /// Complete blobs keep their names from here on. Before a client is told of one that was there already, too: whoever
+    /// published it may have been cut off before this.
+    package nonisolated func syncNames() throws { try DurableDirectory.sync(directory) }
 
     /// Digests of all complete blobs.
     package nonisolated func present() throws -> [String] {
@@ -263,7 +262,7 @@ package final class BlobUpload {
         }
         chmod(part, 0o400)
         guard rename(part, store.path(digest)) == 0 else { throw BlobStore.failure("rename", part) }
-        try store.syncDirectory()
+        try store.syncNames()
     }
 
     /// Off the tasks' threads: a gigabyte takes seconds.

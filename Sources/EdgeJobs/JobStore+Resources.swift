@@ -171,6 +171,28 @@ extension JobStore {
         }
     }
 
+    /// What of a job's directory is needed.
+    package enum KeptDirectory: Sendable { case withAdapter, withoutAdapter }
+
+    /// Directories that are needed, by the id of their job. Of a job that has ended, an adapter only when it is listed.
+    package func keptDirectories() async throws -> [String: KeptDirectory] {
+        try await queue.read { db in
+            let rows = try Row.fetchAll(
+                db,
+                sql: """
+                    SELECT id, state NOT IN ('cancelled', 'failed', 'succeeded')
+                        OR EXISTS (SELECT 1 FROM adapters WHERE job = jobs.id) AS with_adapter FROM jobs
+                    UNION SELECT job, TRUE FROM adapters
+                    """)
+            var kept: [String: KeptDirectory] = [:]
+            for row in rows {
+                let withAdapter: Bool = row["with_adapter"]
+                if withAdapter || kept[row["id"]] == nil { kept[row["id"]] = withAdapter ? .withAdapter : .withoutAdapter }
+            }
+            return kept
+        }
+    }
+
     package func add(_ adapter: StoredAdapter) async throws {
         try await queue.write { db in
             guard try String.fetchOne(db, sql: "SELECT name FROM adapters WHERE name = ?", arguments: [adapter.name]) == nil else {

@@ -56,13 +56,13 @@ package final class JobStore: Sendable {
 
     package func close() throws { try queue.close() }
 
-    struct Migration: Sendable {
-        let name: String
-        let sql: String
+    package struct Migration: Sendable {
+        package let name: String
+        package let sql: String
     }
 
     /// Append only: a released migration is never edited.
-    static let migrations: [Migration] = [
+    package static let migrations: [Migration] = [
         Migration(
             name: "1 jobs",
             sql: """

@@ -33,8 +33,7 @@ extension Daemon {
             throw Problem(.conflict, "there is another adapter \"\(request.name)\"", hint: "another name, or remove it first")
         }
         let directory = queue.directory(of: id)
-        try FileManager.default.createDirectory(
-            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try DurableDirectory.make(directory)
         do {
             let message = try await answer(
                 to: .importAdapter(

@@ -24,6 +24,7 @@ extension Daemon {
             digest, offset: offset, length: whole, by: call.caller.uid, allowance: allowance)
         guard let upload else {
             let status = blobs.status(digest)
+            try blobs.syncNames()
             try await own(status, call)
             return try Response(json: status)
         }

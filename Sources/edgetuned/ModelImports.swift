@@ -94,9 +94,10 @@ actor ModelImports {
     /// Stores the import and sees to it that it runs.
     func add(_ new: StoredImport) async throws -> ModelImportStatus {
         let (stored, released) = try await store.add(new)
+        // Whatever goes wrong from here on, what is stored runs.
+        wake.yield()
         await removeBlobs(released)
         if running == nil { try await removeStrayDirectories() }
-        wake.yield()
         return status(of: stored)
     }
 
@@ -124,8 +125,7 @@ actor ModelImports {
             // Since it was asked for another one may have run.
             try await requireRoom(outputBytes: next.totalBytes, peakBytes: next.peakBytes)
             let directory = "\(settings.directory)/\(next.id)"
-            try FileManager.default.createDirectory(
-                atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+            try DurableDirectory.make(directory)
             let output = directory + "/model.gguf"
             try await write(next, to: output, control)
             if isStopping { return }
@@ -207,7 +207,12 @@ actor ModelImports {
 
     /// Of imports that the store does not have.
     private func removeStrayDirectories() async throws {
-        let names = try FileManager.default.contentsOfDirectory(atPath: settings.directory)
+        let names: [String]
+        do { names = try FileManager.default.contentsOfDirectory(atPath: settings.directory) } catch {
+            // They are looked for after every import, and at every start.
+            logger.error("\(settings.directory) cannot be read: \(error)")
+            return
+        }
         let known = Set(try await store.imports().map(\.id))
         for name in names where !known.contains(name) { removeDirectory(name) }
     }

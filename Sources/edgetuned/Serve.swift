@@ -69,6 +69,7 @@ struct Serve: AsyncParsableCommand {
             try FileManager.default.createDirectory(
                 atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         }
+        try DurableDirectory.sync(places.state)
         let lock = open(places.lock, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
         guard lock >= 0, flock(lock, LOCK_EX | LOCK_NB) == 0 else {
             throw ConfigError("another edgetuned uses \(places.state)")
@@ -115,6 +116,7 @@ struct Serve: AsyncParsableCommand {
                 now: { Date().inWholeSeconds },
                 stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") }))
         try await queue.recover()
+        try await StrayFiles(places: places, store: store, logger: logger).remove()
         let imports = ModelImports(
             store: store, blobs: blobs,
             settings: ModelImportSettings(

@@ -4,6 +4,7 @@ import EdgeModel
 import EdgeTensor
 import EdgeTrain
 import EdgeWire
+import Glibc
 
 extension Problem {
     init(workError error: any Error) {
@@ -53,7 +54,7 @@ extension Problem {
         case let error as ArenaError:
             self.init(.insufficientMemory, error.description, requiredBytes: UInt64(error.requested.bytes))
         case let error as FileError:
-            self.init(error.errno == 28 /* ENOSPC */ ? .insufficientDisk : .internalError, error.description)
+            self.init([ENOSPC, EDQUOT].contains(error.errno) ? .insufficientDisk : .internalError, error.description)
         default: self.init(.internalError, "\(error)")
         }
     }

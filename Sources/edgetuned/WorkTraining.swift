@@ -83,6 +83,8 @@ struct WorkTraining {
 
     func train(_ channel: WorkChannel, _ host: HostFiles) throws {
         try DirectoryPublish.removeLeftovers(in: order.directory)
+        let checkpoints = order.directory + "/checkpoints"
+        if access(checkpoints, F_OK) == 0 { try DirectoryPublish.removeLeftovers(in: checkpoints) }
         channel.send(.plan(planReport))
         channel.send(.log("kernel set \(kernels.name), precision \(plan.shape.compute.rawValue), \(plan.shape.threads) threads"))
         if !samples.tooLongLines.isEmpty {
