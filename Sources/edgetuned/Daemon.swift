@@ -23,16 +23,31 @@ final class Gate: Sendable {
         self.problem = problem
     }
 
-    func enter() throws {
+    /// - Throws: the gate's problem.
+    func pass() throws -> Pass {
         let entered = free.withLock { free in
             guard free > 0 else { return false }
             free -= 1
             return true
         }
         guard entered else { throw problem }
+        return Pass(self)
     }
 
-    func leave() { free.withLock { $0 += 1 } }
+    /// Given back once: by `leave`, or when nobody holds it any more, as an answer that its client did not wait for.
+    final class Pass: Sendable {
+        private let gate: Mutex<Gate?>
+        fileprivate init(_ gate: Gate) { self.gate = Mutex(gate) }
+        deinit { leave() }
+
+        func leave() {
+            let left = gate.withLock { gate in
+                defer { gate = nil }
+                return gate
+            }
+            left?.free.withLock { $0 += 1 }
+        }
+    }
 }
 
 /// Orders with one answer, each in a worker of its own.
@@ -91,14 +106,14 @@ struct Daemon: Sendable {
 
     /// Runs a worker for an order with one answer. A problem that it answers with is thrown.
     func answer(to order: WorkOrder) async throws -> WorkMessage {
-        try smallOrders.enter()
-        defer { smallOrders.leave() }
+        let pass = try smallOrders.pass()
+        defer { pass.leave() }
         return try await SmallOrders(worker: worker, logger: logger).answer(to: order)
     }
 
     func inspectedModel(_ path: String) async throws -> ModelReport {
-        try smallOrders.enter()
-        defer { smallOrders.leave() }
+        let pass = try smallOrders.pass()
+        defer { pass.leave() }
         return try await SmallOrders(worker: worker, logger: logger).inspectedModel(path)
     }
 

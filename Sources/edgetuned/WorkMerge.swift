@@ -39,8 +39,7 @@ private func write(_ order: WorkOrder.MergeOrder, _ base: BaseModel, _ channel: 
     let merged = try MergedModel(base, try LoadedAdapter(directory: order.adapterDirectory), format: format)
     try require(merged.peakBytes(threads: threads))
     let total = UInt64(try merged.fileBytes)
-    let parent = order.outputDirectory.lastIndex(of: "/").map { String(order.outputDirectory[..<$0]) } ?? "."
-    try BlobStore.requireFree(total, on: parent, what: "are to be written")
+    try BlobStore.requireFree(total, on: parent(of: order.outputDirectory), what: "are to be written")
     var meter = MergeMeter(.writing, total: total, channel)
     try merged.write(to: order.outputDirectory, kernels: try ProcessFacts.kernelSet(), threads: threads) { try meter.report(UInt64($0)) }
     return format

@@ -9,7 +9,7 @@ extension Daemon {
     /// Starts when the body is asked for; whoever goes away takes the worker with him.
     ///
     /// - Parameters:
-    ///   - gate: entered now, left at the end.
+    ///   - gate: passed now, and free again when the worker is gone.
     ///   - event: the line for a message; nil: none.
     ///   - problem: the last line of an order that failed. Otherwise the worker says its last line itself.
     ///   - ended: called when the worker is gone.
@@ -17,7 +17,7 @@ extension Daemon {
         of order: WorkOrder, through gate: Gate, event: @escaping @Sendable (WorkMessage) -> Event?,
         problem: @escaping @Sendable (Problem) -> Event, ended: @escaping @Sendable () -> Void = {}
     ) throws -> Response {
-        try gate.enter()
+        let pass = try gate.pass()
         let (launch, logger) = (worker, logger)
         return Response(
             status: .ok, headers: [.contentType: Header.jsonLines],
@@ -26,7 +26,7 @@ extension Daemon {
                 let work = Task {
                     defer {
                         ended()
-                        gate.leave()
+                        pass.leave()
                         sink.finish()
                     }
                     do {
