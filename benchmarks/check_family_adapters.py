@@ -9,12 +9,8 @@ reference's, and PEFT's tensors against the golden's, bit for bit. Prints a Mark
 transformers, torch and safetensors; llama.cpp multiplies in F16, which is most of its distance.
 """
 import argparse
-import contextlib
 import json
-import os
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import llama_cpp
@@ -23,6 +19,8 @@ import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+
+from running_daemon import running_daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ROOT / "Tests/Goldens/architectures"
@@ -62,27 +60,6 @@ def peft_distance(family, golden, directory):
     return sum(int((held[name] != value).sum()) for name, value in expected.items())
 
 
-@contextlib.contextmanager
-def a_daemon(binaries, scratch):
-    """A daemon of its own; gives a function that runs the client with it and returns what it printed."""
-    socket = str(scratch / "s.sock")
-    environment = os.environ | {"EDGETUNE_SOCKET": socket}
-    daemon = subprocess.Popen(
-        [binaries / "edgetuned", "serve", "--state-dir", scratch / "state", "--socket", socket], stderr=subprocess.DEVNULL)
-
-    def edgetune(*arguments):
-        return subprocess.run([binaries / "edgetune", *arguments], check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
-
-    try:
-        while not Path(socket).exists():
-            assert daemon.poll() is None, "the daemon did not start"
-            time.sleep(0.05)
-        yield edgetune
-    finally:
-        daemon.terminate()
-        daemon.wait()
-
-
 def command_line(description):
     """The families that are asked for, all if none is, and where the binaries are."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,7 +75,8 @@ def main():
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        with a_daemon(binaries, scratch) as edgetune:
+        with running_daemon(binaries, scratch) as daemon:
+            edgetune = daemon.edgetune
             for family in families:
                 golden = load_file(FAMILIES / family / "golden.safetensors")
                 adapter_of(golden, scratch / family)

@@ -24,7 +24,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from check_family_adapters import FAMILIES, a_daemon, adapter_of, command_line, llama_cpp_distance
+from check_family_adapters import FAMILIES, adapter_of, command_line, llama_cpp_distance
+from running_daemon import running_daemon
 
 
 def logits(model, golden):
@@ -73,7 +74,8 @@ def main():
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        with a_daemon(binaries, scratch) as edgetune:
+        with running_daemon(binaries, scratch) as daemon:
+            edgetune = daemon.edgetune
             for family in families:
                 golden = load_file(FAMILIES / family / "golden.safetensors")
                 adapter = scratch / family

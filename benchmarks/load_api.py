@@ -13,13 +13,13 @@ import argparse
 import asyncio
 import collections
 import json
-import os
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from running_daemon import running_daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,36 +111,31 @@ def resident(process):
             return int(line.split()[1]) * 1024
 
 
-async def measure(options, socket, daemon, scratch):
-    def edgetune(*arguments):
-        return subprocess.run(
-            [options.bin / "edgetune", *arguments], check=True, cwd=scratch, env=os.environ | {"EDGETUNE_SOCKET": socket},
-            stdout=subprocess.PIPE, text=True).stdout
-
+async def measure(options, daemon, scratch):
     lines = [{"text": f"paragraph {i}: " + "the quick brown fox jumps over the lazy dog. " * 12} for i in range(64)]
     (scratch / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (scratch / "job.yaml").write_text(json.dumps({
         "name": "trained", "base_model": "base", "datasets": [{"path": "data.jsonl"}], "sequence_len": 256, "max_steps": 100_000,
         "eval_steps": 100_000, "save_steps": 1000, "memory_budget": "600MiB", "val_set_size": 0}))
-    edgetune("models", "add", str(options.model), "--name", "base")
-    edgetune("submit", "job.yaml")
-    client = Client(socket)
+    daemon.edgetune("models", "add", options.model.resolve(), "--name", "base")
+    daemon.edgetune("submit", "job.yaml")
+    client = Client(daemon.socket)
     trained = json.loads((await client.call("GET", "/v1/jobs"))[1])["jobs"][0]
     job, request = trained["id"], trained["request"]
     while (json.loads((await client.call("GET", f"/v1/jobs/{job}"))[1]).get("progress") or {}).get("step", 0) < 3:
         await asyncio.sleep(1)
     before = await speed(client, job, options.alone)
-    first = largest = resident(daemon)
+    first = largest = resident(daemon.process)
     until = time.monotonic() + options.seconds
-    clients = [Client(socket) for _ in range(options.clients)]
-    prober = Client(socket)
+    clients = [Client(daemon.socket) for _ in range(options.clients)]
+    prober = Client(daemon.socket)
     work = asyncio.gather(probe(prober, until), speed(client, job, options.seconds),
                           *(behave(each, request, until, seed) for seed, each in enumerate(clients)))
     while not work.done():
-        largest = max(largest, resident(daemon))
+        largest = max(largest, resident(daemon.process))
         await asyncio.sleep(1)
     times, during, *_ = await work
-    last = resident(daemon)
+    last = resident(daemon.process)
     await asyncio.sleep(5)
     after = await speed(client, job, options.alone)
     errors = sum((each.errors for each in clients + [prober]), collections.Counter())
@@ -164,17 +159,8 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        socket = str(scratch / "s.sock")
-        daemon = subprocess.Popen(
-            [options.bin / "edgetuned", "serve", "--state-dir", scratch / "state", "--socket", socket], stderr=subprocess.DEVNULL)
-        try:
-            while not Path(socket).exists():
-                assert daemon.poll() is None, "the daemon did not start"
-                time.sleep(0.05)
-            asyncio.run(measure(options, socket, daemon, scratch))
-        finally:
-            daemon.terminate()
-            daemon.wait()
+        with running_daemon(options.bin, scratch) as daemon:
+            asyncio.run(measure(options, daemon, scratch))
 
 
 if __name__ == "__main__":

@@ -133,12 +133,12 @@ package enum WorkOrder: Codable, Sendable {
             tensorsPath: String, configPath: String?, modelPath: String, baseModel: String, outputDirectory: String,
             budgetBytes: UInt64
         ) {
-            self.budgetBytes = budgetBytes
             self.tensorsPath = tensorsPath
             self.configPath = configPath
             self.modelPath = modelPath
             self.baseModel = baseModel
             self.outputDirectory = outputDirectory
+            self.budgetBytes = budgetBytes
         }
     }
 

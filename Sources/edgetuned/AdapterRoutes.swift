@@ -54,7 +54,7 @@ extension Daemon {
     func removeAdapter(_ call: Call) async throws -> Response {
         let adapter = try await adapter(call)
         try await store.removeAdapter(adapter.name)
-        try removeDirectory("\(places.exports)/\(adapter.job)")
+        try removeDirectory(exportDirectory(of: adapter))
         // Of a job that is still listed only the artifact goes.
         let isListed = try await store.job(adapter.job) != nil
         try removeDirectory(isListed ? directory(of: adapter) : queue.directory(of: adapter.job))
@@ -63,10 +63,16 @@ extension Daemon {
 
     func adapterFile(_ call: Call) async throws -> Response {
         let adapter = try await adapter(call)
-        let name = call.parameters[1]
-        guard Wire.isName(name) else { throw Problem(.notFound, "there is no file \"\(name.prefix(80))\"") }
+        let name = try fileName(call)
         if let format = Self.madeOnDemand[name] { return try stream(try await exported(adapter, name, format)) }
         return try stream("\(directory(of: adapter))/\(name)")
+    }
+
+    /// The file that the path of a request names, which is no path itself.
+    func fileName(_ call: Call) throws -> String {
+        let name = call.parameters[1]
+        guard Wire.isName(name) else { throw Problem(.notFound, "there is no file \"\(name.prefix(80))\"") }
+        return name
     }
 
     private static let madeOnDemand: [String: WorkOrder.ExportOrder.Format] = [
@@ -117,8 +123,10 @@ extension Daemon {
     }
 
     /// What is made of it is kept here, and may go away at any time.
-    func exportDirectory(of adapter: StoredAdapter) throws -> String {
-        let directory = "\(places.exports)/\(adapter.job)"
+    func exportDirectory(of adapter: StoredAdapter) -> String { "\(places.exports)/\(adapter.job)" }
+
+    func madeExportDirectory(of adapter: StoredAdapter) throws -> String {
+        let directory = exportDirectory(of: adapter)
         try FileManager.default.createDirectory(
             atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         return directory
@@ -128,7 +136,7 @@ extension Daemon {
     private func exported(
         _ adapter: StoredAdapter, _ name: String, _ format: WorkOrder.ExportOrder.Format
     ) async throws -> String {
-        let directory = try exportDirectory(of: adapter)
+        let directory = try madeExportDirectory(of: adapter)
         let path = "\(directory)/\(name)"
         if Self.regularFileBytes(path) != nil { return path }
         // Two requests at once make two files; the second rename replaces the first with the same bytes.

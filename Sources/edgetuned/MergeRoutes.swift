@@ -10,7 +10,7 @@ extension Daemon {
     func mergeAdapter(_ call: Call) async throws -> Response {
         let request = try await decodedBody(MergeRequest.self, of: call, keys: .merge)
         let adapter = try await adapter(call)
-        let parent = try exportDirectory(of: adapter)
+        let parent = try madeExportDirectory(of: adapter)
         let (job, reason) = try await heldOut(of: adapter, request)
         let order = WorkOrder.merge(
             .init(
@@ -32,9 +32,7 @@ extension Daemon {
 
     func mergedFile(_ call: Call) async throws -> Response {
         let adapter = try await adapter(call)
-        let name = call.parameters[1]
-        guard Wire.isName(name) else { throw Problem(.notFound, "there is no file \"\(name.prefix(80))\"") }
-        return try stream("\(exportDirectory(of: adapter))/\(Self.mergedName)/\(name)")
+        return try stream("\(exportDirectory(of: adapter))/\(Self.mergedName)/\(try fileName(call))")
     }
 
     func removeMerged(_ call: Call) async throws -> Response {
@@ -56,16 +54,8 @@ extension Daemon {
         return (.init(request: job.request, datasetPaths: paths), nil)
     }
 
-    private static let mergedName = "merged"
-
-    /// Of all adapters: a client that was killed has not removed its own.
-    static func removeMerges(in exports: String) throws {
-        for job in try FileManager.default.contentsOfDirectory(atPath: exports) {
-            for name in try FileManager.default.contentsOfDirectory(atPath: "\(exports)/\(job)") where name.hasPrefix(mergedName) {
-                try FileManager.default.removeItem(atPath: "\(exports)/\(job)/\(name)")
-            }
-        }
-    }
+    /// In an adapter's exports; a worker that is not done has it with a suffix.
+    static let mergedName = "merged"
 
     /// What a worker that was killed has left.
     private static func removeUnfinishedMerges(in directory: String, _ logger: Logger) {

@@ -1,5 +1,5 @@
-// What deletions, exports and adapters that were brought in have left when they were cut off: removed at a start, when nothing
-// writes. The store decides what is needed; a file that it does not know is nobody's.
+// What deletions, exports, merges and adapters that were brought in have left when they were cut off: removed at a start, when
+// nothing writes. The store decides what is needed; a file that it does not know is nobody's.
 import EdgeFormats
 import EdgeJobs
 import Foundation
@@ -28,8 +28,10 @@ struct StrayFiles {
                 remove("\(places.exports)/\(name)")
                 continue
             }
-            // Staging names; what is complete has the name that clients ask for.
-            for file in try names(in: "\(places.exports)/\(name)") where file.hasPrefix(".") {
+            // Staging names; what is complete has the name that clients ask for. Of merged models all: whoever has not fetched one
+            // by now asks again.
+            for file in try names(in: "\(places.exports)/\(name)")
+            where file.hasPrefix(".") || file.hasPrefix(Daemon.mergedName) {
                 remove("\(places.exports)/\(name)/\(file)")
             }
         }
