@@ -18,6 +18,7 @@ struct Work: ParsableCommand {
         becomeTheOneToKill()
         guard let order = channel.readOrder() else { throw ExitCode(EX_USAGE) }
         let host = HostFiles(environment: ProcessInfo.processInfo.environment)
+        take(order.niceness, channel)
         channel.watchForSignals()
         do {
             switch order {
@@ -44,16 +45,28 @@ struct Work: ParsableCommand {
         }
     }
 
+    /// Before there are other threads: they have what the one that starts them has.
+    private func take(_ niceness: WorkerScheduling.Niceness, _ channel: WorkChannel) {
+        let failed =
+            switch niceness {
+            case .nice(let value): setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, Int32(value)) != 0
+            case .idle: edge_be_idle() != 0
+            }
+        // To a lower value than the daemon's own nobody but root may go.
+        if failed { channel.send(.log("priority \(niceness) not taken: \(String(cString: strerror(errno)))")) }
+    }
+
     /// Moves this process into the run's cgroup, before anything is allocated that should be charged to it.
     private func joined<Order: GroupedOrder>(_ order: Order, _ channel: WorkChannel) -> Order {
         guard let group = order.controlGroup, let problem = ControlGroup.join(group) else { return order }
         channel.send(.log("the run has no memory limit of the kernel's: \(problem)"))
         var order = order
         order.controlGroup = nil
+        order.groupHoldsQuota = false
         return order
     }
 
-    /// Lower priority than anything interactive, first in line when memory runs out, gone when `serve` is.
+    /// First in line when memory runs out, gone when `serve` is.
     private func becomeTheOneToKill() {
         _ = edge_set_parent_death_signal(SIGKILL)
         let score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC)
@@ -62,23 +75,38 @@ struct Work: ParsableCommand {
             _ = write(score, "900", 3)
             close(score)
         }
-        setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 10)
         signal(SIGPIPE, SIG_IGN)
+    }
+}
+
+extension WorkOrder {
+    /// Nothing that a worker does is as urgent as what somebody waits for at a terminal.
+    fileprivate var niceness: WorkerScheduling.Niceness {
+        if case .train(let order) = self { order.scheduling.niceness } else { WorkerScheduling().niceness }
     }
 }
 
 /// An order that may come with a cgroup of its own.
 private protocol GroupedOrder {
     var controlGroup: String? { get set }
+    var groupHoldsQuota: Bool { get set }
 }
 extension WorkOrder.TrainOrder: GroupedOrder {}
-extension WorkOrder.ImportOrder: GroupedOrder {}
+extension WorkOrder.ImportOrder: GroupedOrder {
+    /// It rests for no quota: most of it is waiting for the disk.
+    var groupHoldsQuota: Bool {
+        get { false }
+        set {}
+    }
+}
 
 /// The worker's side of the pipe.
 final class WorkChannel: Sendable {
     private let stopRequested = Atomic(false)
+    private let finishRequested = Atomic(false)
 
     var isStopRequested: Bool { stopRequested.load(ordering: .acquiring) }
+    var isFinishRequested: Bool { finishRequested.load(ordering: .acquiring) }
 
     func readOrder() -> WorkOrder? {
         guard let line = readLine(), let order = try? Wire.decoder().decode(WorkOrder.self, from: Data(line.utf8)) else {
@@ -88,12 +116,16 @@ final class WorkChannel: Sendable {
         return order
     }
 
-    /// A `stop` line asks for a checkpoint; the end of stdin means that `serve` is gone, and then there is nobody to
+    /// A `stop` line asks for a checkpoint, a `finish` line for the adapter as it is; the end of stdin means that `serve` is gone, and then there is nobody to
     /// report to: the last checkpoint stands.
     func watchForSignals() {
         Thread.detachNewThread { [self] in
             while let line = readLine() {
-                if line == WorkSignal.stop.rawValue { stopRequested.store(true, ordering: .releasing) }
+                switch WorkSignal(rawValue: line) {
+                case .stop: stopRequested.store(true, ordering: .releasing)
+                case .finish: finishRequested.store(true, ordering: .releasing)
+                case nil: break
+                }
             }
             _exit(EX_UNAVAILABLE)
         }
