@@ -66,6 +66,21 @@ private let canBecomeAnother = getuid() == 0 && FileManager.default.isExecutable
         #expect(!(try daemon.wait(for: rootJob.id) { _ in true }).state.isFinal)
     }
 
+    @Test func aPriorityAboveNoughtIsForAdministrators() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try Self.daemon(in: directory.path)
+        try upload(daemon)
+        func submit(_ name: String, _ priority: String, as group: String) throws -> (code: Int32, text: String) {
+            try Self.edgetune(
+                ["submit", "--base-model", "m", "--dataset", "d", "--name", name, "--priority=\(priority)"], group: group,
+                socket: daemon.socket)
+        }
+        let (refused, why) = try submit("a", "1", as: Self.userGroup)
+        #expect(refused == 4 && why.contains("priority 1 is above 0"), "\(why)")
+        #expect(try submit("b", "-1", as: Self.userGroup).code == 0)
+        #expect(try submit("c", "10", as: Self.adminGroup).code == 0)
+    }
+
     @Test func theAdminGroupControlsAll() throws {
         let directory = try TemporaryDirectory()
         let daemon = try Self.daemon(in: directory.path)
