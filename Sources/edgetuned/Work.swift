@@ -45,7 +45,7 @@ struct Work: ParsableCommand {
         }
     }
 
-    /// Before there are other threads: they have what the one that starts them has.
+    /// Of this thread, and of those that it starts from here on: of all that compute.
     private func take(_ niceness: WorkerScheduling.Niceness, _ channel: WorkChannel) {
         let failed =
             switch niceness {

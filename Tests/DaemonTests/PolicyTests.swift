@@ -56,11 +56,27 @@ import Testing
 
         func log(_ job: String) throws -> String { try daemon.call("GET", Endpoint.jobLog(job)).text }
 
-        /// Fields of /proc/PID/stat from the third on, of the only worker.
-        func workerStat() throws -> [Substring] {
-            let worker = try #require(KillTests.children(of: daemon.process.processIdentifier).first)
-            let stat = try String(contentsOfFile: "/proc/\(worker)/stat", encoding: .utf8)
+        /// Fields of a stat file from the third on.
+        private func stat(_ path: String) throws -> [Substring] {
+            let stat = try String(contentsOfFile: path, encoding: .utf8)
             return try #require(stat.split(separator: ")").last).split(separator: " ")
+        }
+
+        private func worker() throws -> String {
+            "/proc/\(try #require(KillTests.children(of: daemon.process.processIdentifier).first))"
+        }
+
+        /// Seconds of user and system time: the 14th and 15th field.
+        func workerSeconds() throws -> Double {
+            try stat(worker() + "/stat")[11...12].reduce(0) { $0 + (Double($1) ?? 0) } / Double(sysconf(Int32(_SC_CLK_TCK)))
+        }
+
+        /// Nice (the 19th field) and policy (the 41st) of the thread that computes most.
+        func workerScheduling() throws -> [Substring] {
+            let tasks = try worker() + "/task"
+            let threads = try FileManager.default.contentsOfDirectory(atPath: tasks).map { try stat("\(tasks)/\($0)/stat") }
+            let busiest = try #require(threads.max { (Int($0[11]) ?? 0) < (Int($1[11]) ?? 0) })
+            return [busiest[16], busiest[38]]
         }
     }
 
@@ -203,26 +219,23 @@ import Testing
 
     @Test func aWorkerIsAsNiceAndAsSlowAsConfigured() throws {
         let directory = try TemporaryDirectory()
-        let rig = try Board(.n100, in: directory.path, config: "nice: 15\ncpu_quota: 40%\n")
+        // The lowest: whatever the tests themselves run at, a worker may go there.
+        let rig = try Board(.n100, in: directory.path, config: "nice: 19\ncpu_quota: 40%\n")
         let job = try rig.submitAndRun("nice") { $0.maxSteps = 1_000_000 }
-        var stat = try rig.workerStat()
-        // Nice is the 19th field, the policy the 41st; user and system time the 14th and 15th.
-        #expect(stat[16] == "15" && stat[38] == "0")
-        let hertz = Double(sysconf(Int32(_SC_CLK_TCK)))
-        func used() throws -> Double { try rig.workerStat()[11...12].reduce(0) { $0 + (Double($1) ?? 0) } / hertz }
+        #expect(try rig.workerScheduling() == ["19", "0"])
         // Without a cgroup it rests by itself.
-        let (before, start) = (try used(), ContinuousClock.now)
+        let (before, start) = (try rig.workerSeconds(), ContinuousClock.now)
         usleep(3_000_000)
-        let share = (try used() - before) / ((ContinuousClock.now - start) / .seconds(1))
-        #expect(share < 0.5, "\(share) cores")
+        let share = (try rig.workerSeconds() - before) / ((ContinuousClock.now - start) / .seconds(1))
+        #expect(share > 0.1 && share < 0.5, "\(share) cores")
+        print("a worker held to 0.4 cores used \(share)")
         #expect(try rig.daemon.call("POST", Endpoint.jobAction(job, .cancel)).status == 200)
         _ = try rig.daemon.wait(for: job) { $0.state.isFinal }
 
         try rig.reload("nice: idle\n")
         usleep(200_000)
         let idle = try rig.submitAndRun("idle") { $0.maxSteps = 1_000_000 }
-        stat = try rig.workerStat()
-        #expect(stat[38] == "5", "SCHED_IDLE")
+        #expect(try rig.workerScheduling()[1] == "5", "SCHED_IDLE")
         #expect(try rig.daemon.call("POST", Endpoint.jobAction(idle, .cancel)).status == 200)
         _ = try rig.daemon.wait(for: idle) { $0.state.isFinal }
     }

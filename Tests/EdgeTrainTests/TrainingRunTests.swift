@@ -285,7 +285,7 @@ struct TrainingRunTests {
 
     @Test("asked to finish, a run evaluates, keeps its best and ends as an early-stopped one; also when it is cut off there")
     func finishing() throws {
-        for micro in 0...9 {
+        for micro in 0...7 {
             let directory = try TemporaryDirectory()
             let result = try TinyRun().run(in: directory.path, stopAfter: micro, thenTo: .finish)
             guard case .finished(let finished) = result.outcome else { Issue.record("did not finish"); return }
