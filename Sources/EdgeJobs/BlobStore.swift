@@ -72,11 +72,16 @@ package actor BlobStore {
 
     /// - Parameter what: the sentence's verb: "are to come".
     package nonisolated func requireFree(_ bytes: UInt64, what: String) throws(Problem) {
-        let free = Self.freeBytes(directory)
-        guard bytes + Self.reservedBytes <= free else {
+        try Self.requireFree(bytes, on: directory, what: what)
+    }
+
+    /// - Parameter path: on the file system that they are to be on.
+    package static func requireFree(_ bytes: UInt64, on path: String, what: String) throws(Problem) {
+        let free = freeBytes(path)
+        guard bytes + reservedBytes <= free else {
             throw Problem(
                 .insufficientDisk, "\(bytes) bytes \(what), \(free) are free on the disk",
-                requiredBytes: bytes + Self.reservedBytes, budgetBytes: free)
+                requiredBytes: bytes + reservedBytes, budgetBytes: free)
         }
     }
 

@@ -24,6 +24,8 @@ package enum WorkOrder: Codable, Sendable {
     case generate(GenerateOrder)
     /// Writes one file made from the artifact, and answers with `exported`.
     case export(ExportOrder)
+    /// Writes a directory with a merged model. Streams `merging`; the last one has the report or a problem, and ends the worker.
+    case merge(MergeOrder)
 
     package struct TrainOrder: Codable, Sendable {
         package var job: String
@@ -124,14 +126,48 @@ package enum WorkOrder: Codable, Sendable {
         /// What the model is called, for the adapter's own record.
         package var baseModel: String
         package var outputDirectory: String
+        package var budgetBytes: UInt64
         package init(
-            tensorsPath: String, configPath: String?, modelPath: String, baseModel: String, outputDirectory: String
+            tensorsPath: String, configPath: String?, modelPath: String, baseModel: String, outputDirectory: String,
+            budgetBytes: UInt64
         ) {
+            self.budgetBytes = budgetBytes
             self.tensorsPath = tensorsPath
             self.configPath = configPath
             self.modelPath = modelPath
             self.baseModel = baseModel
             self.outputDirectory = outputDirectory
+        }
+    }
+
+    package struct MergeOrder: Codable, Sendable {
+        package var format: MergeFormat?
+        package var adapterDirectory: String
+        package var modelPath: String
+        package var outputDirectory: String
+        package var budgetBytes: UInt64
+        /// The job whose held-out samples the result is measured on; nil: it is not measured.
+        package var job: HeldOut?
+
+        package struct HeldOut: Codable, Sendable {
+            package var request: JobRequest
+            package var datasetPaths: [String]
+            package init(request: JobRequest, datasetPaths: [String]) {
+                self.request = request
+                self.datasetPaths = datasetPaths
+            }
+        }
+
+        package init(
+            format: MergeFormat?, adapterDirectory: String, modelPath: String, outputDirectory: String, budgetBytes: UInt64,
+            job: HeldOut?
+        ) {
+            self.format = format
+            self.adapterDirectory = adapterDirectory
+            self.modelPath = modelPath
+            self.outputDirectory = outputDirectory
+            self.budgetBytes = budgetBytes
+            self.job = job
         }
     }
 
@@ -184,6 +220,7 @@ package enum WorkMessage: Codable, Sendable {
     /// Nothing else is to be said, and it gets on.
     case alive
     case generated(GenerateEvent)
+    case merging(MergeEvent)
     /// Bytes of the model's file so far.
     case imported(bytes: UInt64)
 
@@ -206,7 +243,7 @@ package enum WorkMessage: Codable, Sendable {
     /// Nothing follows this message.
     package var isLast: Bool {
         switch self {
-        case .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .imported: false
+        case .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .imported: false
         case .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .importedModel,
             .inspectedDataset, .importedAdapter, .exported, .failure:
             true

@@ -41,7 +41,7 @@ actor WorkerTranscript {
             let text = String(text.prefix(WireLimit.eventLineBytes / 8))
             try log.append(text, to: job, at: settings.now())
             event = .log(text)
-        case .alive, .generated, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .imported,
+        case .alive, .generated, .merging, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .imported,
             .importedModel, .inspectedDataset, .importedAdapter, .exported, .failure:
             return
         }

@@ -95,7 +95,7 @@ package final class TrainingRun {
     private let emit: (TrainingEvent) -> Void
     private let direction: (MicroBatchPurpose) -> RunDirection
     /// Asked for once, when the run begins and is not resumed.
-    private let initial: (() throws -> InitialAdapter)?
+    private let initial: (() throws -> LoadedAdapter)?
     private var state = RunState()
 
     /// - Parameters:
@@ -105,7 +105,7 @@ package final class TrainingRun {
     ///   - direction: asked before every micro-batch.
     package init(
         model: BaseModel, memory: MemoryModel, spec: TrainingSpec, plan: TrainingPlan, dataset: Dataset,
-        kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> InitialAdapter)? = nil, spillDirectory: String,
+        kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil, spillDirectory: String,
         emit: @escaping (TrainingEvent) -> Void,
         direction: @escaping (MicroBatchPurpose) -> RunDirection
     ) throws {
@@ -299,20 +299,25 @@ package final class TrainingRun {
         return true
     }
 
-    /// Held-out samples packed in the data set's order, as many as the plan's tokens hold. Nil when asked to stop.
+    private struct Stopped: Error {}
+
+    /// Nil when asked to stop.
     private func measure() throws -> Evaluation? {
-        var loss = 0.0
-        for batch in packed(dataset.heldOut, tokenBudget: plan.tokenBudget, tokens: \.tokens.count) {
+        func heed() throws {
             switch direction(.evaluation) {
             // The end of a run has an evaluation, too.
             case .goOn, .finish: break
             case .giveBack: model.releaseResidentWeights()
-            case .stop: return nil
+            case .stop: throw Stopped()
             }
-            try step.evaluate(MicroBatch(batch), loss: &loss)
         }
-        let count = Dataset.lossTokens(dataset.heldOut)
-        return Evaluation(step: state.step, loss: loss / Double(max(1, count)), tokens: count)
+        do {
+            try heed()
+            let (loss, tokens) = try step.heldOutLoss(dataset.heldOut, tokenBudget: plan.tokenBudget) { _ in try heed() }
+            return Evaluation(step: state.step, loss: loss, tokens: tokens)
+        } catch is Stopped {
+            return nil
+        }
     }
 
     private func checkpoint() throws {

@@ -41,7 +41,7 @@ extension Daemon {
                     .init(
                         tensorsPath: blobs.path(digests[0]), configPath: digests.dropFirst().first.map(blobs.path),
                         modelPath: blobs.path(try BlobDigest(model.blob)), baseModel: model.name,
-                        outputDirectory: self.directory(of: adapter))))
+                        outputDirectory: self.directory(of: adapter), budgetBytes: await sideBudget().bytes)))
             guard case .importedAdapter = message else { throw wrongAnswer(message) }
             try await store.add(adapter)
         } catch {
@@ -94,24 +94,43 @@ extension Daemon {
 
     private func record(_ adapter: StoredAdapter) -> AdapterRecord {
         let directory = directory(of: adapter)
-        let names = ((try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []).sorted()
-        let files = names.compactMap { name in
-            Self.regularFileBytes("\(directory)/\(name)").map { AdapterRecord.File(name: name, bytes: $0) }
-        }
         return AdapterRecord(
             name: adapter.name, job: adapter.job, baseModel: adapter.baseModel, ownerUid: adapter.ownerUid,
-            createdAt: adapter.createdAt, path: directory, files: files)
+            createdAt: adapter.createdAt, path: directory, files: Self.files(in: directory))
+    }
+
+    /// Regular files; none where there is no such directory.
+    static func files(in directory: String) -> [AdapterRecord.File] {
+        ((try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []).sorted().compactMap { name in
+            regularFileBytes("\(directory)/\(name)").map { AdapterRecord.File(name: name, bytes: $0) }
+        }
+    }
+
+    /// The file of the base that it belongs to, which may have been removed since.
+    func modelPath(of adapter: StoredAdapter) throws -> String {
+        let path = blobs.path(try BlobDigest(adapter.modelBlob))
+        guard Self.regularFileBytes(path) != nil else {
+            throw Problem(
+                .notFound, "the model \"\(adapter.baseModel)\" that the adapter belongs to has been removed", hint: "add it again: edgetune models add")
+        }
+        return path
+    }
+
+    /// What is made of it is kept here, and may go away at any time.
+    func exportDirectory(of adapter: StoredAdapter) throws -> String {
+        let directory = "\(places.exports)/\(adapter.job)"
+        try FileManager.default.createDirectory(
+            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        return directory
     }
 
     /// The path of the made file; made first when the cache does not have it.
     private func exported(
         _ adapter: StoredAdapter, _ name: String, _ format: WorkOrder.ExportOrder.Format
     ) async throws -> String {
-        let directory = "\(places.exports)/\(adapter.job)"
+        let directory = try exportDirectory(of: adapter)
         let path = "\(directory)/\(name)"
         if Self.regularFileBytes(path) != nil { return path }
-        try FileManager.default.createDirectory(
-            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         // Two requests at once make two files; the second rename replaces the first with the same bytes.
         let staging = "\(directory)/.\(random())-\(name)"
         defer { unlink(staging) }
@@ -119,7 +138,7 @@ extension Daemon {
             to: .export(
                 .init(
                     format: format, adapterDirectory: self.directory(of: adapter),
-                    modelPath: blobs.path(try BlobDigest(adapter.modelBlob)), outputPath: staging)))
+                    modelPath: try modelPath(of: adapter), outputPath: staging)))
         guard case .exported = message else { throw wrongAnswer(message) }
         guard rename(staging, path) == 0 else {
             throw Problem(.internalError, "\(name) cannot be published: \(String(cString: strerror(errno)))")
@@ -133,7 +152,7 @@ extension Daemon {
         return UInt64(status.st_size)
     }
 
-    private func stream(_ path: String) throws -> Response {
+    func stream(_ path: String) throws -> Response {
         let name = path.split(separator: "/").last ?? ""
         guard let bytes = Self.regularFileBytes(path), let file = FileHandle(forReadingAtPath: path) else {
             throw Problem(.notFound, "the adapter has no file \"\(name)\"")

@@ -81,6 +81,8 @@ struct Daemon: Sendable {
 
     let generating = Gate(
         limit: 1, otherwise: Problem(.queueFull, "one generation runs already", hint: "try again when it is done"))
+    let merging = Gate(
+        limit: 1, otherwise: Problem(.queueFull, "one merge runs already", hint: "try again when it is done"))
     /// Plans, imports and exports: each is a process with a model's header and a data set in it.
     let smallOrders = Gate(
         limit: 4, otherwise: Problem(.queueFull, "four plans or imports run already", hint: "try again in a moment"))
@@ -106,6 +108,13 @@ struct Daemon: Sendable {
         var running: UInt64 = 0
         if let id = await queue.runningJob { running = try await store.job(id)?.progress?.rssBytes ?? 0 }
         return HostMemory(host).budget(asked: asked, allowed: config.now.memoryBudget, running: running)
+    }
+
+    /// For work beside the queue. While a job runs only a small share: a training run is never starved for an answer.
+    func sideBudget() async -> MemoryBound {
+        let isAlone = await queue.runningJob == nil
+        return HostMemory(host).budget(
+            asked: nil, allowed: isAlone ? config.now.memoryBudget : config.now.generateMemoryBudget)
     }
 
     /// Removes a blob that nothing names any more.

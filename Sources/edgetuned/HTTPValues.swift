@@ -67,6 +67,7 @@ struct BodyKeys: Sendable {
     static let importing = BodyKeys(top: ["name", "blob"])
     static let importingAdapter = BodyKeys(top: ["name", "base_model", "tensors", "config"])
     static let model = BodyKeys(top: ["name", "blob", "files", "source"], lists: ["files": ["name", "blob"]])
+    static let merge = BodyKeys(top: ["format", "measure"])
     static let generate = BodyKeys(
         top: ["model", "adapter", "messages", "max_tokens", "temperature", "seed"],
         lists: ["messages": ["role", "content"]])

@@ -83,6 +83,9 @@ struct Route: Sendable {
         Route(.get, Endpoint.adapter("{}"), .user) { try await $0.showAdapter($1) },
         Route(.delete, Endpoint.adapter("{}"), .user) { try await $0.removeAdapter($1) },
         Route(.get, Endpoint.adapterFile("{}", "{}"), .user) { try await $0.adapterFile($1) },
+        Route(.post, Endpoint.mergedModel("{}"), .user) { try await $0.mergeAdapter($1) },
+        Route(.get, Endpoint.mergedFile("{}", "{}"), .user) { try await $0.mergedFile($1) },
+        Route(.delete, Endpoint.mergedModel("{}"), .user) { try await $0.removeMerged($1) },
 
         Route(.post, Endpoint.generate, .user) { try await $0.generate($1) },
     ]

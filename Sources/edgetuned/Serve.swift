@@ -137,6 +137,7 @@ struct Serve: AsyncParsableCommand {
                 now: { Date().inWholeSeconds }),
             logger: logger)
         try await imports.recover()
+        try Daemon.removeMerges(in: places.exports)
 
         let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
         let daemon = Daemon(

@@ -37,6 +37,7 @@ struct Work: ParsableCommand {
                 channel.send(.importedAdapter)
             case .inspectDataset(let path): channel.send(.inspectedDataset(try datasetReport(path)))
             case .generate(let order): try generate(order, channel)
+            case .merge(let order): try merge(order, channel)
             case .export(let order): channel.send(.exported(path: try export(order)))
             }
         } catch {

@@ -33,7 +33,7 @@ extension Problem {
                 self.init(.nonFinite, error.description, hint: "a lower learning_rate, or max_grad_norm: 1")
             case .noSamples, .noLossTokens: self.init(.badDataset, error.description)
             }
-        case let error as InitialAdapterError:
+        case let error as LoadedAdapterError:
             if case .differs(let lines) = error {
                 self.init(.badAdapter, error.description, hint: lines.joined(separator: "\n"))
             } else {
@@ -44,6 +44,7 @@ extension Problem {
         case let error as JSONTextError: self.init(.badAdapter, "adapter_config.json: \(error.description)")
         case let error as AdapterMismatch: self.init(.badAdapter, error.description)
         case let error as AdapterError: self.init(.badAdapter, error.description)
+        case let error as MergeError: self.init(.invalidValue, error.description)
         case let error as GenerationError: self.init(.invalidValue, error.description)
         case let error as KernelSetError: self.init(.invalidValue, error.description)
         case let error as PrecisionError:

@@ -1,35 +1,56 @@
-// An adapter that training begins from: another run's, PEFT's or llama.cpp's, checked against the base and against what the job
-// asks for.
+// An adapter read from its files, whoever has made it: to be trained further, to be brought in, to generate with, or to merge.
+// Checked against the base, and against what a job asks for.
 import EdgeFormats
 import EdgeModel
 import EdgeTensor
 
-package struct InitialAdapter: Sendable {
+package struct LoadedAdapter: Sendable {
+    /// Of every module.
     package let rank: Int
-    /// What B · A is multiplied by.
+    /// What B · A is multiplied by, in every module.
     package let scaling: Double
     private let tensors: [LoRATensors]
 
+    /// Modules of several ranks or scalings become ones of the largest rank and of one scaling, which compute the same: further rows
+    /// of A and columns of B are zero, and B is multiplied by what its scaling differs.
+    ///
     /// - Parameters:
     ///   - tensors: a path: safetensors, LZ4-framed or not, or a GGUF adapter.
     ///   - config: the path of its adapter_config.json, which a GGUF adapter does not have.
-    /// - Throws: `InitialAdapterError`, and what `AdapterArtifact.open` and `openGGUF` throw.
-    package init(tensors path: String, config: String?, spec: DecoderSpec) throws {
+    ///   - limitBytes: the most that the tensors may take.
+    /// - Throws: `LoadedAdapterError`, and what `AdapterArtifact.open` and `openGGUF` throw.
+    package init(tensors path: String, config: String?, spec: DecoderSpec, limitBytes: Int) throws {
         let region = try ByteRegion.map(path: path)
+        guard region.bytes.count <= limitBytes else {
+            throw LoadedAdapterError.tooLarge(bytes: region.bytes.count, limitBytes: limitBytes)
+        }
         if region.withBytes({ $0.starts(with: "GGUF".utf8) }) {
             let (alpha, tensors) = try AdapterArtifact.openGGUF(region, for: spec)
-            try self.init(tensors) { alpha / Double($0) }
+            self.init(tensors) { alpha / Double($0.rank) }
         } else {
-            guard let config else { throw InitialAdapterError.noConfig }
-            let artifact = try AdapterArtifact.open(config: try ByteRegion.map(path: config), tensors: region)
-            try self.init(artifact.tensors, scaling: artifact.config.scaling)
+            guard let config else { throw LoadedAdapterError.noConfig }
+            let artifact = try AdapterArtifact.open(
+                config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
+            try self.init(artifact)
         }
     }
 
     /// - Parameter directory: an artifact as `publish` leaves it.
-    package init(directory: String) throws {
-        let artifact = try AdapterArtifact.open(directory: directory)
-        try self.init(artifact.tensors, scaling: artifact.config.scaling)
+    package init(directory: String) throws { try self.init(try AdapterArtifact.open(directory: directory)) }
+
+    private init(_ artifact: AdapterArtifact) throws {
+        let scalings = try artifact.config.scalings(of: artifact.tensors)
+        self.init(artifact.tensors) { scalings[$0.modulePath]! }
+    }
+
+    private init(_ tensors: [LoRATensors], scaling: (LoRATensors) -> Double) {
+        let largest = tensors.max { $0.rank < $1.rank }!
+        let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
+        self.rank = rank
+        self.scaling = common
+        self.tensors = tensors.map { one in
+            one.rank == rank && scaling(one) == common ? one : one.widened(to: rank, timesB: Float(scaling(one) / common))
+        }
     }
 
     /// The artifact of an adapter that was not trained here.
@@ -47,8 +68,23 @@ package struct InitialAdapter: Sendable {
             modelCard: "# An adapter for \(baseModel)\n\nBrought in, not trained here: LoRA of rank \(rank).\n")
     }
 
+    /// What the modules that it changes are changed by.
+    ///
+    /// - Throws: `AdapterMismatch` where the base has no such module, or one of another shape.
+    package func tensors(of spec: DecoderSpec) throws -> [ModuleID: LoRATensors] {
+        Dictionary(zip(try modules(of: spec), tensors)) { first, _ in first }
+    }
+
+    /// LoRA as this adapter has it.
+    package var lora: LoRASpec {
+        LoRASpec(rank: rank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+    }
+
+    /// Of all its values.
+    package var byteCount: ByteCount { ByteCount(tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count) }) }
+
     /// The modules that it changes, each checked against the base.
-    private func modules(of spec: DecoderSpec) throws -> [ModuleID] {
+    package func modules(of spec: DecoderSpec) throws -> [ModuleID] {
         try tensors.map { one in
             let id = try ModuleID(path: one.modulePath, in: spec)
             let expected = [rank, id.inFeatures(spec), id.outFeatures(spec)]
@@ -60,21 +96,13 @@ package struct InitialAdapter: Sendable {
         }
     }
 
-    private init(_ tensors: [LoRATensors], scaling: (_ rank: Int) -> Double) throws {
-        let ranks = Set(tensors.map(\.rank)).sorted()
-        guard let rank = ranks.first, ranks.count == 1 else { throw InitialAdapterError.severalRanks(ranks) }
-        self.rank = rank
-        self.scaling = scaling(rank)
-        self.tensors = tensors
-    }
-
     /// Fills every module of a set that it was checked for.
     package func load(into set: AdapterSet, _ spec: DecoderSpec) throws { try set.load(tensors, spec) }
 
     /// Memory that reading it takes beside the run's own block: its values, and the file's when it is decompressed.
     package static func loadingBytes(_ adapters: ByteCount) -> ByteCount { adapters + adapters }
 
-    /// - Throws: `InitialAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
+    /// - Throws: `LoadedAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
     ///   base has no such module, or one of another shape.
     package func check(_ lora: LoRASpec, modules: [ModuleID], spec: DecoderSpec) throws {
         let found = Set(try self.modules(of: spec))
@@ -87,13 +115,13 @@ package struct InitialAdapter: Sendable {
         if found != Set(modules) {
             let linears = spec.linears.filter { linear in found.contains { $0.module == linear.leader } }
             let layers = Set(found.map(\.layer)).sorted()
-            guard found.count == linears.count * layers.count else { throw InitialAdapterError.irregular }
+            guard found.count == linears.count * layers.count else { throw LoadedAdapterError.irregular }
             lines.append("lora_target_modules: [\(linears.map(\.name).joined(separator: ", "))]")
             lines.append(
                 layers.count == spec.layerCount
                     ? "layers_to_transform: null" : "layers_to_transform: [\(layers.map(String.init).joined(separator: ", "))]")
         }
-        guard lines.isEmpty else { throw InitialAdapterError.differs(lines: lines) }
+        guard lines.isEmpty else { throw LoadedAdapterError.differs(lines: lines) }
     }
 
     private static func text(_ value: Double) -> String {
@@ -101,19 +129,33 @@ package struct InitialAdapter: Sendable {
     }
 }
 
-package enum InitialAdapterError: Error, Equatable, CustomStringConvertible {
+package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
     case noConfig
-    case severalRanks([Int])
+    case tooLarge(bytes: Int, limitBytes: Int)
     /// Some layers have other modules than others.
     case irregular
     case differs(lines: [String])
 
     package var description: String {
         switch self {
-        case .noConfig: "the adapter to begin from has no adapter_config.json"
-        case .severalRanks(let ranks): "the adapter to begin from has modules of rank \(ranks.map(String.init).joined(separator: ", ")); one is supported"
+        case .noConfig: "the adapter has no adapter_config.json"
+        case .tooLarge(let bytes, let limit): "the adapter has \(bytes) bytes; there is memory for \(limit)"
         case .irregular: "the adapter to begin from changes other modules in some layers than in others"
         case .differs: "the adapter to begin from is not what the job asks for"
         }
+    }
+}
+
+extension LoRATensors {
+    /// The same change of the base, up to the rounding of B, by matrices of a larger rank.
+    fileprivate func widened(to rank: Int, timesB factor: Float) -> LoRATensors {
+        var wide = self
+        wide.rank = rank
+        wide.loraA += [Float](repeating: 0, count: (rank - self.rank) * inFeatures)
+        wide.loraB = [Float](repeating: 0, count: outFeatures * rank)
+        for row in 0..<outFeatures {
+            for column in 0..<self.rank { wide.loraB[row * rank + column] = loraB[row * self.rank + column] * factor }
+        }
+        return wide
     }
 }
