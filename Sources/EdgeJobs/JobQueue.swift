@@ -286,6 +286,9 @@ package actor JobQueue {
             told[id] = (reason, now)
             try await store.apply(.yielded, to: id, reason: reason, at: now)
         case .answered(.failure(let problem)): try await fail(id, problem)
+        case .answered(.salvaged(let problem)):
+            write("\(problem.title): \(problem.detail)", to: id, at: now)
+            try await store.apply(.salvaged, to: id, reason: problem.detail, problem: problem, at: now)
         case .answered(let other):
             try await fail(id, Problem(.internalError, "the worker gave an answer to another order: \(other)"))
         case .signalled, .exited:
@@ -351,7 +354,7 @@ private actor WorkerTranscript {
             let text = String(text.prefix(WireLimit.eventLineBytes / 8))
             try log.append(text, to: job, at: settings.now())
             event = .log(text)
-        case .generated, .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .imported,
+        case .generated, .stopped, .yielded, .trained, .salvaged, .planned, .calibrated, .inspectedModel, .plannedImport, .imported,
             .importedModel, .inspectedDataset, .importedAdapter, .exported, .failure:
             return
         }

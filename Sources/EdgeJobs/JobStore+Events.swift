@@ -62,7 +62,7 @@ extension JobStore {
             return try Row.fetchAll(
                 db, sql: "SELECT seq, line FROM events WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?",
                 arguments: [id, after, limit]
-            ).map { StoredEvent(seq: $0["seq"], line: $0["line"]) }
+            ).map { StoredEvent(seq: try $0.read("seq"), line: try $0.read("line")) }
         }
     }
 }

@@ -140,12 +140,11 @@ extension JobStore {
         }
     }
 
-    private static func modelImport(_ row: Row) throws -> StoredImport {
+    static func modelImport(_ row: Row) throws(StoreError) -> StoredImport {
         StoredImport(
-            name: row["name"], id: row["id"], ownerUid: row["owner_uid"],
-            createdAt: Date(timeIntervalSince1970: row["created_at"]),
-            files: try Column.value([ModelFile].self, row["files"]), source: row["source"],
-            totalBytes: UInt64(row["total_bytes"] as Int64), peakBytes: UInt64(row["peak_bytes"] as Int64),
-            problem: try (row["problem"] as String?).map { try Column.value(Problem.self, $0) })
+            name: try row.read("name"), id: try row.read("id"), ownerUid: try row.read("owner_uid"),
+            createdAt: try row.readDate("created_at"), files: try row.readJSON("files"),
+            source: try row.readIfThere("source"), totalBytes: try row.readBytes("total_bytes"),
+            peakBytes: try row.readBytes("peak_bytes"), problem: try row.readJSONIfThere("problem"))
     }
 }

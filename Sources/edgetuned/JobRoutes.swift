@@ -20,8 +20,8 @@ extension Daemon {
                 cores: ProcessFacts.coreCount, memoryTotalBytes: memory.total.bytes,
                 memoryAvailableBytes: memory.available.bytes, diskFreeBytes: BlobStore.freeBytes(places.state),
                 temperatures: HostSensors.temperatures(), runningJob: await queue.runningJob,
-                queuedJobs: try await store.count(of: .queued), models: try await store.models().count,
-                adapters: try await store.adapters().count))
+                queuedJobs: try await store.count(of: .queued), models: try await store.modelCount(),
+                adapters: try await store.adapterCount()))
     }
 
     // MARK: plan and submit
@@ -143,7 +143,7 @@ extension Daemon {
             }
             state = known
         }
-        return try Response(json: JobList(jobs: try await store.jobs(in: state, limit: limit).map { JobStatus($0) }))
+        return Response(jsonText: try await store.listing(in: state, limit: limit))
     }
 
     func showJob(_ call: Call) async throws -> Response { try Response(json: JobStatus(try await job(call))) }
