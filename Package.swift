@@ -37,6 +37,8 @@ let package = Package(
 
         // Control plane.
         .systemLibrary(name: "CSystemd", pkgConfig: "libsystemd", providers: [.apt(["libsystemd-dev"])]),
+        // What a worker does to itself: Landlock and seccomp.
+        .target(name: "CEdgeSandbox"),
         .target(name: "EdgeWire"),
         .target(name: "EdgeYAML", dependencies: ["EdgeWire", .product(name: "Yams", package: "Yams")]),
         .target(
@@ -53,6 +55,7 @@ let package = Package(
             name: "edgetuned",
             dependencies: [
                 "EdgeWire", "EdgeYAML", "EdgeJobs", "EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CSystemd",
+                "CEdgeSandbox",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "Logging", package: "swift-log"),
@@ -98,7 +101,7 @@ let package = Package(
         .testTarget(
             name: "DaemonTests",
             dependencies: [
-                "EdgeFormats", "EdgeJobs", "EdgeWire", "EdgeTestSupport", "edgetune", "edgetuned",
+                "CEdgeSandbox", "EdgeFormats", "EdgeJobs", "EdgeWire", "EdgeTestSupport", "edgetune", "edgetuned",
                 // The hub that PullTests pull from.
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
@@ -106,6 +109,15 @@ let package = Package(
                 .product(name: "NIOSSL", package: "swift-nio-ssl"),
             ]),
         .testTarget(name: "TidyTests", dependencies: ["EdgeTestSupport"]),
+        // The fuzz targets' functions over the committed corpora; libFuzzer is Tests/Fuzz/run's.
+        .testTarget(
+            name: "FuzzTests",
+            dependencies: [
+                "EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels", "EdgeJobs", "EdgeWire", "EdgeYAML",
+                "EdgeTestSupport", .product(name: "GRDB", package: "GRDB.swift"),
+            ],
+            path: "Tests/Fuzz",
+            exclude: ["README.md", "run", "make_seeds.py", "corpus", "dictionaries", "LibFuzzer"]),
     ],
     swiftLanguageModes: [.v6]
 )

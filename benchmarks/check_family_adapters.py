@@ -10,10 +10,7 @@ transformers, torch and safetensors; llama.cpp multiplies in F16, which is most 
 """
 import argparse
 import json
-import os
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import llama_cpp
@@ -22,6 +19,8 @@ import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+
+from running_daemon import running_daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ROOT / "Tests/Goldens/architectures"
@@ -35,12 +34,12 @@ def adapter_of(golden, directory):
         {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "base_model_name_or_path": ""}))
 
 
-def llama_cpp_distance(family, golden, adapter):
-    """Largest distance of a logit, sample by sample, and how far the adapter moves them."""
+def llama_cpp_distance(golden, model, adapter=None):
+    """Largest distance of a logit from the adapted reference's, sample by sample, and how far the adapter moves them."""
     expected = golden.get("gguf.logits", golden["logits"]).numpy()
     base = golden.get("gguf.base.logits", golden["base.logits"]).numpy()
     model = llama_cpp.Llama(
-        str(FAMILIES / family / "model.gguf"), lora_path=str(adapter), n_ctx=64, logits_all=True, flash_attn=False, n_threads=1,
+        str(model), lora_path=adapter and str(adapter), n_ctx=64, logits_all=True, flash_attn=False, n_threads=1,
         type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, verbose=False)
     start, worst = 0, []
     for length in golden["sample_lengths"].tolist():
@@ -61,28 +60,23 @@ def peft_distance(family, golden, directory):
     return sum(int((held[name] != value).sum()) for name, value in expected.items())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(description):
+    """The families that are asked for, all if none is, and where the binaries are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*")
     parser.add_argument("--bin", type=Path, default=ROOT / ".build/release")
     options = parser.parse_args()
-    families = options.families or sorted(path.name for path in FAMILIES.iterdir() if path.is_dir())
+    return options.families or sorted(path.name for path in FAMILIES.iterdir() if path.is_dir()), options.bin
+
+
+def main():
+    families, binaries = command_line(__doc__)
     print("| family | llama.cpp, largest distance by sample | the adapter moves logits by | elements that differ in PEFT |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        socket = str(scratch / "s.sock")
-        environment = os.environ | {"EDGETUNE_SOCKET": socket}
-        daemon = subprocess.Popen(
-            [options.bin / "edgetuned", "serve", "--state-dir", scratch / "state", "--socket", socket], stderr=subprocess.DEVNULL)
-        try:
-            while not Path(socket).exists():
-                assert daemon.poll() is None, "the daemon did not start"
-                time.sleep(0.05)
-
-            def edgetune(*arguments):
-                subprocess.run([options.bin / "edgetune", *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
-
+        with running_daemon(binaries, scratch) as daemon:
+            edgetune = daemon.edgetune
             for family in families:
                 golden = load_file(FAMILIES / family / "golden.safetensors")
                 adapter_of(golden, scratch / family)
@@ -90,12 +84,9 @@ def main():
                 edgetune("adapters", "add", scratch / family, "--base-model", family, "--name", family)
                 edgetune("export", family, "--format", "gguf", "--output", scratch / f"{family}.gguf")
                 edgetune("export", family, "--format", "peft", "--output", scratch / f"{family}-peft")
-                worst, moved = llama_cpp_distance(family, golden, scratch / f"{family}.gguf")
+                worst, moved = llama_cpp_distance(golden, FAMILIES / family / "model.gguf", scratch / f"{family}.gguf")
                 differing = peft_distance(family, golden, scratch / f"{family}-peft")
                 print(f"| {family} | {', '.join(f'{value:.3f}' for value in worst)} | {moved:.2f} | {differing} |", flush=True)
-        finally:
-            daemon.terminate()
-            daemon.wait()
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ Prints one JSON line. Needs torch, transformers, peft and gguf.
 """
 import argparse
 import json
-import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 import transformers
 
 from compare_precision import licences
+from running_daemon import running_daemon
 
 LAYER_NAMES = {
     "llama": {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
@@ -92,24 +91,12 @@ def train_here(options, scratch, texts, initial):
         "gradient_accumulation_steps": len(texts), "max_steps": options.steps, "learning_rate": options.learning_rate,
         "lr_scheduler": "constant", "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 1, "precision": options.precision,
         "sequence_len": 1024}))
-    socket = str(scratch / "s.sock")
-    environment = os.environ | {"EDGETUNE_SOCKET": socket}
-    daemon = subprocess.Popen(
-        [options.bin / "edgetuned", "serve", "--state-dir", scratch / "state", "--socket", socket], stderr=subprocess.DEVNULL)
-    try:
-        while not Path(socket).exists():
-            assert daemon.poll() is None, "the daemon did not start"
-            time.sleep(0.05)
+    with running_daemon(options.bin, scratch) as daemon:
         start = time.monotonic()
-        subprocess.run([options.bin / "edgetune", "submit", scratch / "job.yaml", "--watch"], check=True, env=environment,
-                       stdout=subprocess.DEVNULL)
+        daemon.edgetune("submit", "job.yaml", "--watch")
         seconds = time.monotonic() - start
-        subprocess.run([options.bin / "edgetune", "export", "ours", "--format", "peft", "--output", scratch / "ours"], check=True,
-                       env=environment, stdout=subprocess.DEVNULL)
-        return seconds
-    finally:
-        daemon.terminate()
-        daemon.wait()
+        daemon.edgetune("export", "ours", "--format", "peft", "--output", scratch / "ours")
+    return seconds
 
 
 def main():

@@ -173,12 +173,14 @@ private func withoutTrailingSlash(_ path: String) -> String {
     path.count > 1 && path.hasSuffix("/") ? withoutTrailingSlash(String(path.dropLast())) : path
 }
 
-func parent(of path: String) -> String {
+/// Without the last name: "." of a bare name.
+package func parent(of path: String) -> String {
     guard let slash = path.lastIndex(of: "/") else { return "." }
     return slash == path.startIndex ? "/" : String(path[..<slash])
 }
 
-func syncDirectory(_ path: String) throws(FileError) {
+/// Names in it that are there now stay there.
+package func syncDirectory(_ path: String) throws(FileError) {
     let descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     guard descriptor >= 0 else { throw FileError(operation: "open", path: path, errno: errno) }
     defer { close(descriptor) }

@@ -12,6 +12,26 @@ package enum GGMLType: UInt32, CaseIterable, Sendable {
     // 31...33 and 36...38 were repacked Q4_0 and IQ4_NL, removed from GGUF files.
     case tq1_0 = 34, tq2_0 = 35, mxfp4 = 39, nvfp4 = 40, q1_0 = 41
 
+    /// The float types that safetensors files have too; nil for the others.
+    package init?(_ dtype: SafetensorsDType) {
+        switch dtype {
+        case .f32: self = .f32
+        case .f16: self = .f16
+        case .bf16: self = .bf16
+        default: return nil
+        }
+    }
+
+    /// The same type in a safetensors file; nil for blocks.
+    package var safetensorsDType: SafetensorsDType? {
+        switch self {
+        case .f32: .f32
+        case .f16: .f16
+        case .bf16: .bf16
+        default: nil
+        }
+    }
+
     package var name: String { layout.name }
     /// Elements in one block; blocks run along the innermost dimension.
     package var blockElements: Int { layout.elements }

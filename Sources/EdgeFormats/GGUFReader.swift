@@ -41,12 +41,14 @@ package final class GGUFFile: Sendable {
     package let tensors: [GGUFTensor]
     package let fileBytes: Int
     /// "sha256:" and the digest of the header: metadata and tensor descriptions, without the weights.
-    package var fingerprint: String { "sha256:" + SHA256.hex(SHA256.hash(region[0..<headerBytes])) }
+    package var fingerprint: String { "sha256:" + SHA256.hex(SHA256.hash(header[0..<headerBytes])) }
 
     private let tensorIndex: [String: Int]
     /// In the order of `metadataKeys`: key, type and value.
     private let keyValueRanges: [Range<Int>]
     private let headerBytes: Int
+    private let header: ByteRegion
+    /// Where the tensors are.
     package let region: ByteRegion
 
     /// - Throws: `FileError` or `GGUFError`.
@@ -58,7 +60,7 @@ package final class GGUFFile: Sendable {
     package func releaseResident() { region.release(0..<region.bytes.count) }
 
     /// The header is read through the mapping and rarely needed again; its pages need not stay.
-    package func releaseHeader() { region.release(0..<headerBytes) }
+    package func releaseHeader() { header.release(0..<headerBytes) }
 
     package init(_ region: ByteRegion) throws(GGUFError) {
         var cursor = GGUFCursor(region: region)
@@ -98,6 +100,28 @@ package final class GGUFFile: Sendable {
         self.tensorIndex = tensorIndex
         self.fileBytes = region.bytes.count
         self.region = region
+        header = region
+    }
+
+    /// The metadata of one file, with the tensors of another.
+    ///
+    /// - Throws: `GGUFError.unknownTensorType` for a dtype that is none of GGUF's.
+    package init(metadataOf other: GGUFFile, tensorsOf weights: SafetensorsFile) throws(GGUFError) {
+        var (tensors, index): ([GGUFTensor], [String: Int]) = ([], [:])
+        for tensor in weights.tensors {
+            guard let type = GGMLType(tensor.dtype) else { throw .unknownTensorType(tensor: tensor.name, raw: .max) }
+            index[tensor.name] = tensors.count
+            tensors.append(
+                GGUFTensor(
+                    name: tensor.name, shape: tensor.shape, type: type, byteCount: tensor.range.count,
+                    fileOffset: tensor.range.lowerBound, region: tensor.region))
+        }
+        (self.tensors, tensorIndex) = (tensors, index)
+        (version, alignment) = (other.version, other.alignment)
+        (metadata, metadataKeys, keyValueRanges) = (other.metadata, other.metadataKeys, other.keyValueRanges)
+        (header, headerBytes) = (other.header, other.headerBytes)
+        region = weights.region
+        fileBytes = weights.region.bytes.count
     }
 
     package func tensor(named name: String) -> GGUFTensor? {
@@ -109,8 +133,8 @@ package final class GGUFFile: Sendable {
 
     /// Key, type and value of `metadataKeys[index]` as they stand in the file.
     package func withEncodedKeyValue<R, E: Error>(_ index: Int, _ body: (UnsafeRawBufferPointer) throws(E) -> R) throws(E) -> R {
-        defer { withExtendedLifetime(region) {} }
-        return try body(region[keyValueRanges[index]])
+        defer { withExtendedLifetime(header) {} }
+        return try body(header[keyValueRanges[index]])
     }
 
     private static func alignment(_ value: GGUFValue?) throws(GGUFError) -> Int {

@@ -97,9 +97,14 @@ package enum LZ4Frame {
     }
 
     /// The content of one frame that fills `frame` exactly. Memory follows what is decoded, not what is declared.
-    package static func decompress(_ frame: UnsafeRawBufferPointer, limitBytes: Int) throws(LZ4FrameError) -> [UInt8] {
+    ///
+    /// - Parameter consumed: gets how much of the frame has been read and is not needed any more.
+    package static func decompress(
+        _ frame: UnsafeRawBufferPointer, limitBytes: Int, consumed: (Int) -> Void = { _ in }
+    ) throws(LZ4FrameError) -> [UInt8] {
         var content: [UInt8] = []
-        try decompress(frame, limitBytes: limitBytes) { piece, _, declared in
+        try decompress(frame, limitBytes: limitBytes) { piece, position, declared in
+            consumed(position)
             if content.isEmpty, let declared {
                 let (densest, overflow) = frame.count.multipliedReportingOverflow(by: highestRatio)
                 content.reserveCapacity(overflow ? Int(declared) : min(Int(declared), densest))
@@ -107,6 +112,29 @@ package enum LZ4Frame {
             content.append(contentsOf: piece)
         }
         return content
+    }
+
+    /// What the frame says that it holds; nil where it does not say.
+    package static func declaredBytes(_ frame: UnsafeRawBufferPointer) throws(LZ4FrameError) -> UInt64? {
+        var context: OpaquePointer?
+        try check(LZ4F_createDecompressionContext(&context, UInt32(LZ4F_VERSION)))
+        defer { LZ4F_freeDecompressionContext(context) }
+        return try header(of: frame, context).declared
+    }
+
+    /// Where the frame's blocks begin, and the content's size if it is declared.
+    private static func header(
+        of frame: UnsafeRawBufferPointer, _ context: OpaquePointer?
+    ) throws(LZ4FrameError) -> (byteCount: Int, declared: UInt64?) {
+        guard let start = frame.baseAddress, !frame.isEmpty else { throw .truncated(bytes: 0) }
+        var information = LZ4F_frameInfo_t()
+        var byteCount = frame.count
+        let hint = LZ4F_getFrameInfo(context, &information, start, &byteCount)
+        if LZ4F_isError(hint) != 0, isHeaderCut(frame) { throw .truncated(bytes: frame.count) }
+        try check(hint)
+        guard information.frameType == LZ4F_frame else { throw .notAFrame }
+        guard information.contentChecksumFlag == LZ4F_contentChecksumEnabled else { throw .noContentChecksum }
+        return (byteCount, information.contentSize == 0 ? nil : information.contentSize)
     }
 
     /// The same, piece by piece and without holding it.
@@ -120,16 +148,8 @@ package enum LZ4Frame {
         try check(LZ4F_createDecompressionContext(&context, UInt32(LZ4F_VERSION)))
         defer { LZ4F_freeDecompressionContext(context) }
 
-        guard let start = frame.baseAddress, !frame.isEmpty else { throw .truncated(bytes: 0) }
-        var information = LZ4F_frameInfo_t()
-        var position = frame.count
-        let hint = LZ4F_getFrameInfo(context, &information, start, &position)
-        if LZ4F_isError(hint) != 0, isHeaderCut(frame) { throw .truncated(bytes: frame.count) }
-        try check(hint)
-        guard information.frameType == LZ4F_frame else { throw .notAFrame }
-        guard information.contentChecksumFlag == LZ4F_contentChecksumEnabled else { throw .noContentChecksum }
-        // 0 means that the frame does not declare it.
-        let declared = information.contentSize == 0 ? nil : information.contentSize
+        let (headerBytes, declared) = try header(of: frame, context)
+        var position = headerBytes
         if let declared, declared > UInt64(limitBytes) {
             throw .tooLarge(declaredBytes: declared, limitBytes: limitBytes)
         }
@@ -140,7 +160,7 @@ package enum LZ4Frame {
         while true {
             var produced = pieceBytes
             var consumed = frame.count - position
-            let hint = LZ4F_decompress(context, piece.baseAddress, &produced, start + position, &consumed, nil)
+            let hint = LZ4F_decompress(context, piece.baseAddress, &produced, frame.baseAddress! + position, &consumed, nil)
             try check(hint)
             decoded += produced
             guard decoded <= limitBytes else { throw .tooLarge(declaredBytes: declared, limitBytes: limitBytes) }

@@ -1,9 +1,6 @@
-// safetensors files (github.com/huggingface/safetensors, README "Format"), read and written. Layout:
+// safetensors files (github.com/huggingface/safetensors, README "Format"), read. Layout:
 //
 //     u64 headerBytes | JSON header, spaces to a multiple of 8 | tensor data, without gaps
-//
-// The writer gives the bytes of the Rust library, except that it sorts `__metadata__`, whose order there is a hash
-// map's.
 
 package enum SafetensorsError: Error, Equatable, Sendable {
     case truncated(neededBytes: UInt64, fileBytes: Int)
@@ -77,7 +74,7 @@ package enum SafetensorsDType: String, CaseIterable, Sendable {
         }
     }
 
-    fileprivate var rank: Int { Self.allCases.firstIndex(of: self)! }
+    var rank: Int { Self.allCases.firstIndex(of: self)! }
 
     /// The values of F32, F16 or BF16 bytes; nil for any other type.
     package func floats(in bytes: UnsafeRawBufferPointer) -> [Float]? {
@@ -90,7 +87,7 @@ package enum SafetensorsDType: String, CaseIterable, Sendable {
         case .f16:
             return (0..<count).map {
                 let bits = UInt16(littleEndian: bytes.loadUnaligned(fromByteOffset: 2 * $0, as: UInt16.self))
-                return Float(Float16(bitPattern: bits))
+                return Float(half: bits)
             }
         case .bf16:
             return (0..<count).map {
@@ -100,6 +97,18 @@ package enum SafetensorsDType: String, CaseIterable, Sendable {
         default:
             return nil
         }
+    }
+}
+
+extension Float {
+    /// Of a binary16's bits. Not by way of `Float16`: where the processor has no instruction for it, Swift's conversion takes subnormals
+    /// for zero on a thread that flushes denormals, as those of a WorkerPool do.
+    fileprivate init(half bits: UInt16) {
+        guard bits & 0x7C00 == 0 else {
+            self = Float(Float16(bitPattern: bits))
+            return
+        }
+        self = Float(bits & 0x3FF) * 0x1p-24 * (bits & 0x8000 == 0 ? 1 : -1)
     }
 }
 
@@ -131,7 +140,7 @@ package final class SafetensorsFile: Sendable {
     /// In the order of their bytes in the file.
     package let tensors: [SafetensorsTensor]
     private let index: [String: Int]
-    private let region: ByteRegion
+    let region: ByteRegion
 
     /// - Throws: `FileError` or `SafetensorsError`.
     package static func open(path: String) throws -> SafetensorsFile {
@@ -253,76 +262,5 @@ package final class SafetensorsFile: Sendable {
             product = next
         }
         return product
-    }
-}
-
-package struct SafetensorsWriter: Sendable {
-    private struct Tensor {
-        let name: String
-        let dtype: SafetensorsDType
-        let shape: [Int]
-        let body: TensorBody
-    }
-
-    private let metadata: [String: String]
-    private var tensors: [Tensor] = []
-
-    package init(metadata: [String: String]) { self.metadata = metadata }
-
-    package mutating func add(
-        _ name: String, dtype: SafetensorsDType, shape: [Int], body: TensorBody
-    ) throws(SafetensorsError) {
-        guard !tensors.contains(where: { $0.name == name }) else { throw .duplicateTensor(name) }
-        let needed = shape.reduce(dtype.byteCount, *)
-        guard body.byteCount == needed else {
-            throw .wrongRange(tensor: name, neededBytes: needed, begin: 0, end: body.byteCount)
-        }
-        tensors.append(Tensor(name: name, dtype: dtype, shape: shape, body: body))
-    }
-
-    /// Of the whole file.
-    package var byteCount: Int { tensors.reduce(header().count) { $0 + $1.body.byteCount } }
-
-    /// Hands the file to `sink` in order, piece by piece; tensor bodies are not copied.
-    package func write(to sink: (UnsafeRawBufferPointer) throws -> Void) throws {
-        try header().withUnsafeBytes(sink)
-        for tensor in ordered { try tensor.body.write(to: sink) }
-    }
-
-    package func encoded() throws -> [UInt8] {
-        var bytes: [UInt8] = []
-        try write { bytes.append(contentsOf: $0) }
-        return bytes
-    }
-
-    /// serialize() in safetensors' tensor.rs: dtype descending, then name by bytes.
-    private var ordered: [Tensor] {
-        tensors.sorted {
-            $0.dtype == $1.dtype
-                ? $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) : $0.dtype.rank > $1.dtype.rank
-        }
-    }
-
-    /// The length field, the JSON and its padding.
-    private func header() -> [UInt8] {
-        var members: [String] = []
-        if !metadata.isEmpty {
-            let entries = metadata.sorted { $0.key.utf8.lexicographicallyPrecedes($1.key.utf8) }
-                .map { JSONText.quoted($0.key, .required) + ":" + JSONText.quoted($0.value, .required) }
-            members.append("\"__metadata__\":{" + entries.joined(separator: ",") + "}")
-        }
-        var offset = 0
-        for tensor in ordered {
-            let end = offset + tensor.body.byteCount
-            let shape = tensor.shape.map(String.init).joined(separator: ",")
-            let dtype = JSONText.quoted(tensor.dtype.rawValue, .required)
-            members.append(
-                JSONText.quoted(tensor.name, .required)
-                    + ":{\"dtype\":\(dtype),\"shape\":[\(shape)],\"data_offsets\":[\(offset),\(end)]}")
-            offset = end
-        }
-        var json = Array(("{" + members.joined(separator: ",") + "}").utf8)
-        while json.count % 8 != 0 { json.append(UInt8(ascii: " ")) }
-        return withUnsafeBytes(of: UInt64(json.count).littleEndian) { Array($0) } + json
     }
 }

@@ -26,11 +26,15 @@ package struct BlobDigest: Hashable, Sendable {
 package actor BlobStore {
     package nonisolated let directory: String
     private var uploading: Set<BlobDigest> = []
+    /// Of blobs that are not stored as anybody's yet: who sent bytes last, and the whole length that he announced. A restart
+    /// forgets them, and their parts go after `ModelImports.keptDays`.
+    private var announced: [BlobDigest: (uid: UInt32, length: UInt64)] = [:]
 
     package init(directory: String) throws {
         self.directory = directory
         try FileManager.default.createDirectory(
             atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try DurableDirectory.make(directory)
     }
 
     package nonisolated func path(_ digest: BlobDigest) -> String { "\(directory)/sha256-\(digest.hex)" }
@@ -48,7 +52,11 @@ package actor BlobStore {
     /// - Parameters:
     ///   - offset: must be what has arrived so far.
     ///   - length: of the whole blob, in bytes.
-    package func upload(_ digest: BlobDigest, offset: UInt64, length: UInt64) throws -> sending BlobUpload? {
+    ///   - uid: whose upload it is from now on.
+    ///   - allowance: bytes that all his uploads may come to; nil: any.
+    package func upload(
+        _ digest: BlobDigest, offset: UInt64, length: UInt64, by uid: UInt32, allowance: UInt64? = nil
+    ) throws -> sending BlobUpload? {
         guard length > 0 else { throw Problem(.invalidValue, "an empty blob is of no use") }
         guard length <= WireLimit.blobBytes else {
             throw Problem(.tooLarge, "\(length) bytes, the limit of a blob is \(WireLimit.blobBytes)")
@@ -63,20 +71,53 @@ package actor BlobStore {
                 .conflict, "the upload is at byte \(status.receivedBytes), not \(offset)",
                 hint: "send the next bytes from \(status.receivedBytes)")
         }
+        let others = announcedLengths(by: uid, except: digest)
+        guard others.count < Self.uploadsPerUser else {
+            throw Problem(
+                .tooLarge, "\(others.count) uploads of yours have begun and not ended, the limit is \(Self.uploadsPerUser)",
+                hint: "end one of them")
+        }
+        let otherBytes = others.reduce(0, +)
+        if let allowance, otherBytes + length > allowance {
+            throw Problem(
+                .tooLarge, "\(length) bytes, and \(otherBytes) of your other uploads: \(allowance) are left of your limit",
+                hint: "remove models or data sets that are not needed")
+        }
         try requireFree(length - min(offset, length), what: "are to come")
         let file = open(partPath(digest), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard file >= 0 else { throw Self.failure("open", partPath(digest)) }
+        announced[digest] = (uid, length)
         uploading.insert(digest)
         return BlobUpload(store: self, digest: digest, file: file, received: offset, length: length)
     }
 
+    /// A client sends the files of a model one after the other; each that it leaves is a file here.
+    package static let uploadsPerUser = 256
+
+    /// Bytes of a user's uploads that the store does not count yet.
+    package func announcedBytes(by uid: UInt32) -> UInt64 { announcedLengths(by: uid, except: nil).reduce(0, +) }
+
+    private func announcedLengths(by uid: UInt32, except digest: BlobDigest?) -> [UInt64] {
+        // A part that was thrown away takes no room.
+        announced = announced.filter { Self.size(partPath($0.key)) != nil || Self.size(path($0.key)) != nil }
+        return announced.filter { $0.key != digest && $0.value.uid == uid }.map(\.value.length)
+    }
+
+    /// The store counts it now.
+    package func isStored(_ digest: BlobDigest) { announced[digest] = nil }
+
     /// - Parameter what: the sentence's verb: "are to come".
     package nonisolated func requireFree(_ bytes: UInt64, what: String) throws(Problem) {
-        let free = Self.freeBytes(directory)
-        guard bytes + Self.reservedBytes <= free else {
+        try Self.requireFree(bytes, on: directory, what: what)
+    }
+
+    /// - Parameter path: on the file system that they are to be on.
+    package static func requireFree(_ bytes: UInt64, on path: String, what: String) throws(Problem) {
+        let free = freeBytes(path)
+        guard bytes + reservedBytes <= free else {
             throw Problem(
                 .insufficientDisk, "\(bytes) bytes \(what), \(free) are free on the disk",
-                requiredBytes: bytes + Self.reservedBytes, budgetBytes: free)
+                requiredBytes: bytes + reservedBytes, budgetBytes: free)
         }
     }
 
@@ -106,14 +147,12 @@ package actor BlobStore {
             return
         }
         guard rename(file, path(digest)) == 0 else { throw Self.failure("rename", file) }
-        try syncDirectory()
+        try syncNames()
     }
 
-    fileprivate nonisolated func syncDirectory() throws {
-        let descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        defer { Glibc.close(descriptor) }
-        guard descriptor >= 0, fsync(descriptor) == 0 else { throw Self.failure("fsync", directory) }
-    }
+    /// Complete blobs keep their names from here on. Before a client is told of one that was there already, too: whoever
+    /// published it may have been cut off before this.
+    package nonisolated func syncNames() throws { try DurableDirectory.sync(directory) }
 
     /// Digests of all complete blobs.
     package nonisolated func present() throws -> [String] {
@@ -218,6 +257,7 @@ package final class BlobUpload {
     package func abandon() async {
         if file >= 0 { Glibc.close(file) }
         file = -1
+        if received == 0 { unlink(store.partPath(digest)) }
         await store.ended(digest)
     }
 
@@ -232,7 +272,7 @@ package final class BlobUpload {
         }
         chmod(part, 0o400)
         guard rename(part, store.path(digest)) == 0 else { throw BlobStore.failure("rename", part) }
-        try store.syncDirectory()
+        try store.syncNames()
     }
 
     /// Off the tasks' threads: a gigabyte takes seconds.

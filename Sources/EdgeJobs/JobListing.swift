@@ -7,24 +7,31 @@ import GRDB
 extension JobStore {
     /// A `JobList` as JSON, newest first.
     ///
-    /// - Parameter state: nil: all.
-    package func listing(in state: JobState?, limit: Int) async throws -> Data {
+    /// - Parameters:
+    ///   - state: nil: all.
+    ///   - showsAll: whether all of a job is shown that this user owns; else it is as `JobStatus.forOthers`.
+    package func listing(
+        in state: JobState?, limit: Int, showsAll: @escaping @Sendable (_ ownerUid: UInt32) -> Bool
+    ) async throws -> Data {
         try await queue.read { db in
             let condition = state == nil ? "" : "WHERE state = ?"
             let arguments: StatementArguments = if let state { [state.rawValue, limit] } else { [limit] }
             let rows = try Row.fetchCursor(
                 db,
                 sql: """
-                    SELECT *, json_valid(request) AND json_valid(coalesce(plan, '0'))
+                    SELECT *, CASE WHEN json_valid(request) THEN json_extract(request, '$.base_model') END AS base_model,
+                        json_valid(request) AND json_valid(coalesce(plan, '0'))
                         AND json_valid(coalesce(progress, '0')) AND json_valid(coalesce(problem, '0')) AS is_json
                     FROM jobs \(condition) ORDER BY place DESC LIMIT ?
                     """, arguments: arguments)
             var text = Data("{\"jobs\":[".utf8)
             var isFirst = true
+            let requests = BareRequests()
             while let row = try rows.next() {
                 if !isFirst { text.append(UInt8(ascii: ",")) }
                 isFirst = false
-                try Self.append(row, to: &text)
+                let owner: UInt32 = try row.read("owner_uid")
+                try Self.append(row, of: owner, to: &text, bare: showsAll(owner) ? nil : requests)
             }
             text.append(contentsOf: Data("]}".utf8))
             return text
@@ -32,37 +39,58 @@ extension JobStore {
     }
 
     /// A `JobStatus` with its keys in order.
-    private static func append(_ row: Row, to text: inout Data) throws {
+    ///
+    /// - Parameter bare: nil: all of the job.
+    private static func append(_ row: Row, of owner: UInt32, to text: inout Data, bare: BareRequests?) throws {
         let id: String = try row.read("id")
-        let (owner, runs): (UInt32, Int) = (try row.read("owner_uid"), try row.read("runs"))
         guard try row.read("is_json") else { throw StoreError.damaged("a column of \"\(id)\" is no JSON") }
+        let runs: Int = try row.read("runs")
         var separator = "{"
         func put(_ key: String, _ value: String?) {
             guard let value else { return }
             text.append(contentsOf: "\(separator)\"\(key)\":\(value)".utf8)
             separator = ","
         }
-        put("adapter", try (row.readIfThere("adapter") as String?).map(quoted))
-        put("created_at", try row.readDateIfThere("created_at").map(time))
-        put("finished_at", try row.readDateIfThere("finished_at").map(time))
+        func putText(_ key: String) throws { put(key, try (row.readIfThere(key) as String?).map(quoted)) }
+        func putTime(_ key: String) throws {
+            put(key, try row.readDateIfThere(key).map { "\"\($0.formatted(.iso8601))\"" })
+        }
+        if bare == nil { try putText("adapter") }
+        try putTime("created_at")
+        try putTime("finished_at")
         put("id", try quoted(id))
-        put("name", try quoted(row.read("name")))
+        put("name", try quoted(bare == nil ? row.read("name") : id))
         put("owner_uid", "\(owner)")
-        put("plan", try row.readIfThere("plan"))
-        put("problem", try row.readIfThere("problem"))
+        if bare == nil {
+            put("plan", try row.readIfThere("plan"))
+            put("problem", try row.readIfThere("problem"))
+        } else {
+            put("problem", try (row.readJSONIfThere("problem") as Problem?).map { try Column.text($0.forOthers) })
+        }
         put("progress", try row.readIfThere("progress"))
-        put("reason", try (row.readIfThere("reason") as String?).map(quoted))
-        put("request", try row.read("request"))
+        if bare == nil { try putText("reason") }
+        put("request", try bare?.text(row.readIfThere("base_model")) ?? row.read("request"))
         put("runs", "\(runs)")
-        put("started_at", try row.readDateIfThere("started_at").map(time))
+        try putTime("started_at")
         put("state", try quoted(row.read("state")))
         text.append(UInt8(ascii: "}"))
     }
 
-    private static func time(_ date: Date) -> String { "\"\(date.formatted(.iso8601))\"" }
-
     private static func quoted(_ text: String) throws -> String {
         let isPlain = text.utf8.allSatisfy { $0 >= 0x20 && $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "\\") }
         return isPlain ? "\"\(text)\"" : try Column.text(text)
+    }
+}
+
+/// Requests of other users' jobs: what is shown of one is the same for all of a base model.
+private final class BareRequests {
+    private var texts: [String: String] = [:]
+
+    func text(_ baseModel: String?) throws -> String {
+        guard let baseModel else { throw StoreError.damaged("a request without a base model") }
+        if let text = texts[baseModel] { return text }
+        let text = try Column.text(JobRequest.forOthers(baseModel: baseModel))
+        texts[baseModel] = text
+        return text
     }
 }

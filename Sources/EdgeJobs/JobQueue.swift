@@ -222,6 +222,8 @@ package actor JobQueue {
         }
         order.calibrationPath = settings.calibrationPath(job.request)
         order.availableBytes = settings.availableBytes()
+        // What a run writes it holds in memory before, but for layer inputs that it spills.
+        order.largestFileBytes = job.plan.map { max($0.peakBytes, $0.spillBytes ?? 0) }
         let group = settings.runGroup(job.id, job.plan?.peakBytes ?? order.budgetBytes)
         order.controlGroup = group?.directory
         let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)
@@ -234,7 +236,7 @@ package actor JobQueue {
         case .failure(let problem as Problem): try await fail(job.id, problem)
         case .failure(let error):
             settings.report("\(job.id): \(error)")
-            try await fail(job.id, Problem(.internalError, "the worker could not be run: \(error)"))
+            try await runAgain(job.id, Problem(.internalError, "the worker could not be run: \(error)"))
         }
     }
 
@@ -242,8 +244,7 @@ package actor JobQueue {
     private func supervise(
         _ order: WorkOrder.TrainOrder, _ control: WorkerControl, _ transcript: WorkerTranscript
     ) async throws -> WorkerRun {
-        try FileManager.default.createDirectory(
-            atPath: order.directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try DurableDirectory.make(order.directory)
         let run = try await withThrowingTaskGroup(of: WorkerRun?.self) { group in
             group.addTask {
                 try await WorkerProcess.run(self.settings.worker, .train(order), control: control) { message in
@@ -285,23 +286,30 @@ package actor JobQueue {
             write(reason, to: id, at: now)
             told[id] = (reason, now)
             try await store.apply(.yielded, to: id, reason: reason, at: now)
-        case .answered(.failure(let problem)): try await fail(id, problem)
         case .answered(.salvaged(let problem)):
             write("\(problem.title): \(problem.detail)", to: id, at: now)
             try await store.apply(.salvaged, to: id, reason: problem.detail, problem: problem, at: now)
+        case .answered(.failure(let problem)):
+            // The machine's trouble and not the job's: a disk error, no file left to open.
+            if problem.kind == .internalError { try await runAgain(id, problem) } else { try await fail(id, problem) }
         case .answered(let other):
             try await fail(id, Problem(.internalError, "the worker gave an answer to another order: \(other)"))
         case .signalled, .exited:
             guard let problem = run.end.problem(last: last, stderr: run.stderr, group: group) else { return }
-            write(problem.detail, to: id, at: now)
-            let fruitless = try await store.job(id)?.fruitlessRuns ?? 0
-            if fruitless + 1 >= Job.fruitlessRunLimit, try await store.job(id)?.state == .running {
-                var last = problem
-                last.detail += "; \(Job.fruitlessRunLimit) runs in a row came to no new checkpoint"
-                try await fail(id, last)
-            } else {
-                try await store.apply(.lost, to: id, reason: "runs again: \(problem.detail)", at: now)
-            }
+            try await runAgain(id, problem)
+        }
+    }
+
+    /// The run came to nothing through no fault of the job: there is another, unless those before came to no checkpoint either.
+    private func runAgain(_ id: String, _ problem: Problem) async throws {
+        write(problem.detail, to: id, at: settings.now())
+        guard let job = try await store.job(id) else { return }
+        if job.fruitlessRuns + 1 >= Job.fruitlessRunLimit, job.state == .running {
+            var last = problem
+            last.detail += "; \(Job.fruitlessRunLimit) runs in a row came to no new checkpoint"
+            try await fail(id, last)
+        } else {
+            try await store.apply(.lost, to: id, reason: "runs again: \(problem.detail)", at: settings.now())
         }
     }
 
@@ -352,10 +360,11 @@ private actor WorkerTranscript {
         case .checkpoint(let step): event = .checkpoint(step: step)
         case .log(let text):
             let text = String(text.prefix(WireLimit.eventLineBytes / 8))
-            try log.append(text, to: job, at: settings.now())
+            // The log is a convenience: what ails it must not end the run.
+            do { try log.append(text, to: job, at: settings.now()) } catch { settings.report("log of \(job): \(error)") }
             event = .log(text)
-        case .generated, .stopped, .yielded, .trained, .salvaged, .planned, .calibrated, .inspectedModel, .plannedImport, .imported,
-            .importedModel, .inspectedDataset, .importedAdapter, .exported, .failure:
+        case .generated, .merging, .stopped, .yielded, .trained, .salvaged, .planned, .calibrated, .inspectedModel,
+            .plannedImport, .imported, .importedModel, .inspectedDataset, .importedAdapter, .exported, .failure:
             return
         }
         pending.append(event)

@@ -12,11 +12,14 @@ extension JobStore {
         }
     }
 
-    /// Bytes that a user's blobs take.
+    /// Bytes that a user's blobs take, and those that his imports make: of an import that failed and may go on what it has
+    /// written is kept.
     package func blobBytes(ofOwner uid: UInt32) async throws -> UInt64 {
         try await queue.read { db in
-            UInt64(
-                try Int64.fetchOne(db, sql: "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?", arguments: [uid]) ?? 0)
+            // Two sums: a damaged one must not hide in the other.
+            let stored = "SELECT sum(bytes) FROM blobs WHERE owner_uid = ?"
+            let made = "SELECT sum(total_bytes) FROM imports WHERE owner_uid = ? AND files != '[]'"
+            return try [stored, made].reduce(0) { try $0 + (UInt64.fetchOne(db, sql: $1, arguments: [uid]) ?? 0) }
         }
     }
 

@@ -28,7 +28,15 @@ extension JobStore {
                     try db.execute(sql: "UPDATE jobs SET plan = ? WHERE id = ?", arguments: [try Column.text(plan), id])
                 case .checkpoint:
                     try db.execute(sql: "UPDATE jobs SET fruitless_runs = 0 WHERE id = ?", arguments: [id])
-                case .state, .evaluation, .log, .problem, .heartbeat, .end: break
+                case .evaluation(let evaluation):
+                    // A step's record is of before its evaluation, and the last one has no step after it.
+                    let keys = evaluation.isBest ? ["eval_loss", "best_eval_loss"] : ["eval_loss"]
+                    for key in keys {
+                        try db.execute(
+                            sql: "UPDATE jobs SET progress = json_set(progress, ?, ?) WHERE id = ?",
+                            arguments: ["$.\(key)", evaluation.loss, id])
+                    }
+                case .state, .log, .problem, .heartbeat, .end: break
                 }
             }
             try Self.append(events, to: id, at: now, db)

@@ -43,8 +43,10 @@ extension JobStore {
     }
 
     /// Stores the job and its first events, unless its key, its name or the queue's length forbid it.
+    ///
+    /// - Parameter ownLimit: of jobs of this owner that are not finished; nil: the queue's limit alone.
     package func submit(
-        _ job: Job, key: IdempotencyKey?, queueLimit: Int, at now: Date
+        _ job: Job, key: IdempotencyKey?, queueLimit: Int, ownLimit: Int? = nil, at now: Date
     ) async throws -> Submission {
         let result: Submission = try await queue.write { db in
             if let key, let existing = try Self.submitted(key, ownerUid: job.ownerUid, db) { return .existing(existing) }
@@ -52,6 +54,16 @@ extension JobStore {
                 db, sql: "SELECT count(*) FROM jobs WHERE \(Self.unfinished)") ?? 0
             guard waiting < queueLimit else {
                 throw Problem(.queueFull, "\(waiting) jobs are waiting, the limit is \(queueLimit)")
+            }
+            if let ownLimit {
+                let own = try Int.fetchOne(
+                    db,
+                    sql: "SELECT count(*) FROM jobs WHERE \(Self.unfinished) AND owner_uid = ?", arguments: [job.ownerUid]) ?? 0
+                guard own < ownLimit else {
+                    throw Problem(
+                        .queueFull, "\(own) jobs of yours are waiting, the limit of a user is \(ownLimit)",
+                        hint: "cancel one, or wait for one to end")
+                }
             }
             try Self.requireFree(job.name, db)
             let place = (try Int.fetchOne(db, sql: "SELECT max(place) FROM jobs") ?? 0) + 1

@@ -87,15 +87,12 @@ extension JobStore {
         let unfinished = path + ".part"
         try? FileManager.default.removeItem(atPath: unfinished)
         try queue.writeWithoutTransaction { try $0.execute(sql: "VACUUM INTO ?", arguments: [unfinished]) }
-        try synced(unfinished, O_RDWR)
-        guard rename(unfinished, path) == 0 else { throw BlobStore.failure("rename", unfinished) }
-        try synced((path as NSString).deletingLastPathComponent, O_RDONLY | O_DIRECTORY)
-    }
-
-    private static func synced(_ path: String, _ flags: Int32) throws {
-        let descriptor = open(path, flags | O_CLOEXEC)
+        let descriptor = open(unfinished, O_RDWR | O_CLOEXEC)
+        guard descriptor >= 0 else { throw BlobStore.failure("open", unfinished) }
         defer { Glibc.close(descriptor) }
-        guard descriptor >= 0, fsync(descriptor) == 0 else { throw BlobStore.failure("fsync", path) }
+        guard fsync(descriptor) == 0 else { throw BlobStore.failure("fsync", unfinished) }
+        guard rename(unfinished, path) == 0 else { throw BlobStore.failure("rename", unfinished) }
+        try DurableDirectory.sync((path as NSString).deletingLastPathComponent)
     }
 
     private static func reason(_ error: any Error) -> String {

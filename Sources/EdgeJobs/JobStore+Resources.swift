@@ -52,7 +52,7 @@ extension JobStore {
     }
 
     static func insert(_ model: ModelRecord, _ db: Database) throws {
-        try requireFree("models", "model", model.name, blob: model.blob, db)
+        try requireFree("models", "model", model.name, blob: model.blob, ownerUid: model.ownerUid, db)
         try db.execute(
             sql: """
                 INSERT OR REPLACE INTO models (name, blob, owner_uid, created_at, report, files, source)
@@ -97,7 +97,8 @@ extension JobStore {
 
     package func add(_ dataset: DatasetRecord) async throws {
         try await queue.write { db in
-            try Self.requireFree("datasets", "data set", dataset.name, blob: dataset.blob, db)
+            try Self.requireFree(
+                "datasets", "data set", dataset.name, blob: dataset.blob, ownerUid: dataset.ownerUid, db)
             try db.execute(
                 sql: """
                     INSERT OR REPLACE INTO datasets (name, blob, bytes, owner_uid, created_at, report)
@@ -127,10 +128,14 @@ extension JobStore {
             dataset: try row.readJSON("report"))
     }
 
-    /// The same name for the same bytes is the same import made again; for other bytes it is a conflict.
-    private static func requireFree(_ table: String, _ what: String, _ name: String, blob: String, _ db: Database) throws {
-        let held = try String.fetchOne(db, sql: "SELECT blob FROM \(table) WHERE name = ?", arguments: [name])
-        guard held == nil || held == blob else {
+    /// The same name for the same bytes is the same import made again; for other bytes, or another user, it is a conflict.
+    private static func requireFree(
+        _ table: String, _ what: String, _ name: String, blob: String, ownerUid: UInt32, _ db: Database
+    ) throws {
+        let other = try Bool.fetchOne(
+            db, sql: "SELECT EXISTS (SELECT 1 FROM \(table) WHERE name = ? AND NOT (blob = ? AND owner_uid = ?))",
+            arguments: [name, blob, ownerUid])
+        guard other != true else {
             throw Problem(.conflict, "there is another \(what) \"\(name)\"", hint: "another name, or remove it first")
         }
     }
@@ -168,6 +173,28 @@ extension JobStore {
     package func adapter(ofJob id: String) async throws -> StoredAdapter? {
         try await queue.read { db in
             try Row.fetchOne(db, sql: "SELECT * FROM adapters WHERE job = ?", arguments: [id]).map(Self.adapter)
+        }
+    }
+
+    /// What of a job's directory is needed.
+    package enum KeptDirectory: Sendable { case withAdapter, withoutAdapter }
+
+    /// Directories that are needed, by the id of their job. Of a job that has ended, an adapter only when it is listed.
+    package func keptDirectories() async throws -> [String: KeptDirectory] {
+        try await queue.read { db in
+            let rows = try Row.fetchAll(
+                db,
+                sql: """
+                    SELECT id, \(Self.unfinished)
+                        OR EXISTS (SELECT 1 FROM adapters WHERE job = jobs.id) AS with_adapter FROM jobs
+                    UNION SELECT job, TRUE FROM adapters
+                    """)
+            var kept: [String: KeptDirectory] = [:]
+            for row in rows {
+                let (id, withAdapter): (String, Bool) = (try row.read("id"), try row.read("with_adapter"))
+                if withAdapter || kept[id] == nil { kept[id] = withAdapter ? .withAdapter : .withoutAdapter }
+            }
+            return kept
         }
     }
 

@@ -30,6 +30,7 @@ package enum StoreError: Error, Equatable, Sendable, CustomStringConvertible {
         case let error as DatabaseError
         where [.SQLITE_CORRUPT, .SQLITE_NOTADB].contains(error.resultCode) || error.message == "malformed JSON":
             self = .damaged(error.message ?? "SQLite error \(error.resultCode.rawValue)")
+        case let error as RowDecodingError: self = .damaged("\(error)")
         default: return nil
         }
     }
@@ -51,13 +52,13 @@ package final class JobStore: Sendable {
 
     package func close() throws { try queue.close() }
 
-    struct Migration: Sendable {
-        let name: String
-        let sql: String
+    package struct Migration: Sendable {
+        package let name: String
+        package let sql: String
     }
 
     /// Append only: a released migration is never edited.
-    static let migrations: [Migration] = [
+    package static let migrations: [Migration] = [
         Migration(
             name: "1 jobs",
             sql: """
@@ -127,7 +128,7 @@ package final class JobStore: Sendable {
                 """),
         // What a store of 10,000 jobs is asked often, without reading their rows.
         Migration(
-            name: "3 indices",
+            name: "4 indices",
             sql: """
                 CREATE INDEX jobs_by_name ON jobs (name);
                 CREATE INDEX jobs_by_blobs ON jobs (model_blob, dataset_blobs);

@@ -51,6 +51,16 @@ package final class StoreInspection {
         } catch { throw StoreError(error) ?? error }
     }
 
+    /// Whether there is a store that has had a migration: else a daemon makes a new one there.
+    ///
+    /// - Throws: as `init`.
+    package static func isStore(_ path: String) throws -> Bool {
+        guard JobStore.fileBytes(path) > 0 else { return false }
+        let store = try StoreInspection(path: path, .reading)
+        try store.close()
+        return store.schema != nil
+    }
+
     package static var newestSchema: String { JobStore.migrations.last?.name ?? "" }
 
     package func close() throws { try queue.close() }

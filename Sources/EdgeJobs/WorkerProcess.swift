@@ -85,6 +85,10 @@ package enum WorkerEnd: Equatable, Sendable {
             return Problem(
                 .workerKilled, "the worker was killed by SIGKILL, probably because the machine ran out of memory\(figures)",
                 hint: "a smaller memory_budget makes it plan for less", budgetBytes: last?.budgetBytes)
+        case .signalled(SIGSYS):
+            return Problem(
+                .workerCrashed, "the worker made a system call that no worker makes, and was ended for it (SIGSYS)\(said)",
+                hint: "do not trust this job's model and data sets: one of them may have taken the worker over")
         case .signalled(let signal): return Problem(.workerCrashed, "the worker ended with signal \(signal)\(said)")
         case .exited(let code, let unreadable):
             let what = unreadable.map { "said something that is no message: \($0.prefix(200))" }

@@ -24,6 +24,8 @@ package enum WorkOrder: Codable, Sendable {
     case generate(GenerateOrder)
     /// Writes one file made from the artifact, and answers with `exported`.
     case export(ExportOrder)
+    /// Writes a directory with a merged model. Streams `merging`; the last one has the report or a problem, and ends the worker.
+    case merge(MergeOrder)
 
     package struct TrainOrder: Codable, Sendable {
         package var job: String
@@ -49,6 +51,8 @@ package enum WorkOrder: Codable, Sendable {
         package var initialAdapterDirectory: String?
         /// Directory of the cgroup that the worker joins first of all; nil where the daemon has none to give.
         package var controlGroup: String?
+        /// No file of the run is larger by its plan; nil before there is one.
+        package var largestFileBytes: UInt64?
 
         package init(
             job: String, request: JobRequest, modelPath: String, modelDigest: String, datasetPaths: [String], directory: String,
@@ -92,11 +96,14 @@ package enum WorkOrder: Codable, Sendable {
         package var files: [SourceFile]
         /// The worker writes here, and in the same directory what it needs on the way.
         package var outputPath: String
+        /// As `plannedImport` said; no file may become larger.
+        package var outputBytes: UInt64
         /// As of a training run.
         package var controlGroup: String?
-        package init(files: [SourceFile], outputPath: String, controlGroup: String?) {
+        package init(files: [SourceFile], outputPath: String, outputBytes: UInt64, controlGroup: String?) {
             self.files = files
             self.outputPath = outputPath
+            self.outputBytes = outputBytes
             self.controlGroup = controlGroup
         }
     }
@@ -121,14 +128,48 @@ package enum WorkOrder: Codable, Sendable {
         /// What the model is called, for the adapter's own record.
         package var baseModel: String
         package var outputDirectory: String
+        package var budgetBytes: UInt64
         package init(
-            tensorsPath: String, configPath: String?, modelPath: String, baseModel: String, outputDirectory: String
+            tensorsPath: String, configPath: String?, modelPath: String, baseModel: String, outputDirectory: String,
+            budgetBytes: UInt64
         ) {
             self.tensorsPath = tensorsPath
             self.configPath = configPath
             self.modelPath = modelPath
             self.baseModel = baseModel
             self.outputDirectory = outputDirectory
+            self.budgetBytes = budgetBytes
+        }
+    }
+
+    package struct MergeOrder: Codable, Sendable {
+        package var format: MergeFormat?
+        package var adapterDirectory: String
+        package var modelPath: String
+        package var outputDirectory: String
+        package var budgetBytes: UInt64
+        /// The job whose held-out samples the result is measured on; nil: it is not measured.
+        package var job: HeldOut?
+
+        package struct HeldOut: Codable, Sendable {
+            package var request: JobRequest
+            package var datasetPaths: [String]
+            package init(request: JobRequest, datasetPaths: [String]) {
+                self.request = request
+                self.datasetPaths = datasetPaths
+            }
+        }
+
+        package init(
+            format: MergeFormat?, adapterDirectory: String, modelPath: String, outputDirectory: String, budgetBytes: UInt64,
+            job: HeldOut?
+        ) {
+            self.format = format
+            self.adapterDirectory = adapterDirectory
+            self.modelPath = modelPath
+            self.outputDirectory = outputDirectory
+            self.budgetBytes = budgetBytes
+            self.job = job
         }
     }
 
@@ -159,6 +200,7 @@ package enum WorkMessage: Codable, Sendable {
     case checkpoint(step: Int)
     case log(String)
     case generated(GenerateEvent)
+    case merging(MergeEvent)
     /// Bytes of the model's file so far.
     case imported(bytes: UInt64)
 
@@ -183,7 +225,7 @@ package enum WorkMessage: Codable, Sendable {
     /// Nothing follows this message.
     package var isLast: Bool {
         switch self {
-        case .plan, .step, .evaluation, .checkpoint, .log, .generated, .imported: false
+        case .plan, .step, .evaluation, .checkpoint, .log, .generated, .merging, .imported: false
         case .stopped, .yielded, .trained, .salvaged, .planned, .calibrated, .inspectedModel, .plannedImport, .importedModel,
             .inspectedDataset, .importedAdapter, .exported, .failure:
             true

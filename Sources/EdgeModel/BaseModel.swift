@@ -17,7 +17,10 @@ package struct BaseModel {
     package let attentionRanges: [[Range<Int>]], mlpRanges: [[Range<Int>]]
     package let embeddingRange: Range<Int>
     package let headRange: Range<Int>
+    let names: TensorNames
     package var isHeadTied: Bool { headRange == embeddingRange }
+    /// It came from Hugging Face's files, and has their names.
+    package var isImported: Bool { names == .huggingFace }
 
     /// What a model that was imported from Hugging Face's files calls itself; its own words are in `configKey`.
     package static let importedArchitecture = "huggingface"
@@ -25,8 +28,9 @@ package struct BaseModel {
 
     /// Maps the file and checks that every tensor that the architecture needs is there, with its shape and in a
     /// format that the kernels decode, and that there is none that would be left out silently.
-    package static func open(path: String) throws -> BaseModel {
-        let file = try GGUFFile.open(path: path)
+    package static func open(path: String) throws -> BaseModel { try open(try GGUFFile.open(path: path)) }
+
+    package static func open(_ file: GGUFFile) throws -> BaseModel {
         guard let name = file.metadata["general.architecture"]?.string else {
             throw ModelError.missingMetadata("general.architecture")
         }
@@ -40,6 +44,7 @@ package struct BaseModel {
 
     private init(file: GGUFFile, _ described: DecoderSpec, _ names: TensorNames) throws {
         self.file = file
+        self.names = names
         var reader = WeightReader(file)
         var spec = described
         for name in Hyperparameters.tensorNames where names == .gguf { reader.leaveOut(name) }
@@ -127,24 +132,12 @@ package struct BaseModel {
     package func releaseResidentWeights() { file.releaseResident() }
 
     /// Values of all tensors together.
-    package var parameterCount: Int {
-        file.tensors.reduce(0) { sum, tensor in
-            // Two codes to a byte; what scales them is no parameter.
-            if tensor.name.hasSuffix(".nf4") || tensor.name.hasSuffix(".fp4") { return sum + 2 * tensor.byteCount }
-            if tensor.name.hasSuffix(".absmax") || tensor.name.hasSuffix(".nested") { return sum }
-            return sum + tensor.shape.reduce(1, *)
-        }
-    }
+    package var parameterCount: Int { storedTensors.reduce(0) { $0 + $1.shape.reduce(1, *) } }
 
     /// Formats of the weights with their share of the bytes, largest first: "Q4_1 71 %, Q8_0 29 %".
     package var quantisation: String {
         var bytes: [String: Int] = [:]
-        for tensor in file.tensors {
-            let parts = tensor.name.split(separator: ".")
-            let isBlockwise = ["nf4", "fp4", "absmax", "nested"].contains(parts.last ?? "")
-            let blockwise = file.tensor(named: parts.dropLast().joined(separator: ".") + ".fp4") == nil ? "NF4" : "FP4"
-            bytes[isBlockwise ? blockwise : tensor.type.name, default: 0] += tensor.byteCount
-        }
+        for tensor in storedTensors { bytes[tensor.formatName, default: 0] += tensor.byteCount }
         let total = max(1, weightBytes.bytes)
         return bytes.sorted { ($0.value, $1.key) > ($1.value, $0.key) }
             .filter { $0.value * 200 > total }

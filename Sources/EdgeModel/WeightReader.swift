@@ -12,7 +12,7 @@ struct WeightReader {
     /// - Parameter name: with ".weight".
     mutating func matrix(_ name: String, _ rows: Int, _ columns: Int) throws -> QuantizedMatrix {
         if file.tensor(named: name) == nil {
-            for format in QuantFormat.all where format.hasAbsmaxBeside && has("\(name).\(format.name.lowercased())") {
+            for format in BlockwiseParts.formats where has(BlockwiseParts.codes(name, format)) {
                 return try blockwise(name, format, rows, columns)
             }
         }
@@ -30,15 +30,15 @@ struct WeightReader {
     /// bitsandbytes' 4 bits as an import keeps them: codes; beside them the absmax of each block, in F32 or in codes, and then their
     /// own absmax and offset.
     private mutating func blockwise(_ name: String, _ format: QuantFormat, _ rows: Int, _ columns: Int) throws -> QuantizedMatrix {
-        let codesName = "\(name).\(format.name.lowercased())", absmaxName = "\(name).absmax"
+        let codesName = BlockwiseParts.codes(name, format), absmaxName = BlockwiseParts.absmax(name)
         guard columns % format.blockElements == 0 else {
             throw ModelError.notWholeBlocks(tensor: codesName, columns: columns, format: format.name, block: format.blockElements)
         }
         let blocks = rows * columns / format.blockElements
         let absmax: Absmax
-        if has("\(name).nested") {
+        if has(BlockwiseParts.nested(name)) {
             let count = (blocks + Absmax.nestedBlock - 1) / Absmax.nestedBlock
-            let nested = try floats("\(name).nested", count + 1)
+            let nested = try floats(BlockwiseParts.nested(name), count + 1)
             absmax = .nested(codes: try bytes(absmaxName, shape: [blocks]), absmax: nested, offset: nested[count])
         } else {
             absmax = .plain(try floats(absmaxName, blocks))

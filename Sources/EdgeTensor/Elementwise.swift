@@ -1,5 +1,6 @@
 // Small operations on whole tensors: sums, dropout, decoded rows.
 import CEdgeKernels
+import Synchronization
 
 /// y += scale · x, same shapes.
 package func addScaled(_ x: Tensor, scale: Float = 1, to y: Tensor, on pool: WorkerPool) {
@@ -114,4 +115,29 @@ package func expandBF16(_ x: UnsafePointer<UInt16>, into y: Tensor, on pool: Wor
             y.base[i] = Float(bitPattern: UInt32(x[i]) << 16)
         }
     }
+}
+
+/// Whole blocks of `format` from every row, values rounded to nearest.
+///
+/// - Parameters:
+///   - format: one with an encoder, whose blocks part the rows without rest.
+///   - blocks: `x.rows · format.byteCount(of: x.columns)` bytes.
+/// - Returns: whether every value was finite and in the range of the format.
+package func encodeRows(
+    _ x: Tensor, as format: QuantFormat, into blocks: UnsafeMutableRawPointer, on pool: WorkerPool
+) -> Bool {
+    guard let encode = format.encoder else { preconditionFailure("\(format.name) is never written") }
+    precondition(x.columns % format.blockElements == 0)
+    let rowBytes = format.byteCount(of: x.columns)
+    let tooLarge = Atomic(false)
+    pool.run(rowPieces(x.rows), as: .elementwise, .pass(x.count, streams: 2, flopEach: 2)) { piece, _ in
+        for row in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, x.rows) {
+            // A NaN compares as false.
+            if !(0..<x.columns).allSatisfy({ abs(x.row(row)[$0]) <= format.largestMagnitude }) {
+                tooLarge.store(true, ordering: .relaxed)
+            }
+            encode(x.row(row), blocks + row * rowBytes, x.columns)
+        }
+    }
+    return !tooLarge.load(ordering: .relaxed)
 }

@@ -13,6 +13,11 @@ package struct QuantFormat: Equatable, Hashable, Sendable {
 
     fileprivate init(_ raw: edge_format) { self.raw = raw }
     package static let f32 = QuantFormat(EDGE_FORMAT_f32)
+    package static let f16 = QuantFormat(EDGE_FORMAT_f16)
+    package static let bf16 = QuantFormat(EDGE_FORMAT_bf16)
+    package static let q4_0 = QuantFormat(EDGE_FORMAT_q4_0)
+    package static let q4_1 = QuantFormat(EDGE_FORMAT_q4_1)
+    package static let q8_0 = QuantFormat(EDGE_FORMAT_q8_0)
     package static let nf4 = QuantFormat(EDGE_FORMAT_nf4)
     package static let fp4 = QuantFormat(EDGE_FORMAT_fp4)
     package static var all: [QuantFormat] { (0..<EDGE_FORMAT_COUNT.rawValue).map { QuantFormat(edge_format($0)) } }
@@ -25,6 +30,8 @@ package struct QuantFormat: Equatable, Hashable, Sendable {
     package var unitElements: Int { Int(edge_quant_format(raw).pointee.unit_elements) }
     /// NF4 and FP4: an `Absmax` beside the blocks.
     package var hasAbsmaxBeside: Bool { edge_quant_format(raw).pointee.levels != nil }
+    /// No value beyond it can be written; what scales a block is a binary16, as F16's values are.
+    package var largestMagnitude: Float { self == .f32 || self == .bf16 ? 0x1.FEp127 : 65504 }
     /// Writes whole blocks, values rounded to nearest. Nil: the format is read, and never written.
     package var encoder: edge_encode_fn? { edge_quant_format(raw).pointee.encode }
 

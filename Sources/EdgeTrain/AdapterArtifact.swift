@@ -2,6 +2,7 @@
 // values. The bytes depend on the values alone: no times, no host names. What is published has been read back
 // and compared bit for bit.
 import EdgeFormats
+import EdgeTensor
 
 /// One adapted linear, in PEFT's orientation.
 package struct LoRATensors: Equatable, Sendable {
@@ -151,12 +152,25 @@ package struct AdapterArtifact: Equatable, Sendable {
         try open(config: ByteRegion.map(path: directory + "/" + configName), plain: tensorFile(of: directory))
     }
 
+    /// Of the tensors' file as PEFT has it, without reading it.
+    package static func tensorFileBytes(_ directory: String) throws -> ByteCount {
+        guard let framed = try mapIfThere(directory + "/" + framedName) else {
+            return ByteCount(try ByteRegion.map(path: directory + "/" + plainName).bytes.count)
+        }
+        // An artifact's frame says its size.
+        return ByteCount(Int(clamping: try framed.withBytes { try LZ4Frame.declaredBytes($0) } ?? 0))
+    }
+
     /// The same of two files, whatever they are called.
     ///
-    /// - Parameter tensors: safetensors, as they are or in an LZ4 frame.
-    package static func open(config: ByteRegion, tensors: ByteRegion) throws -> AdapterArtifact {
+    /// - Parameters:
+    ///   - tensors: safetensors, as they are or in an LZ4 frame.
+    ///   - limitBytes: the most that a frame may hold.
+    package static func open(
+        config: ByteRegion, tensors: ByteRegion, limitBytes: Int = tensorFileLimitBytes
+    ) throws -> AdapterArtifact {
         let isFramed = tensors.withBytes { LZ4Frame.hasMagic($0) }
-        return try open(config: config, plain: isFramed ? unframed(tensors) : tensors)
+        return try open(config: config, plain: isFramed ? unframed(tensors, limitBytes) : tensors)
     }
 
     private static func open(config: ByteRegion, plain: ByteRegion) throws -> AdapterArtifact {
@@ -261,8 +275,11 @@ extension AdapterArtifact {
         }
     }
 
-    private static func unframed(_ framed: ByteRegion) throws -> ByteRegion {
-        let content = try framed.withBytes { try LZ4Frame.decompress($0, limitBytes: tensorFileLimitBytes) }
+    private static func unframed(_ framed: ByteRegion, _ limitBytes: Int = tensorFileLimitBytes) throws -> ByteRegion {
+        // A frame's pages would stay beside its content.
+        let content = try framed.withBytes {
+            try LZ4Frame.decompress($0, limitBytes: limitBytes) { framed.release(0..<$0) }
+        }
         return ByteRegion.copy(of: content)
     }
 

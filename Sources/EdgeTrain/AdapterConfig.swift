@@ -13,6 +13,14 @@ package struct AdapterConfig: Equatable, Sendable {
     /// A hub id or a path, as whoever trained the adapter called it.
     package var baseModelNameOrPath: String?
     package var usesRankStabilizedScaling: Bool
+    /// Regular expressions of module paths, the first that matches counting, with an alpha of their own. Ranks need no such list
+    /// here: the tensors' shapes say them.
+    private var alphaPattern: [AlphaOfPattern] = []
+
+    private struct AlphaOfPattern: Equatable, Sendable {
+        let pattern: String
+        let alpha: Double
+    }
 
     package init(
         rank: Int, loraAlpha: Double, loraDropout: Double, targetModules: [String], layersToTransform: [Int]?,
@@ -30,6 +38,24 @@ package struct AdapterConfig: Equatable, Sendable {
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
         loraAlpha / (usesRankStabilizedScaling ? Double(rank).squareRoot() : Double(rank))
+    }
+
+    /// By module path. PEFT's matching: a pattern matches the end of the path at a dot (`get_pattern_key` in peft's utils/other.py).
+    ///
+    /// - Throws: `AdapterError.badConfig` for a pattern that is no regular expression.
+    package func scalings(of tensors: [LoRATensors]) throws -> [String: Double] {
+        let patterns = try alphaPattern.map { one in
+            do { return (try Regex("(.*\\.)?(\(one.pattern))"), one.alpha) } catch {
+                throw AdapterError.badConfig(key: "alpha_pattern", value: one.pattern)
+            }
+        }
+        var scalings: [String: Double] = [:]
+        for one in tensors {
+            var own = self
+            own.loraAlpha = try patterns.first { try $0.0.wholeMatch(in: one.modulePath) != nil }?.1 ?? loraAlpha
+            scalings[one.modulePath] = own.scaling(rank: one.rank)
+        }
+        return scalings
     }
 
     /// `json.dumps(config, indent=2, sort_keys=True)`.
@@ -75,6 +101,7 @@ package struct AdapterConfig: Equatable, Sendable {
         }
         baseModelNameOrPath = try Self.read("base_model_name_or_path", document, default: nil) { $0.string }
         usesRankStabilizedScaling = try Self.read("use_rslora", document, default: false) { $0.bool }
+        alphaPattern = try Self.read("alpha_pattern", document, default: []) { Self.alphas($0) }
     }
 
     private static func refuseUnsupported(_ document: JSONText) throws(AdapterError) {
@@ -85,7 +112,7 @@ package struct AdapterConfig: Equatable, Sendable {
         let neutral: [String: [JSONText]] = [
             "use_dora": [.bool(false)], "use_qalora": [.bool(false)], "lora_bias": [.bool(false)],
             "fan_in_fan_out": [.bool(false)], "bias": [.string("none")], "modules_to_save": [.array([])],
-            "alpha_pattern": [.object([])], "trainable_token_indices": [], "layer_replication": [],
+            "trainable_token_indices": [], "layer_replication": [],
             "target_parameters": [.array([])], "alora_invocation_tokens": [], "velora_config": [],
         ]
         for (key, values) in neutral.sorted(by: { $0.key < $1.key }) {
@@ -100,6 +127,14 @@ package struct AdapterConfig: Equatable, Sendable {
         guard let value = document[key], value != .null else { return `default` }
         guard let decoded = decode(value) else { throw .badConfig(key: key, value: text(value)) }
         return decoded
+    }
+
+    private static func alphas(_ value: JSONText) -> [AlphaOfPattern]? {
+        guard case .object(let members) = value else { return nil }
+        let alphas = members.compactMap { member in
+            member.value.double.flatMap { $0.isFinite ? AlphaOfPattern(pattern: member.key, alpha: $0) : nil }
+        }
+        return alphas.count == members.count ? alphas : nil
     }
 
     private static func strings(_ value: JSONText) -> [String]? {

@@ -113,22 +113,10 @@ extension AdapterArtifact {
     private static func matrix(_ name: String, in file: GGUFFile) throws(AdapterError) -> (values: [Float], shape: [Int]) {
         guard let tensor = file.tensor(named: name) else { throw .missingTensor(name) }
         guard tensor.shape.count == 2 else { throw .badShape(tensor: name, shape: tensor.shape) }
-        guard let dtype = tensor.type.plainDType, let values = tensor.withBytes({ dtype.floats(in: $0) }) else {
+        guard let dtype = tensor.type.safetensorsDType, let values = tensor.withBytes({ dtype.floats(in: $0) }) else {
             throw .badDType(tensor: name, dtype: tensor.type.name)
         }
         if let index = values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: name, index: index) }
         return (values, tensor.shape)
-    }
-}
-
-extension GGMLType {
-    /// The same type in a safetensors file; nil for blocks.
-    fileprivate var plainDType: SafetensorsDType? {
-        switch self {
-        case .f32: .f32
-        case .f16: .f16
-        case .bf16: .bf16
-        default: nil
-        }
     }
 }

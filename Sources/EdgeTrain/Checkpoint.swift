@@ -177,9 +177,12 @@ package struct CheckpointStore {
     }
 
     private func makeDirectory() throws {
-        guard mkdir(directory, 0o700) == 0 || errno == EEXIST else {
-            throw FileError(operation: "mkdir", path: directory, errno: errno)
+        guard mkdir(directory, 0o700) == 0 else {
+            guard errno == EEXIST else { throw FileError(operation: "mkdir", path: directory, errno: errno) }
+            return
         }
+        // Without this a power cut could take all checkpoints at once.
+        try syncDirectory(parent(of: directory))
     }
 
     /// Removes all but the last checkpoints, and then the best adapters that neither those nor `state` name.

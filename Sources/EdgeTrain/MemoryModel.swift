@@ -222,7 +222,7 @@ package struct MemoryModel {
     }
 
     /// Before the first step there are the adapters' own block and what is read into it.
-    private var loading: ByteCount { loadsAdapter ? adapters + InitialAdapter.loadingBytes(adapters) : .zero }
+    private var loading: ByteCount { loadsAdapter ? adapters + LoadedAdapter.loadingBytes(adapters) : .zero }
 
     /// The largest of the training's, the publication's, the loading's and the preparation's; the first, but for the smallest jobs.
     package func peak(_ shape: StepShape) -> ByteCount {

@@ -199,6 +199,22 @@ package final class TrainStep {
         try headLoss(microBatch.lossRows.count, .lossOnly, after: .attention(0), &loss)
     }
 
+    /// Held-out loss: samples packed in their order, as many as `tokenBudget` tokens hold.
+    ///
+    /// - Parameter progress: gets the loss tokens that are done, after every micro-batch.
+    /// - Returns: mean nll per loss token, in nats, and how many loss tokens there are.
+    package func heldOutLoss(
+        _ samples: [TokenizedSample], tokenBudget: Int, progress: (Int) throws -> Void = { _ in }
+    ) throws -> (mean: Double, tokens: Int) {
+        var (loss, tokens) = (0.0, 0)
+        for batch in packed(samples, tokenBudget: tokenBudget, tokens: \.tokens.count) {
+            try evaluate(MicroBatch(batch), loss: &loss)
+            tokens += Dataset.lossTokens(Array(batch))
+            try progress(tokens)
+        }
+        return (loss / Double(max(1, tokens)), tokens)
+    }
+
     /// Logits of every token, a chunk at a time: for goldens and tools.
     package func logits(of microBatch: MicroBatch, _ body: (_ firstToken: Int, _ logits: Tensor) -> Void) throws {
         let batch = load(microBatch)

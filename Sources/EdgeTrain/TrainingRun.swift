@@ -99,7 +99,7 @@ package final class TrainingRun {
     private let emit: (TrainingEvent) -> Void
     private let direction: () -> RunDirection
     /// Asked for once, when the run begins and is not resumed.
-    private let initial: (() throws -> InitialAdapter)?
+    private let initial: (() throws -> LoadedAdapter)?
     private var state = RunState()
 
     /// - Parameters:
@@ -109,7 +109,7 @@ package final class TrainingRun {
     ///   - direction: asked after every micro-batch.
     package init(
         model: BaseModel, memory: MemoryModel, spec: TrainingSpec, plan: TrainingPlan, dataset: Dataset,
-        kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> InitialAdapter)? = nil, spillDirectory: String,
+        kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil, spillDirectory: String,
         emit: @escaping (TrainingEvent) -> Void,
         direction: @escaping () -> RunDirection
     ) throws {
@@ -287,15 +287,10 @@ package final class TrainingRun {
         emit(.evaluation(evaluation, isBest: isBest))
     }
 
-    /// Held-out samples packed in the data set's order, as many as the plan's tokens hold.
     private func measure() throws -> Evaluation {
-        var loss = 0.0
-        for batch in packed(dataset.heldOut, tokenBudget: plan.tokenBudget, tokens: \.tokens.count) {
-            try step.evaluate(MicroBatch(batch), loss: &loss)
-        }
-        let count = Dataset.lossTokens(dataset.heldOut)
+        let (loss, tokens) = try step.heldOutLoss(dataset.heldOut, tokenBudget: plan.tokenBudget)
         guard loss.isFinite else { throw TrainingError.nonFiniteEvaluation(step: state.step, loss: loss) }
-        return Evaluation(step: state.step, loss: loss / Double(max(1, count)), tokens: count)
+        return Evaluation(step: state.step, loss: loss, tokens: tokens)
     }
 
     private func checkpoint() throws {

@@ -28,6 +28,9 @@ package enum Endpoint {
     package static func adapter(_ name: String) -> String { "/v1/adapters/\(name)" }
     /// Files of the artifact, and two that are made from it on demand: `adapter_model.safetensors`, `adapter.gguf`.
     package static func adapterFile(_ name: String, _ file: String) -> String { "/v1/adapters/\(name)/files/\(file)" }
+    /// The base with the adapter in its weights; made by `POST`, and kept until `DELETE` or the next one.
+    package static func mergedModel(_ name: String) -> String { "/v1/adapters/\(name)/merged" }
+    package static func mergedFile(_ name: String, _ file: String) -> String { "/v1/adapters/\(name)/merged/\(file)" }
 }
 
 package enum JobAction: String, CaseIterable, Sendable { case cancel, pause, resume }

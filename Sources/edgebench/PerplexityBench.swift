@@ -46,17 +46,16 @@ struct PerplexityBench: ParsableCommand {
             model: base, memory: memory, shape: shape, kernels: .strongest, arena: try Arena(capacity: memory.arena(shape)),
             spillDirectory: "/tmp")
         step.adapters.initialize(seed: 1)
-        var (loss, lossTokens) = (0.0, 0)
-        let start = ContinuousClock.now
-        for part in parts where part.count > 1 {
-            let batch = MicroBatch([TokenizedSample(tokens: part, carriesLoss: part.indices.map { $0 > 0 })])
-            try step.evaluate(batch, loss: &loss)
-            lossTokens += batch.lossRows.count
+        // Every full window is a micro-batch of its own.
+        let samples = parts.filter { $0.count > 1 }.map { part in
+            TokenizedSample(tokens: part, carriesLoss: part.indices.map { $0 > 0 })
         }
+        let start = ContinuousClock.now
+        let (mean, lossTokens) = try step.heldOutLoss(samples, tokenBudget: window)
         let seconds = (ContinuousClock.now - start) / .seconds(1)
         try Measurement.printLine(
             Line(
-                tokens: ids.count, lossTokens: lossTokens, negativeLogLikelihood: loss / Double(lossTokens),
-                perplexity: exp(loss / Double(lossTokens)), secondsPerToken: seconds / Double(ids.count)))
+                tokens: ids.count, lossTokens: lossTokens, negativeLogLikelihood: mean,
+                perplexity: exp(mean), secondsPerToken: seconds / Double(ids.count)))
     }
 }

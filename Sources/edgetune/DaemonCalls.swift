@@ -36,6 +36,10 @@ extension DaemonClient {
         }
     }
 
+    func decode<Value: Decodable>(_ type: Value.Type, from line: Substring) throws(DaemonError) -> Value {
+        do { return try Wire.decoder().decode(type, from: Data(line.utf8)) } catch { throw .unreadable("\(error)") }
+    }
+
     /// Whole lines of a streamed body. A last line without its newline is an interruption and is dropped.
     func lines(_ call: Call, take: (Substring) throws -> StreamDemand) async throws(DaemonError) {
         var rest = ByteBuffer()

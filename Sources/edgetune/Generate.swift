@@ -32,10 +32,7 @@ struct Generate: AsyncParsableCommand {
         var filter = TerminalFilter()
         var last: GenerateEvent?
         try await client.lines(call) { line in
-            let event: GenerateEvent
-            do { event = try Wire.decoder().decode(GenerateEvent.self, from: Data(line.utf8)) } catch {
-                throw DaemonError.unreadable("\(error)")
-            }
+            let event = try client.decode(GenerateEvent.self, from: line)
             if output.json {
                 Terminal.print(String(line))
             } else if let text = event.text {

@@ -1,4 +1,5 @@
-// Ctrl-C where the work goes on elsewhere, or can be gone on with: the program says so and ends with the code of that.
+// Ctrl-C where the work goes on elsewhere, can be gone on with, or has left something: the program says so and ends with the code of
+// that.
 import Dispatch
 import Foundation
 
@@ -6,10 +7,12 @@ import Foundation
 final class InterruptExit {
     private let source: any DispatchSourceSignal
 
-    init(saying message: String) {
+    /// - Parameter tidy: called first.
+    init(saying message: String, tidy: @escaping @Sendable () -> Void = {}) {
         signal(SIGINT, SIG_IGN)
         source = DispatchSource.makeSignalSource(signal: SIGINT, queue: .global())
         source.setEventHandler {
+            tidy()
             Terminal.complain("\n" + TerminalFilter.text(message))
             exit(ExitCode.detached.rawValue)
         }

@@ -100,6 +100,8 @@ private struct SubmitUpload {
             }
             return record.name
         } catch DaemonError.problem(var problem) {
+            // Another user has the same file under the same name. The bytes are there, and can be named by themselves.
+            if problem.kind == .conflict { return digest }
             // The daemon knows lines, not files.
             if problem.kind == .badDataset { problem.detail = "\(value): \(problem.detail)" }
             throw DaemonError.problem(problem)

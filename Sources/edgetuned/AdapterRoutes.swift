@@ -9,14 +9,14 @@ import NIOCore
 
 extension Daemon {
     func listAdapters(_ call: Call) async throws -> Response {
-        try Response(json: AdapterList(adapters: try await store.adapters().map(record)))
+        try Response(json: AdapterList(adapters: try await store.adapters().filter { call.caller.owns($0.ownerUid) }.map(record)))
     }
 
     func showAdapter(_ call: Call) async throws -> Response { try Response(json: record(try await adapter(call))) }
 
     /// Of another program, or of this one on another machine.
     func addAdapter(_ call: Call) async throws -> Response {
-        let request = try await decodedBody(AdapterImportRequest.self, of: call.request, keys: .importingAdapter)
+        let request = try await decodedBody(AdapterImportRequest.self, of: call, keys: .importingAdapter)
         try requireName(request.name)
         guard let model = try await store.model(request.baseModel) else {
             throw Problem(
@@ -33,15 +33,14 @@ extension Daemon {
             throw Problem(.conflict, "there is another adapter \"\(request.name)\"", hint: "another name, or remove it first")
         }
         let directory = queue.directory(of: id)
-        try FileManager.default.createDirectory(
-            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try DurableDirectory.make(directory)
         do {
             let message = try await answer(
                 to: .importAdapter(
                     .init(
                         tensorsPath: blobs.path(digests[0]), configPath: digests.dropFirst().first.map(blobs.path),
                         modelPath: blobs.path(try BlobDigest(model.blob)), baseModel: model.name,
-                        outputDirectory: self.directory(of: adapter))))
+                        outputDirectory: self.directory(of: adapter), budgetBytes: await sideBudget().bytes)))
             guard case .importedAdapter = message else { throw wrongAnswer(message) }
             try await store.add(adapter)
         } catch {
@@ -54,9 +53,8 @@ extension Daemon {
 
     func removeAdapter(_ call: Call) async throws -> Response {
         let adapter = try await adapter(call)
-        try call.caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
         try await store.removeAdapter(adapter.name)
-        try removeDirectory("\(places.exports)/\(adapter.job)")
+        try removeDirectory(exportDirectory(of: adapter))
         // Of a job that is still listed only the artifact goes.
         let isListed = try await store.job(adapter.job) != nil
         try removeDirectory(isListed ? directory(of: adapter) : queue.directory(of: adapter.job))
@@ -65,10 +63,16 @@ extension Daemon {
 
     func adapterFile(_ call: Call) async throws -> Response {
         let adapter = try await adapter(call)
-        let name = call.parameters[1]
-        guard Wire.isName(name) else { throw Problem(.notFound, "there is no file \"\(name.prefix(80))\"") }
+        let name = try fileName(call)
         if let format = Self.madeOnDemand[name] { return try stream(try await exported(adapter, name, format)) }
         return try stream("\(directory(of: adapter))/\(name)")
+    }
+
+    /// The file that the path of a request names, which is no path itself.
+    func fileName(_ call: Call) throws -> String {
+        let name = call.parameters[1]
+        guard Wire.isName(name) else { throw Problem(.notFound, "there is no file \"\(name.prefix(80))\"") }
+        return name
     }
 
     private static let madeOnDemand: [String: WorkOrder.ExportOrder.Format] = [
@@ -79,14 +83,16 @@ extension Daemon {
         guard let adapter = try await store.adapter(call.parameters[0]) else {
             throw Problem(.notFound, "there is no adapter \"\(call.parameters[0].prefix(80))\"")
         }
+        try call.caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
         return adapter
     }
 
     /// Where the adapter is that a request names.
-    func adapterDirectoryNamed(_ name: String) async throws -> String {
+    func adapterDirectoryNamed(_ name: String, for caller: Caller) async throws -> String {
         guard let adapter = try await store.adapter(name) else {
             throw Problem(.notFound, "there is no adapter \"\(name.prefix(80))\"", hint: "edgetune adapters list")
         }
+        try caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
         return directory(of: adapter)
     }
 
@@ -94,24 +100,45 @@ extension Daemon {
 
     private func record(_ adapter: StoredAdapter) -> AdapterRecord {
         let directory = directory(of: adapter)
-        let names = ((try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []).sorted()
-        let files = names.compactMap { name in
-            Self.regularFileBytes("\(directory)/\(name)").map { AdapterRecord.File(name: name, bytes: $0) }
-        }
         return AdapterRecord(
             name: adapter.name, job: adapter.job, baseModel: adapter.baseModel, ownerUid: adapter.ownerUid,
-            createdAt: adapter.createdAt, path: directory, files: files)
+            createdAt: adapter.createdAt, path: directory, files: Self.files(in: directory))
+    }
+
+    /// Regular files; none where there is no such directory.
+    static func files(in directory: String) -> [AdapterRecord.File] {
+        ((try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []).sorted().compactMap { name in
+            regularFileBytes("\(directory)/\(name)").map { AdapterRecord.File(name: name, bytes: $0) }
+        }
+    }
+
+    /// The file of the base that it belongs to, which may have been removed since.
+    func modelPath(of adapter: StoredAdapter) throws -> String {
+        let path = blobs.path(try BlobDigest(adapter.modelBlob))
+        guard Self.regularFileBytes(path) != nil else {
+            throw Problem(
+                .notFound, "the model \"\(adapter.baseModel)\" that the adapter belongs to has been removed", hint: "add it again: edgetune models add")
+        }
+        return path
+    }
+
+    /// What is made of it is kept here, and may go away at any time.
+    func exportDirectory(of adapter: StoredAdapter) -> String { "\(places.exports)/\(adapter.job)" }
+
+    func madeExportDirectory(of adapter: StoredAdapter) throws -> String {
+        let directory = exportDirectory(of: adapter)
+        try FileManager.default.createDirectory(
+            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        return directory
     }
 
     /// The path of the made file; made first when the cache does not have it.
     private func exported(
         _ adapter: StoredAdapter, _ name: String, _ format: WorkOrder.ExportOrder.Format
     ) async throws -> String {
-        let directory = "\(places.exports)/\(adapter.job)"
+        let directory = try madeExportDirectory(of: adapter)
         let path = "\(directory)/\(name)"
         if Self.regularFileBytes(path) != nil { return path }
-        try FileManager.default.createDirectory(
-            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         // Two requests at once make two files; the second rename replaces the first with the same bytes.
         let staging = "\(directory)/.\(random())-\(name)"
         defer { unlink(staging) }
@@ -119,7 +146,7 @@ extension Daemon {
             to: .export(
                 .init(
                     format: format, adapterDirectory: self.directory(of: adapter),
-                    modelPath: blobs.path(try BlobDigest(adapter.modelBlob)), outputPath: staging)))
+                    modelPath: try modelPath(of: adapter), outputPath: staging)))
         guard case .exported = message else { throw wrongAnswer(message) }
         guard rename(staging, path) == 0 else {
             throw Problem(.internalError, "\(name) cannot be published: \(String(cString: strerror(errno)))")
@@ -133,9 +160,9 @@ extension Daemon {
         return UInt64(status.st_size)
     }
 
-    private func stream(_ path: String) throws -> Response {
+    func stream(_ path: String) throws -> Response {
         let name = path.split(separator: "/").last ?? ""
-        guard let bytes = Self.regularFileBytes(path), let file = FileHandle(forReadingAtPath: path) else {
+        guard let (bytes, file) = openedRegularFile(path) else {
             throw Problem(.notFound, "the adapter has no file \"\(name)\"")
         }
         return Response(

@@ -19,16 +19,12 @@ extension Daemon {
             return value
         }
         let (offset, whole) = (try length(Header.uploadOffset), try length(Header.uploadLength))
-        if let limit = config.now.blobBytesPerUser, call.caller.role < .admin {
-            let held = try await store.blobBytes(ofOwner: call.caller.uid)
-            guard held + min(whole, WireLimit.blobBytes) <= limit else {
-                throw Problem(
-                    .tooLarge, "your blobs hold \(held) bytes, the limit of a user is \(limit)",
-                    hint: "remove models or data sets that are not needed")
-            }
-        }
-        guard let upload = try await blobs.upload(digest, offset: offset, length: whole) else {
+        let allowance = try await allowance(of: call.caller)
+        let upload = try await blobs.upload(
+            digest, offset: offset, length: whole, by: call.caller.uid, allowance: allowance)
+        guard let upload else {
             let status = blobs.status(digest)
+            try blobs.syncNames()
             try await own(status, call)
             return try Response(json: status)
         }
@@ -39,11 +35,32 @@ extension Daemon {
         } catch {
             // What arrived stays; the client asks how much that is and goes on.
             await upload.abandon()
-            throw error
+            throw error as? Problem
+                ?? Problem(.badRequest, "the body ended before it was whole; \(upload.received) bytes are here")
         }
         let status = try await upload.finish()
         try await own(status, call)
         return try Response(json: status)
+    }
+
+    /// Bytes that the user's uploads may come to beside what is stored; nil: any.
+    private func allowance(of caller: Caller) async throws -> UInt64? {
+        guard let limit = config.now.blobBytesPerUser, caller.role < .admin else { return nil }
+        let held = try await store.blobBytes(ofOwner: caller.uid)
+        return limit - min(held, limit)
+    }
+
+    /// Throws a problem when the user has no room for what an import will make of his files.
+    func requireAllowance(for caller: Caller, importBytes: UInt64) async throws {
+        guard let allowance = try await allowance(of: caller) else { return }
+        let uploads = await blobs.announcedBytes(by: caller.uid)
+        guard uploads + importBytes <= allowance else {
+            throw Problem(
+                .tooLarge,
+                "the import makes \(importBytes) bytes beside the files it is made from; \(allowance - min(uploads, allowance)) "
+                    + "are left of your limit",
+                hint: "remove models or data sets that are not needed", requiredBytes: importBytes)
+        }
     }
 
     /// Also when it was complete before: a daemon that was killed may have published it without storing whose it is.
@@ -51,5 +68,6 @@ extension Daemon {
         guard status.complete else { return }
         try await store.addBlob(
             status.digest, bytes: status.receivedBytes, ownerUid: call.caller.uid, at: now().inWholeSeconds)
+        await blobs.isStored(try BlobDigest(status.digest))
     }
 }

@@ -23,16 +23,31 @@ final class Gate: Sendable {
         self.problem = problem
     }
 
-    func enter() throws {
+    /// - Throws: the gate's problem.
+    func pass() throws -> Pass {
         let entered = free.withLock { free in
             guard free > 0 else { return false }
             free -= 1
             return true
         }
         guard entered else { throw problem }
+        return Pass(self)
     }
 
-    func leave() { free.withLock { $0 += 1 } }
+    /// Given back once: by `leave`, or when nobody holds it any more, as an answer that its client did not wait for.
+    final class Pass: Sendable {
+        private let gate: Mutex<Gate?>
+        fileprivate init(_ gate: Gate) { self.gate = Mutex(gate) }
+        deinit { leave() }
+
+        func leave() {
+            let left = gate.withLock { gate in
+                defer { gate = nil }
+                return gate
+            }
+            left?.free.withLock { $0 += 1 }
+        }
+    }
 }
 
 /// Orders with one answer, each in a worker of its own.
@@ -81,20 +96,24 @@ struct Daemon: Sendable {
 
     let generating = Gate(
         limit: 1, otherwise: Problem(.queueFull, "one generation runs already", hint: "try again when it is done"))
+    let merging = Gate(
+        limit: 1, otherwise: Problem(.queueFull, "one merge runs already", hint: "try again when it is done"))
     /// Plans, imports and exports: each is a process with a model's header and a data set in it.
     let smallOrders = Gate(
         limit: 4, otherwise: Problem(.queueFull, "four plans or imports run already", hint: "try again in a moment"))
 
+    let bodies = BodyMemory()
+
     /// Runs a worker for an order with one answer. A problem that it answers with is thrown.
     func answer(to order: WorkOrder) async throws -> WorkMessage {
-        try smallOrders.enter()
-        defer { smallOrders.leave() }
+        let pass = try smallOrders.pass()
+        defer { pass.leave() }
         return try await SmallOrders(worker: worker, logger: logger).answer(to: order)
     }
 
     func inspectedModel(_ path: String) async throws -> ModelReport {
-        try smallOrders.enter()
-        defer { smallOrders.leave() }
+        let pass = try smallOrders.pass()
+        defer { pass.leave() }
         return try await SmallOrders(worker: worker, logger: logger).inspectedModel(path)
     }
 
@@ -106,6 +125,13 @@ struct Daemon: Sendable {
         var running: UInt64 = 0
         if let id = await queue.runningJob { running = try await store.job(id)?.progress?.rssBytes ?? 0 }
         return HostMemory(host).budget(asked: asked, allowed: config.now.memoryBudget, running: running)
+    }
+
+    /// For work beside the queue. While a job runs only a small share: a training run is never starved for an answer.
+    func sideBudget() async -> MemoryBound {
+        let isAlone = await queue.runningJob == nil
+        return HostMemory(host).budget(
+            asked: nil, allowed: isAlone ? config.now.memoryBudget : config.now.generateMemoryBudget)
     }
 
     /// Removes a blob that nothing names any more.

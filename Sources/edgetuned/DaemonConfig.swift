@@ -18,7 +18,10 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
     var defaultSaveSteps = 50
     /// Jobs that are not finished.
     var queuedJobs = WireLimit.queuedJobs
-    /// Bytes of blobs per user; nil: only the disk is the limit.
+    /// Of one user, who is no admin.
+    var queuedJobsPerUser = 100
+    /// Bytes of blobs per user, who is no admin: what is there, what is on its way in, and what imports will make; nil: only
+    /// the disk is the limit.
     var blobBytesPerUser: UInt64?
     /// Its members may submit and see jobs, and control their own.
     var userGroup = "edgetune"
@@ -32,8 +35,8 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
     init() {}
 
     private enum CodingKeys: String, CodingKey, CaseIterable {
-        case socket, stateDir, cacheDir, memoryBudget, threads, defaultSaveSteps, queuedJobs, blobBytesPerUser
-        case userGroup, adminGroup, generateMemoryBudget, stopTimeoutSeconds
+        case socket, stateDir, cacheDir, memoryBudget, threads, defaultSaveSteps, queuedJobs, queuedJobsPerUser
+        case blobBytesPerUser, userGroup, adminGroup, generateMemoryBudget, stopTimeoutSeconds
     }
 
     init(from decoder: any Decoder) throws {
@@ -45,6 +48,7 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
         threads = try values.decodeIfPresent(Int.self, forKey: .threads)
         defaultSaveSteps = try values.decodeIfPresent(Int.self, forKey: .defaultSaveSteps) ?? defaultSaveSteps
         queuedJobs = try values.decodeIfPresent(Int.self, forKey: .queuedJobs) ?? queuedJobs
+        queuedJobsPerUser = try values.decodeIfPresent(Int.self, forKey: .queuedJobsPerUser) ?? queuedJobsPerUser
         blobBytesPerUser = try values.decodeIfPresent(UInt64.self, forKey: .blobBytesPerUser)
         userGroup = try values.decodeIfPresent(String.self, forKey: .userGroup) ?? userGroup
         adminGroup = try values.decodeIfPresent(String.self, forKey: .adminGroup) ?? adminGroup
@@ -81,6 +85,8 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
         try require(threads.map { (1...256).contains($0) } ?? true, .threads, "1 to 256")
         try require((1...1_000_000).contains(defaultSaveSteps), .defaultSaveSteps, "1 to 1000000")
         try require((1...WireLimit.queuedJobs).contains(queuedJobs), .queuedJobs, "1 to \(WireLimit.queuedJobs)")
+        try require(
+            (1...WireLimit.queuedJobs).contains(queuedJobsPerUser), .queuedJobsPerUser, "1 to \(WireLimit.queuedJobs)")
         try require((1...600).contains(stopTimeoutSeconds), .stopTimeoutSeconds, "1 to 600")
     }
 

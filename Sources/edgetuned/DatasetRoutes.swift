@@ -6,10 +6,12 @@ import HummingbirdCore
 
 extension Daemon {
     func importDataset(_ call: Call) async throws -> Response {
-        let request = try await decodedBody(ImportRequest.self, of: call.request, keys: .importing)
+        let request = try await decodedBody(ImportRequest.self, of: call, keys: .importing)
         try requireName(request.name)
         let digest = try complete(request.blob, what: "blob")
-        if let held = try await store.dataset(request.name), held.blob == digest.text { return try Response(json: held) }
+        if let held = try await store.dataset(request.name), held.blob == digest.text, call.caller.owns(held.ownerUid) {
+            return try Response(json: held)
+        }
         let message = try await answer(to: .inspectDataset(path: blobs.path(digest)))
         guard case .inspectedDataset(let report) = message else { throw wrongAnswer(message) }
         let record = DatasetRecord(
@@ -20,14 +22,13 @@ extension Daemon {
     }
 
     func listDatasets(_ call: Call) async throws -> Response {
-        try Response(json: DatasetList(datasets: try await store.datasets()))
+        try Response(json: DatasetList(datasets: try await store.datasets().filter { call.caller.owns($0.ownerUid) }))
     }
 
     func showDataset(_ call: Call) async throws -> Response { try Response(json: try await dataset(call)) }
 
     func removeDataset(_ call: Call) async throws -> Response {
         let record = try await dataset(call)
-        try call.caller.require(ownerOf: "data set \"\(record.name)\"", uid: record.ownerUid)
         try await store.removeDataset(record.name)
         try await release(record.blob)
         return Response(status: .noContent)
@@ -37,6 +38,7 @@ extension Daemon {
         guard let record = try await store.dataset(call.parameters[0]) else {
             throw Problem(.notFound, "there is no data set \"\(call.parameters[0].prefix(80))\"")
         }
+        try call.caller.require(ownerOf: "data set \"\(record.name)\"", uid: record.ownerUid)
         return record
     }
 

@@ -3,60 +3,26 @@ import EdgeJobs
 import EdgeWire
 import Foundation
 import HummingbirdCore
-import NIOCore
 
 extension Daemon {
     func generate(_ call: Call) async throws -> Response {
-        let request = try await decodedBody(GenerateRequest.self, of: call.request, keys: .generate)
+        let request = try await decodedBody(GenerateRequest.self, of: call, keys: .generate)
         try validate(request)
         guard let model = try await store.model(request.model) else {
             throw Problem(.notFound, "there is no model \"\(request.model.prefix(80))\"", hint: "edgetune models list")
         }
         var adapterDirectory: String?
         if let name = request.adapter {
-            adapterDirectory = try await adapterDirectoryNamed(name)
+            adapterDirectory = try await adapterDirectoryNamed(name, for: call.caller)
         }
-        // Beside a running job only its own small share: a training run is never starved for an answer.
-        let isAlone = await queue.runningJob == nil
-        let budget = HostMemory(host).budget(
-            asked: nil, allowed: isAlone ? config.now.memoryBudget : config.now.generateMemoryBudget)
         let order = WorkOrder.generate(
             .init(
                 request: request, modelPath: blobs.path(try BlobDigest(model.blob)), adapterDirectory: adapterDirectory,
-                budgetBytes: budget.bytes))
-        try generating.enter()
-        let (gate, launch, logger) = (generating, worker, logger)
-        return Response(
-            status: .ok, headers: [.contentType: Header.jsonLines],
-            body: ResponseBody { writer in
-                defer { gate.leave() }
-                let (events, sink) = AsyncStream.makeStream(of: GenerateEvent.self)
-                let work = Task {
-                    defer { sink.finish() }
-                    do {
-                        let run = try await WorkerProcess.run(launch, order) { message in
-                            if case .generated(let event) = message { sink.yield(event) }
-                        }
-                        if case .answered(.failure(let problem)) = run.end {
-                            sink.yield(GenerateEvent(done: true, problem: problem))
-                        } else if case .exited(0, nil) = run.end {
-                            // `generated` with `done` is this order's last word.
-                        } else if let problem = run.end.problem(last: nil, stderr: run.stderr) {
-                            sink.yield(GenerateEvent(done: true, problem: problem))
-                        }
-                    } catch {
-                        logger.error("generate: \(error)")
-                        sink.yield(GenerateEvent(done: true, problem: Problem(apiError: error)))
-                    }
-                }
-                defer { work.cancel() }
-                for await event in events {
-                    var line = ByteBuffer(bytes: try Wire.encoder().encode(event))
-                    line.writeString("\n")
-                    try await writer.write(line)
-                }
-                try await writer.finish(nil)
-            })
+                budgetBytes: await sideBudget().bytes))
+        return try lines(
+            of: order, through: generating,
+            event: { if case .generated(let event) = $0 { event } else { nil } },
+            problem: { GenerateEvent(done: true, problem: $0) })
     }
 
     private func validate(_ request: GenerateRequest) throws {

@@ -4,6 +4,7 @@ import Foundation
 import HTTPTypes
 import HummingbirdCore
 import NIOCore
+import Synchronization
 
 extension Response {
     init(json value: some Encodable, status: HTTPResponse.Status = .ok, headers: HTTPFields = [:]) throws {
@@ -38,99 +39,55 @@ extension Problem {
     }
 }
 
-/// The body of a request as a value, strictly: a limit on its size, no unknown keys.
-func decodedBody<Value: Decodable>(_ type: Value.Type, of request: Request, keys: BodyKeys) async throws -> Value {
-    let body = try await collectedBody(request)
-    do {
-        try keys.check(body)
-        return try Wire.decoder().decode(type, from: body)
-    } catch let error as DecodingError {
-        throw Problem(.badRequest, error.sentence)
+/// What bodies hold while they come in, of all requests and of each user's: many that come slowly would else be all memory.
+final class BodyMemory: Sendable {
+    private static let (all, perUser) = (32 << 20, 8 << 20)
+    private let held = Mutex<[UInt32: Int]>([:])
+
+    func take(_ bytes: Int, for uid: UInt32) throws(Problem) {
+        let isTaken = held.withLock { held in
+            let own = held[uid] ?? 0
+            guard own + bytes <= Self.perUser, held.values.reduce(bytes, +) <= Self.all else { return false }
+            held[uid] = own + bytes
+            return true
+        }
+        guard isTaken else {
+            throw Problem(
+                .queueFull, "bodies of requests on their way in hold all that they may: \(Self.perUser >> 20) MiB of a user's, "
+                    + "\(Self.all >> 20) MiB in all", hint: "try again in a moment")
+        }
+    }
+
+    func giveBack(_ bytes: Int, of uid: UInt32) {
+        held.withLock { held in
+            let left = (held[uid] ?? 0) - bytes
+            held[uid] = left > 0 ? left : nil
+        }
     }
 }
 
-private func collectedBody(_ request: Request) async throws -> Data {
+/// The body of a request as a value, strictly: a limit on its size, no unknown keys.
+func decodedBody<Value: Decodable>(_ type: Value.Type, of call: Call, keys: BodyKeys) async throws -> Value {
+    let body = try await collectedBody(call)
+    defer { call.bodies.giveBack(body.count, of: call.caller.uid) }
+    return try keys.decode(type, body)
+}
+
+/// Its bytes are taken from the memory of bodies.
+private func collectedBody(_ call: Call) async throws -> Data {
     var data = Data()
-    for try await buffer in request.body {
-        guard data.count + buffer.readableBytes <= WireLimit.bodyBytes else {
-            throw Problem(.tooLarge, "the body is over \(WireLimit.bodyBytes) bytes")
+    do {
+        for try await buffer in call.request.body {
+            guard data.count + buffer.readableBytes <= WireLimit.bodyBytes else {
+                throw Problem(.tooLarge, "the body is over \(WireLimit.bodyBytes) bytes")
+            }
+            try call.bodies.take(buffer.readableBytes, for: call.caller.uid)
+            data.append(contentsOf: buffer.readableBytesView)
         }
-        data.append(contentsOf: buffer.readableBytesView)
+    } catch {
+        call.bodies.giveBack(data.count, of: call.caller.uid)
+        // Others than ours are the client's who left, or was closed.
+        throw error as? Problem ?? Problem(.badRequest, "the body ended after \(data.count) bytes, before it was whole")
     }
     return data
-}
-
-/// Which keys a body may have, at its top and in the objects of some of its lists.
-struct BodyKeys: Sendable {
-    let top: [String]
-    var lists: [String: [String]] = [:]
-
-    static let job = BodyKeys(
-        top: JobRequest.CodingKeys.allCases.map { Wire.snakeCase($0.rawValue) }, lists: ["datasets": ["path"]])
-    static let importing = BodyKeys(top: ["name", "blob"])
-    static let importingAdapter = BodyKeys(top: ["name", "base_model", "tensors", "config"])
-    static let model = BodyKeys(top: ["name", "blob", "files", "source"], lists: ["files": ["name", "blob"]])
-    static let generate = BodyKeys(
-        top: ["model", "adapter", "messages", "max_tokens", "temperature", "seed"],
-        lists: ["messages": ["role", "content"]])
-
-    func check(_ body: Data) throws {
-        let found = try JSONDecoder().decode(Object.self, from: body)
-        try Self.require(found.keys, among: top, in: "")
-        for (list, known) in lists {
-            for object in found.lists[list] ?? [] { try Self.require(object.keys, among: known, in: "\(list): ") }
-        }
-    }
-
-    private static func require(_ keys: [String], among known: [String], in place: String) throws {
-        for key in keys where !known.contains(key) {
-            throw Problem(
-                .unknownKey, "\(place)unknown key \"\(key.prefix(64))\"",
-                hint: Wire.nearest(to: key, among: known).map { "did you mean \"\($0)\"?" })
-        }
-    }
-
-    /// The keys of a JSON object and of the objects in its lists; values are not looked at.
-    private struct Object: Decodable {
-        struct Key: CodingKey {
-            let stringValue: String
-            var intValue: Int? { nil }
-            init(stringValue: String) { self.stringValue = stringValue }
-            init?(intValue: Int) { nil }
-        }
-        struct Inner: Decodable {
-            let keys: [String]
-            init(from decoder: any Decoder) throws {
-                keys = try decoder.container(keyedBy: Key.self).allKeys.map(\.stringValue).sorted()
-            }
-        }
-        let keys: [String]
-        let lists: [String: [Inner]]
-
-        init(from decoder: any Decoder) throws {
-            let values = try decoder.container(keyedBy: Key.self)
-            keys = values.allKeys.map(\.stringValue).sorted()
-            lists = Dictionary(
-                uniqueKeysWithValues: values.allKeys.compactMap { key in
-                    (try? values.decode([Inner].self, forKey: key)).map { (key.stringValue, $0) }
-                })
-        }
-    }
-}
-
-extension DecodingError {
-    /// One sentence with the key in it.
-    var sentence: String {
-        func path(_ context: Context) -> String {
-            context.codingPath.map { $0.intValue.map { "[\($0)]" } ?? Wire.snakeCase($0.stringValue) }.joined(separator: ".")
-        }
-        switch self {
-        case .keyNotFound(let key, _): return "\"\(Wire.snakeCase(key.stringValue))\" is missing"
-        case .typeMismatch(let type, let context): return "\"\(path(context))\" has the wrong type: \(type) is wanted"
-        case .valueNotFound(_, let context): return "\"\(path(context))\" may not be null"
-        case .dataCorrupted(let context):
-            return context.codingPath.isEmpty ? "the body is not JSON" : "\"\(path(context))\": \(context.debugDescription)"
-        @unknown default: return "the body cannot be read"
-        }
-    }
 }

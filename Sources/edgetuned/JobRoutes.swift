@@ -28,7 +28,7 @@ extension Daemon {
 
     func plan(_ call: Call) async throws -> Response {
         let request = try await jobRequest(call)
-        return try Response(json: try await plan(request, files: try await files(of: request)))
+        return try Response(json: try await plan(request, files: try await files(of: request, call.caller), call.caller))
     }
 
     func submit(_ call: Call) async throws -> Response {
@@ -37,14 +37,15 @@ extension Daemon {
         if let key, let existing = try await store.submitted(key, ownerUid: call.caller.uid) {
             return try Response(json: JobStatus(existing))
         }
-        let files = try await files(of: request)
-        let plan = try await plan(request, files: files)
+        let files = try await files(of: request, call.caller)
+        let plan = try await plan(request, files: files, call.caller)
         let now = now().inWholeSeconds
         let id = JobID.make(now: self.now(), random: random())
         let job = Job(
             id: id, name: request.name ?? id, ownerUid: call.caller.uid, createdAt: now, request: request,
             modelBlob: files.model, datasetBlobs: files.datasets, plan: plan)
-        switch try await store.submit(job, key: key, queueLimit: config.now.queuedJobs, at: now) {
+        let ownLimit = call.caller.role == .admin ? nil : config.now.queuedJobsPerUser
+        switch try await store.submit(job, key: key, queueLimit: config.now.queuedJobs, ownLimit: ownLimit, at: now) {
         case .existing(let job): return try Response(json: JobStatus(job))
         case .created(let job):
             logger.info("\(job.id) \(job.name) submitted by uid \(job.ownerUid)")
@@ -54,7 +55,7 @@ extension Daemon {
     }
 
     private func jobRequest(_ call: Call) async throws -> JobRequest {
-        var request = try await decodedBody(JobRequest.self, of: call.request, keys: .job)
+        var request = try await decodedBody(JobRequest.self, of: call, keys: .job)
         try request.validate()
         request.threads = request.threads ?? config.now.threads
         return request
@@ -70,7 +71,7 @@ extension Daemon {
     }
 
     /// What the request's names mean now.
-    private func files(of request: JobRequest) async throws -> (model: String, datasets: [String]) {
+    private func files(of request: JobRequest, _ caller: Caller) async throws -> (model: String, datasets: [String]) {
         guard let model = try await store.model(request.baseModel) else {
             let known = try await store.models().map(\.name)
             throw Problem(
@@ -90,13 +91,16 @@ extension Daemon {
                 guard let dataset = try await store.dataset(reference.path) else {
                     throw Problem(.notFound, "there is no data set \"\(reference.path.prefix(80))\"")
                 }
+                try caller.require(ownerOf: "data set \"\(dataset.name)\"", uid: dataset.ownerUid)
                 datasets.append(dataset.blob)
             }
         }
         return (model.blob, datasets)
     }
 
-    private func plan(_ request: JobRequest, files: (model: String, datasets: [String])) async throws -> PlanReport {
+    private func plan(
+        _ request: JobRequest, files: (model: String, datasets: [String]), _ caller: Caller
+    ) async throws -> PlanReport {
         let budget = try await budget(asked: request.memoryBudget)
         await calibrate(request)
         var order = WorkOrder.TrainOrder(
@@ -105,7 +109,7 @@ extension Daemon {
             datasetPaths: try files.datasets.map { blobs.path(try BlobDigest($0)) }, directory: "",
             budgetBytes: budget.bytes, budgetReason: budget.name, defaultSaveSteps: config.now.defaultSaveSteps)
         if let name = request.initFromAdapter {
-            order.initialAdapterDirectory = try await adapterDirectoryNamed(name)
+            order.initialAdapterDirectory = try await adapterDirectoryNamed(name, for: caller)
         }
         order.calibrationPath = places.calibration(of: request, kernelSet: kernelSet)
         order.availableBytes = HostMemory(host).available.bytes
@@ -143,10 +147,12 @@ extension Daemon {
             }
             state = known
         }
-        return Response(jsonText: try await store.listing(in: state, limit: limit))
+        return Response(jsonText: try await store.listing(in: state, limit: limit) { call.caller.owns($0) })
     }
 
-    func showJob(_ call: Call) async throws -> Response { try Response(json: JobStatus(try await job(call))) }
+    func showJob(_ call: Call) async throws -> Response {
+        try Response(json: JobStatus(try await job(call), for: call.caller))
+    }
 
     func deleteJob(_ call: Call) async throws -> Response {
         let job = try await ownJob(call)
@@ -164,7 +170,7 @@ extension Daemon {
     }
 
     func jobLog(_ call: Call) async throws -> Response {
-        let job = try await job(call)
+        let job = try await ownJob(call)
         return Response(
             status: .ok, headers: [.contentType: "text/plain; charset=utf-8"],
             body: ResponseBody(byteBuffer: ByteBuffer(bytes: try log.read(job.id))))
@@ -193,12 +199,12 @@ extension Daemon {
 
     /// Lines until the job's `end`, or until nothing more is stored with `follow=0`.
     func events(_ call: Call) async throws -> Response {
-        let job = try await job(call)
+        let job = try await ownJob(call)
         let after = try call.number("after", default: 0, in: 0...Int.max)
         let follows = try call.number("follow", default: 1, in: 0...1) == 1
         // Here, and not in the stream: a cursor that is too old is a status of its own.
         _ = try await store.events(of: job.id, after: after, limit: 1)
-        let follower = EventFollower(job: job.id, store: store, channel: call.channel, now: now)
+        let follower = EventFollower(job: job.id, store: store, now: now)
         return Response(
             status: .ok, headers: [.contentType: Header.jsonLines],
             body: ResponseBody { writer in
@@ -213,19 +219,17 @@ extension Daemon {
     }
 }
 
-/// One reader of a job's events. It is as slow as its client: it holds a page of events and a cursor.
+/// One reader of a job's events. It is as slow as its client, of whom StallGuard has some patience: it holds a page of events
+/// and a cursor.
 struct EventFollower: Sendable {
     enum Extent { case whatIsStored, untilEnd }
 
     let job: String
     let store: JobStore
-    let channel: any Channel
     let now: @Sendable () -> Date
 
     private static let heartbeat = Duration.seconds(15)
-    /// A client that takes no byte for so long is dropped.
-    private static let patience = TimeAmount.seconds(60)
-    private static let eventsPerRead = 256
+    private static let eventsPerRead = 64
 
     func line(_ seq: Int, _ event: JobEvent.Kind) throws -> ByteBuffer {
         var buffer = ByteBuffer(bytes: try Wire.encoder().encode(JobEvent(seq: seq, at: now(), event: event)))
@@ -243,17 +247,17 @@ struct EventFollower: Sendable {
             let page = try await store.events(of: job, after: cursor, limit: Self.eventsPerRead)
             if !page.isEmpty {
                 cursor = page[page.count - 1].seq
-                try await write(ByteBuffer(string: page.map { $0.line + "\n" }.joined()), through: &writer)
+                try await writer.write(ByteBuffer(string: page.map { $0.line + "\n" }.joined()))
                 continue
             }
             guard let state else { return }
             if state.isFinal {
                 // The stored `end` is behind the cursor; the answer ends with one all the same.
-                if cursor == after { try await write(try line(cursor, .end(state)), through: &writer) }
+                if cursor == after { try await writer.write(try line(cursor, .end(state))) }
                 return
             }
             guard follow == .untilEnd, !Task.isCancelled else { return }
-            if await !changed(changes) { try await write(try line(cursor, .heartbeat), through: &writer) }
+            if await !changed(changes) { try await writer.write(try line(cursor, .heartbeat)) }
         }
     }
 
@@ -272,12 +276,5 @@ struct EventFollower: Sendable {
             group.cancelAll()
             return first
         }
-    }
-
-    private func write(_ buffer: ByteBuffer, through writer: inout any ResponseBodyWriter) async throws {
-        let channel = channel
-        let limit = channel.eventLoop.scheduleTask(in: Self.patience) { channel.close(promise: nil) }
-        defer { limit.cancel() }
-        try await writer.write(buffer)
     }
 }

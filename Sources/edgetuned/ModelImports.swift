@@ -94,9 +94,10 @@ actor ModelImports {
     /// Stores the import and sees to it that it runs.
     func add(_ new: StoredImport) async throws -> ModelImportStatus {
         let (stored, released) = try await store.add(new)
+        // Whatever goes wrong from here on, what is stored runs.
+        wake.yield()
         await removeBlobs(released)
         if running == nil { try await removeStrayDirectories() }
-        wake.yield()
         return status(of: stored)
     }
 
@@ -124,8 +125,7 @@ actor ModelImports {
             // Since it was asked for another one may have run.
             try await requireRoom(outputBytes: next.totalBytes, peakBytes: next.peakBytes)
             let directory = "\(settings.directory)/\(next.id)"
-            try FileManager.default.createDirectory(
-                atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+            try DurableDirectory.make(directory)
             let output = directory + "/model.gguf"
             try await write(next, to: output, control)
             if isStopping { return }
@@ -143,12 +143,13 @@ actor ModelImports {
     private func write(_ next: StoredImport, to output: String, _ control: WorkerControl) async throws {
         let files = try next.files.map { WorkOrder.SourceFile(name: $0.name, path: blobs.path(try BlobDigest($0.blob))) }
         let group = settings.runGroup("import-\(next.id)", next.peakBytes)
-        let order = WorkOrder.importModel(.init(files: files, outputPath: output, controlGroup: group?.directory))
+        let order = WorkOrder.importModel(
+            .init(files: files, outputPath: output, outputBytes: next.totalBytes, controlGroup: group?.directory))
         let outcome: Result<WorkerRun, any Error>
         do {
             outcome = .success(
                 try await WorkerProcess.run(settings.worker, order, control: control) { message in
-                    if case .imported(let bytes) = message { await self.took(bytes) }
+                    await self.took(message, of: next)
                 })
         } catch { outcome = .failure(error) }
         let report = await group?.end()
@@ -163,7 +164,13 @@ actor ModelImports {
         }
     }
 
-    private func took(_ bytes: UInt64) { running?.writtenBytes = bytes }
+    private func took(_ message: WorkMessage, of taken: StoredImport) {
+        switch message {
+        case .imported(let bytes): running?.writtenBytes = bytes
+        case .log(let text): logger.info("import of \(taken.name): \(text)")
+        default: break
+        }
+    }
 
     private func publish(_ done: StoredImport, _ output: String, _ report: ModelReport) async throws {
         let digest = try await BlobStore.digest(ofFile: output)
@@ -200,7 +207,12 @@ actor ModelImports {
 
     /// Of imports that the store does not have.
     private func removeStrayDirectories() async throws {
-        let names = try FileManager.default.contentsOfDirectory(atPath: settings.directory)
+        let names: [String]
+        do { names = try FileManager.default.contentsOfDirectory(atPath: settings.directory) } catch {
+            // They are looked for after every import, and at every start.
+            logger.error("\(settings.directory) cannot be read: \(error)")
+            return
+        }
         let known = Set(try await store.imports().map(\.id))
         for name in names where !known.contains(name) { removeDirectory(name) }
     }

@@ -7,7 +7,7 @@ import HummingbirdCore
 
 extension Daemon {
     func addModel(_ call: Call) async throws -> Response {
-        let request = try await decodedBody(ModelRequest.self, of: call.request, keys: .model)
+        let request = try await decodedBody(ModelRequest.self, of: call, keys: .model)
         try request.validate()
         if let files = request.files { return try await importModel(request, files, call) }
         let digest = try complete(request.blob ?? "", what: "blob")
@@ -42,6 +42,7 @@ extension Daemon {
             throw problem
         }
         guard case .plannedImport(let outputBytes, let peakBytes) = message else { throw wrongAnswer(message) }
+        try await requireAllowance(for: call.caller, importBytes: outputBytes)
         try await imports.requireRoom(outputBytes: outputBytes, peakBytes: peakBytes)
         let status = try await imports.add(
             StoredImport(

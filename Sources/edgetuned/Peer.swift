@@ -72,12 +72,4 @@ struct AccessRules: Equatable, Sendable {
 struct Caller: Sendable {
     let uid: UInt32
     let role: Role
-
-    func require(ownerOf what: String, uid owner: UInt32) throws {
-        guard role == .admin || role == .user && uid == owner else {
-            throw Problem(
-                .notPermitted, "\(what) belongs to uid \(owner), you are uid \(uid)",
-                hint: "ask its owner, or a member of the admin group")
-        }
-    }
 }

@@ -1,5 +1,6 @@
 // A directory for what is damaged: the things themselves under the paths that they had, and NOTE.txt, which says what was
 // wrong with each. Made when the first thing comes; nothing here is ever deleted.
+import EdgeJobs
 import EdgeWire
 import Foundation
 
@@ -29,6 +30,8 @@ struct Quarantine {
         guard rename(path, target) == 0 else {
             throw ConfigError("\(path) cannot be moved to \(directory): \(String(cString: strerror(errno)))")
         }
+        // The new name first: after a power cut it has both, or either.
+        for name in [target, path] { try DurableDirectory.sync((name as NSString).deletingLastPathComponent) }
         try note("\(path.dropFirst(state.count + 1)): \(reason)")
     }
 

@@ -5,15 +5,14 @@ import EdgeWire
 import Foundation
 import HTTPTypes
 import HummingbirdCore
-import NIOCore
 
 /// A request with what the table found out about it.
 struct Call: Sendable {
     let request: Request
     let caller: Caller
-    let channel: any Channel
     /// Values of the `{…}` of its path, in order, percent-decoded.
     let parameters: [String]
+    let bodies: BodyMemory
 
     func query(_ name: String) -> String? {
         request.uri.queryParameters[Substring(name)].map(String.init)
@@ -83,6 +82,9 @@ struct Route: Sendable {
         Route(.get, Endpoint.adapter("{}"), .user) { try await $0.showAdapter($1) },
         Route(.delete, Endpoint.adapter("{}"), .user) { try await $0.removeAdapter($1) },
         Route(.get, Endpoint.adapterFile("{}", "{}"), .user) { try await $0.adapterFile($1) },
+        Route(.post, Endpoint.mergedModel("{}"), .user) { try await $0.mergeAdapter($1) },
+        Route(.get, Endpoint.mergedFile("{}", "{}"), .user) { try await $0.mergedFile($1) },
+        Route(.delete, Endpoint.mergedModel("{}"), .user) { try await $0.removeMerged($1) },
 
         Route(.post, Endpoint.generate, .user) { try await $0.generate($1) },
     ]
@@ -104,9 +106,9 @@ struct Route: Sendable {
 }
 
 extension Daemon {
-    func respond(to request: Request, from peer: Peer, on channel: any Channel) async -> Response {
+    func respond(to request: Request, from peer: Peer) async -> Response {
         var response: Response
-        do { response = try await routed(request, peer, channel) } catch {
+        do { response = try await routed(request, peer) } catch {
             let problem = Problem(apiError: error)
             if problem.kind == .internalError { logger.error("\(request.method) \(request.uri.path): \(error)") }
             response = Response(problem)
@@ -115,7 +117,7 @@ extension Daemon {
         return response
     }
 
-    private func routed(_ request: Request, _ peer: Peer, _ channel: any Channel) async throws -> Response {
+    private func routed(_ request: Request, _ peer: Peer) async throws -> Response {
         // A browser that was led here by a bridge to TCP sends these; no client of ours does.
         for name in ["Origin", "Referer"] {
             guard HTTPField.Name(name).flatMap({ request.headers[$0] }) == nil else {
@@ -137,7 +139,7 @@ extension Daemon {
                     hint: "sudo usermod -aG \(config.now.userGroup) USER, then log in again")
             }
             return try await route.handler(
-                self, Call(request: request, caller: caller, channel: channel, parameters: parameters))
+                self, Call(request: request, caller: caller, parameters: parameters, bodies: bodies))
         }
         guard !allowed.isEmpty else { throw Problem(.notFound, "there is no \(request.uri.path.prefix(200))") }
         var problem = Problem(

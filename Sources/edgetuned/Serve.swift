@@ -24,6 +24,14 @@ struct Serve: AsyncParsableCommand {
     /// A captured tree in place of the kernel's files about memory.
     @Option(help: .hidden)
     var hostRoot: String?
+    /// In place of all that a client may take.
+    @Option(help: .hidden)
+    var clientSeconds: Int64?
+
+    private var clientPatience: ClientPatience {
+        guard let time = clientSeconds.map({ TimeAmount.seconds($0) }) else { return ClientPatience() }
+        return ClientPatience(head: time, window: time, answer: time)
+    }
 
     func run() async throws {
         let environment = ProcessInfo.processInfo.environment
@@ -57,11 +65,13 @@ struct Serve: AsyncParsableCommand {
             try FileManager.default.createDirectory(
                 atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         }
+        try DurableDirectory.sync(places.state)
         guard let lock = StateLock(places.lock) else { throw ConfigError("another edgetuned uses \(places.state)") }
         defer { lock.release() }
 
         let config = LiveConfig(loaded)
         let access = AccessRules.of(loaded)
+        try StrayFiles.requireStore(places)
         let store = try JobStore(path: places.store)
         let blobs = try BlobStore(directory: places.blobs)
         let log = JobLog(directory: places.logs)
@@ -100,6 +110,7 @@ struct Serve: AsyncParsableCommand {
                 now: { Date().inWholeSeconds },
                 stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") }))
         try await queue.recover()
+        try await StrayFiles(places: places, store: store, logger: logger).remove()
         let imports = ModelImports(
             store: store, blobs: blobs,
             settings: ModelImportSettings(
@@ -124,8 +135,11 @@ struct Serve: AsyncParsableCommand {
             } else {
                 try ListeningSocket.bound(path: places.socket, group: access.userGroup)
             }
-        let http = UnixHTTPService(socket: listening, group: group, logger: logger) { request, peer, channel in
-            await daemon.respond(to: request, from: peer, on: channel)
+        let http = UnixHTTPService(
+            socket: listening, group: group, logger: logger, patience: clientPatience,
+            isAdmin: { access.role(of: $0) == .admin }
+        ) { request, peer in
+            await daemon.respond(to: request, from: peer)
         }
         let background = Background(daemon: daemon, eventLoop: group.next())
         let server = Task { await http.run() }
@@ -213,6 +227,8 @@ struct Serve: AsyncParsableCommand {
         let kept = ["PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "EDGETUNE_KERNELS"]
         var environment = own.filter { kept.contains($0.key) }
         environment[HostFiles.environmentKey] = host == .machine ? nil : host.root
+        // A crash's backtrace is another program's work, and a worker starts none.
+        environment["SWIFT_BACKTRACE"] = "enable=no"
         return environment
     }
 }

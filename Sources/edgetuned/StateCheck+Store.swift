@@ -5,20 +5,12 @@ import Foundation
 
 extension StateCheck {
     mutating func checkStore() throws {
-        guard FileManager.default.fileExists(atPath: places.store) else {
-            let names = try Self.names(in: places.blobs) + Self.names(in: places.jobs)
-            guard !names.isEmpty else {
+        do {
+            try StrayFiles.requireStore(places)
+            guard try StoreInspection.isStore(places.store) else {
                 report.add(.note, "job store", "there is none yet")
-                store = nil
                 return
             }
-            report.add(
-                .damage, "job store", "\(places.store) is missing, and there are \(names.count) blobs and jobs' directories",
-                done: try rebuild())
-            try checkRows()
-            return
-        }
-        do {
             let store = try StoreInspection(path: places.store, mode == .repair ? .repairing : .reading)
             self.store = store
             let damage = try store.structuralDamage()

@@ -1,16 +1,21 @@
 // HTTP/1.1 on a Unix socket, handed over by systemd or bound here: one code path from accept on. Every connection is
 // accepted here and not by NIO, for the peer's groups need the descriptor. Knows no routes.
+import EdgeWire
 import Foundation
 import Hummingbird
 import HummingbirdCore
 import Logging
 import NIOCore
 import NIOPosix
+import Synchronization
 
 struct ListeningSocket: Sendable {
     enum Origin: Sendable { case adopted, path(String) }
     let descriptor: Int32
     let origin: Origin
+
+    /// As the socket unit has it. A client that does not wait is told EAGAIN when so many do.
+    private static let backlog: Int32 = 1024
 
     static func adopted(_ descriptor: Int32) -> ListeningSocket {
         _ = fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK)
@@ -47,7 +52,7 @@ struct ListeningSocket: Sendable {
         }
         // Not being a member of the group is no error: then the socket is its owner's alone.
         if let group { _ = chown(path, uid_t.max, group) }
-        guard chmod(path, 0o660) == 0, listen(listener, 128) == 0 else {
+        guard chmod(path, 0o660) == 0, listen(listener, Self.backlog) == 0 else {
             throw ConfigError("cannot listen on \(path): \(String(cString: strerror(errno)))")
         }
         return ListeningSocket(descriptor: listener, origin: .path(path))
@@ -63,41 +68,55 @@ struct UnixHTTPService: Sendable {
     let socket: ListeningSocket
     let group: any EventLoopGroup
     let logger: Logger
-    let respond: @Sendable (Request, Peer, any Channel) async -> Response
+    let connections: OpenConnections
+    let patience: ClientPatience
+    /// Admins are let in when others are not.
+    let isAdmin: @Sendable (Peer) -> Bool
+    let respond: @Sendable (Request, Peer) async -> Response
 
-    static let connectionLimit = 256
-    /// A connection on which nothing moves is closed; streams send a heartbeat more often.
-    static let idleSeconds: Int64 = 300
+    init(
+        socket: ListeningSocket, group: any EventLoopGroup, logger: Logger, patience: ClientPatience,
+        isAdmin: @escaping @Sendable (Peer) -> Bool,
+        respond: @escaping @Sendable (Request, Peer) async -> Response
+    ) {
+        self.socket = socket
+        self.group = group
+        self.logger = logger
+        self.patience = patience
+        self.isAdmin = isAdmin
+        self.respond = respond
+        connections = OpenConnections()
+    }
+
+    private struct Accepted: Sendable {
+        let descriptor: Int32
+        let peer: Peer
+        /// In the table.
+        let id: Int
+    }
 
     /// Serves until the task is cancelled, then ends every connection.
     func run() async {
         let connections = accepted()
-        await withTaskGroup(of: Void.self) { tasks in
-            var open = 0
-            for await descriptor in connections {
-                if open >= Self.connectionLimit {
-                    await tasks.next()
-                    open -= 1
-                }
-                open += 1
-                tasks.addTask { await serve(descriptor) }
-            }
+        await withDiscardingTaskGroup { tasks in
+            for await connection in connections { tasks.addTask { await serve(connection) } }
             tasks.cancelAll()
         }
     }
 
-    /// Descriptors of new connections.
-    private func accepted() -> AsyncStream<Int32> {
+    /// New connections that were let in: as many as the table allows.
+    private func accepted() -> AsyncStream<Accepted> {
         AsyncStream(bufferingPolicy: .unbounded) { sink in
             let listener = socket.descriptor
             // A dispatch source may be cancelled from any thread.
-            nonisolated(unsafe) let source = DispatchSource.makeReadSource(fileDescriptor: listener, queue: DispatchQueue(label: "accept"))
+            nonisolated(unsafe) let source = DispatchSource.makeReadSource(
+                fileDescriptor: listener, queue: DispatchQueue(label: "accept"))
             source.setEventHandler {
                 while true {
                     let descriptor = accept(listener, nil, nil)
                     if descriptor >= 0 {
                         _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
-                        sink.yield(descriptor)
+                        if let connection = admitted(descriptor) { sink.yield(connection) }
                     } else if errno == EMFILE || errno == ENFILE {
                         // Full: the connection stays in the backlog.
                         usleep(100_000)
@@ -112,26 +131,94 @@ struct UnixHTTPService: Sendable {
         }
     }
 
-    private func serve(_ descriptor: Int32) async {
+    /// Nil when it was refused and closed.
+    private func admitted(_ descriptor: Int32) -> Accepted? {
         guard let peer = Peer(descriptor: descriptor) else {
             close(descriptor)
-            return
+            return nil
         }
-        let respond = respond
+        switch connections.admit(peer.uid, isAdmin: isAdmin(peer)) {
+        case .admitted(let id, _): return Accepted(descriptor: descriptor, peer: peer, id: id)
+        case .refused(let why):
+            let problem = Problem(.queueFull, why, hint: "close some, or try again in a moment")
+            let body = (try? Wire.encoder().encode(problem)) ?? Data()
+            let head = "HTTP/1.1 \(problem.status) Too Many Requests\r\nContent-Type: \(Header.problemType)\r\nRetry-After: 1\r\n"
+                + "Content-Length: \(body.count)\r\nConnection: close\r\n\r\n"
+            // A new socket's buffer is empty: it takes this whole, or the client learns of it by the end.
+            _ = (Data(head.utf8) + body).withUnsafeBytes {
+                send(descriptor, $0.baseAddress, $0.count, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+            }
+            close(descriptor)
+            return nil
+        }
+    }
+
+    private func serve(_ connection: Accepted) async {
+        defer { connections.closed(connection.id) }
+        let (respond, peer, connections, patience) = (respond, connection.peer, connections, patience)
         let http = HTTP1Channel(
-            responder: { request, writer, channel in
-                var response = await respond(request, peer, channel)
+            responder: { request, writer, _ in
+                var response = await respond(request, peer)
                 response.headers[.server] = "edgetuned"
                 try await writer.write(response: response.head, body: response.body)
-            }, configuration: .init(idleTimeout: .seconds(Self.idleSeconds)))
+            },
+            configuration: .init(
+                additionalChannelHandlers: [StallGuard(patience) { connections.note($0, of: connection.id) }]))
         do {
             let logger = logger
             let channel = try await ClientBootstrap(group: group)
                 .channelOption(.allowRemoteHalfClosure, value: true)
-                .withConnectedSocket(descriptor) { http.setup(channel: $0, logger: logger) }
+                .withConnectedSocket(connection.descriptor) { http.setup(channel: $0, logger: logger) }
+            connections.opened(connection.id, channel.channel)
             await http.handle(value: channel, logger: logger)
         } catch {
             logger.debug("connection of uid \(peer.uid): \(error)")
+        }
+    }
+}
+
+/// The table with the channels of its connections; asked by the accepting thread and by the event loop.
+final class OpenConnections: Sendable {
+    private struct State {
+        var table = ConnectionTable()
+        var channels: [Int: any Channel] = [:]
+    }
+    private let state = Mutex(State())
+
+    var count: Int { state.withLock(\.table.count) }
+
+    func admit(_ uid: UInt32, isAdmin: Bool) -> ConnectionTable.Admission {
+        let (admission, evicted) = state.withLock { state in
+            let admission = state.table.admit(uid, isAdmin: isAdmin)
+            guard case .admitted(_, let id?) = admission else { return (admission, nil as (any Channel)?) }
+            return (admission, state.channels.removeValue(forKey: id))
+        }
+        evicted?.close(promise: nil)
+        return admission
+    }
+
+    func opened(_ id: Int, _ channel: any Channel) {
+        let isEvicted = state.withLock { state in
+            guard state.table.contains(id) else { return true }
+            state.channels[id] = channel
+            return false
+        }
+        if isEvicted { channel.close(promise: nil) }
+    }
+
+    func note(_ phase: StallGuard.Phase, of id: Int) {
+        state.withLock { state in
+            switch phase {
+            case .began: state.table.began(id)
+            case .ended: state.table.ended(id)
+            }
+        }
+    }
+
+    func closed(_ id: Int) {
+        state.withLock { state in
+            state.table.closed(id)
+            state.channels[id] = nil
         }
     }
 }

@@ -10,25 +10,29 @@ import Foundation
 import Synchronization
 
 struct Work: ParsableCommand {
+    static let name = "work"
     static let configuration = CommandConfiguration(
-        abstract: "Do one order from stdin (started by serve).", shouldDisplay: false)
+        commandName: name, abstract: "Do one order from stdin (started by serve).", shouldDisplay: false)
 
     func run() throws {
         let channel = WorkChannel()
         becomeTheOneToKill()
-        guard let order = channel.readOrder() else { throw ExitCode(EX_USAGE) }
+        guard var order = channel.readOrder() else { throw ExitCode(EX_USAGE) }
         let host = HostFiles(environment: ProcessInfo.processInfo.environment)
-        channel.watchForSignals()
         do {
+            joinGroup(of: &order, channel)
+            let sandbox = try WorkSandbox.enter(for: order, host, group: order.controlGroup)
+            if order.isLogged { channel.send(.log(sandbox)) }
+            channel.watchForSignals()
             switch order {
-            case .train(let order): try WorkTraining(joined(order, channel)).train(channel, host)
+            case .train(let order): try WorkTraining(order).train(channel, host)
             case .plan(let order): channel.send(.planned(try WorkTraining(order).planReport))
             case .calibrate(let order):
                 try calibrate(order)
                 channel.send(.calibrated)
             case .planImport(let files): channel.send(try importPlan(files))
             case .importModel(let order):
-                try importModel(joined(order, channel), channel)
+                try importModel(order, channel)
                 channel.send(.importedModel)
             case .inspectModel(let path): channel.send(.inspectedModel(try modelReport(path)))
             case .importAdapter(let order):
@@ -36,6 +40,7 @@ struct Work: ParsableCommand {
                 channel.send(.importedAdapter)
             case .inspectDataset(let path): channel.send(.inspectedDataset(try datasetReport(path)))
             case .generate(let order): try generate(order, channel)
+            case .merge(let order): try merge(order, channel)
             case .export(let order): channel.send(.exported(path: try export(order)))
             }
         } catch {
@@ -45,12 +50,10 @@ struct Work: ParsableCommand {
     }
 
     /// Moves this process into the run's cgroup, before anything is allocated that should be charged to it.
-    private func joined<Order: GroupedOrder>(_ order: Order, _ channel: WorkChannel) -> Order {
-        guard let group = order.controlGroup, let problem = ControlGroup.join(group) else { return order }
+    private func joinGroup(of order: inout WorkOrder, _ channel: WorkChannel) {
+        guard let group = order.controlGroup, let problem = ControlGroup.join(group) else { return }
         channel.send(.log("the run has no memory limit of the kernel's: \(problem)"))
-        var order = order
         order.controlGroup = nil
-        return order
     }
 
     /// Lower priority than anything interactive, first in line when memory runs out, gone when `serve` is.
@@ -67,12 +70,37 @@ struct Work: ParsableCommand {
     }
 }
 
-/// An order that may come with a cgroup of its own.
-private protocol GroupedOrder {
-    var controlGroup: String? { get set }
+extension WorkOrder {
+    /// Those of runs come with one.
+    fileprivate var controlGroup: String? {
+        get {
+            switch self {
+            case .train(let order): order.controlGroup
+            case .importModel(let order): order.controlGroup
+            default: nil
+            }
+        }
+        set {
+            switch self {
+            case .train(var order):
+                order.controlGroup = newValue
+                self = .train(order)
+            case .importModel(var order):
+                order.controlGroup = newValue
+                self = .importModel(order)
+            default: break
+            }
+        }
+    }
+
+    /// The others have one answer.
+    fileprivate var isLogged: Bool {
+        switch self {
+        case .train, .importModel: true
+        default: false
+        }
+    }
 }
-extension WorkOrder.TrainOrder: GroupedOrder {}
-extension WorkOrder.ImportOrder: GroupedOrder {}
 
 /// The worker's side of the pipe.
 final class WorkChannel: Sendable {

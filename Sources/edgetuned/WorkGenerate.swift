@@ -21,7 +21,10 @@ func generate(_ order: WorkOrder.GenerateOrder, _ channel: WorkChannel) throws {
             prompt: prompt.count, maxTokens: request.maxTokens, contextLength: model.spec.contextLength)
     }
 
-    let adapter = try order.adapterDirectory.map { try loadedAdapter($0, model) }
+    let adapter = try order.adapterDirectory.map { directory in
+        let loaded = try LoadedAdapter(directory: directory)
+        return (lora: loaded.lora, modules: try loaded.modules(of: model.spec), load: { try loaded.load(into: $0, model.spec) })
+    }
     let threads = ProcessFacts.coreCount
     let arena = Generator.bytes(
         model.spec, lora: adapter?.lora, modules: adapter?.modules ?? [], context: context, threads: threads)
@@ -65,16 +68,4 @@ private func endTokens(_ tokenizer: Tokenizer) -> Set<TokenID> {
         if ids.count == 1 { tokens.insert(ids[0]) }
     }
     return tokens
-}
-
-private func loadedAdapter(
-    _ directory: String, _ model: BaseModel
-) throws -> (lora: LoRASpec, modules: [ModuleID], load: (AdapterSet) throws -> Void) {
-    let artifact = try AdapterArtifact.open(directory: directory)
-    let modules = try artifact.tensors.map { try ModuleID(path: $0.modulePath, in: model.spec) }
-    let rank = artifact.config.rank
-    let lora = LoRASpec(
-        rank: rank, alpha: Float(artifact.config.scaling(rank: rank)) * Float(rank), dropout: 0, targets: .allLinear,
-        layers: nil)
-    return (lora, modules, { try $0.load(artifact.tensors, model.spec) })
 }

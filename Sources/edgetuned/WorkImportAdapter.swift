@@ -6,6 +6,8 @@ import EdgeTrain
 
 func importAdapter(_ order: WorkOrder.ImportAdapterOrder) throws {
     let spec = try BaseModel.open(path: order.modelPath).spec
-    try InitialAdapter(tensors: order.tensorsPath, config: order.configPath, spec: spec)
+    // Once as a frame holds them, and once as values.
+    let limitBytes = Int(clamping: order.budgetBytes - min(order.budgetBytes, ProcessFacts.idleBytes)) / 2
+    try LoadedAdapter(tensors: order.tensorsPath, config: order.configPath, spec: spec, limitBytes: limitBytes)
         .publish(to: order.outputDirectory, baseModel: order.baseModel, spec: spec)
 }

@@ -4,6 +4,7 @@ import EdgeModel
 import EdgeTensor
 import EdgeTrain
 import EdgeWire
+import Glibc
 
 extension Problem {
     init(workError error: any Error) {
@@ -33,7 +34,7 @@ extension Problem {
                 self.init(.nonFinite, error.description, hint: "a lower learning_rate, or max_grad_norm: 1")
             case .noSamples, .noLossTokens: self.init(.badDataset, error.description)
             }
-        case let error as InitialAdapterError:
+        case let error as LoadedAdapterError:
             if case .differs(let lines) = error {
                 self.init(.badAdapter, error.description, hint: lines.joined(separator: "\n"))
             } else {
@@ -44,6 +45,7 @@ extension Problem {
         case let error as JSONTextError: self.init(.badAdapter, "adapter_config.json: \(error.description)")
         case let error as AdapterMismatch: self.init(.badAdapter, error.description)
         case let error as AdapterError: self.init(.badAdapter, error.description)
+        case let error as MergeError: self.init(.invalidValue, error.description)
         case let error as GenerationError: self.init(.invalidValue, error.description)
         case let error as KernelSetError: self.init(.invalidValue, error.description)
         case let error as PrecisionError:
@@ -52,7 +54,7 @@ extension Problem {
         case let error as ArenaError:
             self.init(.insufficientMemory, error.description, requiredBytes: UInt64(error.requested.bytes))
         case let error as FileError:
-            self.init(error.errno == 28 /* ENOSPC */ ? .insufficientDisk : .internalError, error.description)
+            self.init([ENOSPC, EDQUOT].contains(error.errno) ? .insufficientDisk : .internalError, error.description)
         default: self.init(.internalError, "\(error)")
         }
     }

@@ -41,7 +41,7 @@ struct WorkTraining {
         memory = try MemoryModel(model, lora: spec.lora, process: process, loadsAdapter: initial != nil)
         if let initial, order.directory.isEmpty {
             // At submit; what a job began from cannot go away afterwards.
-            try InitialAdapter(directory: initial).check(spec.lora, modules: memory.modules, spec: model.spec)
+            try LoadedAdapter(directory: initial).check(spec.lora, modules: memory.modules, spec: model.spec)
         }
         let lengths = SampleLengths(dataset, spec: spec)
         // The kernel keeps the file while there is room beside the job; with a budget that takes all, there is none.
@@ -83,6 +83,8 @@ struct WorkTraining {
 
     func train(_ channel: WorkChannel, _ host: HostFiles) throws {
         try DirectoryPublish.removeLeftovers(in: order.directory)
+        let checkpoints = order.directory + "/checkpoints"
+        if access(checkpoints, F_OK) == 0 { try DirectoryPublish.removeLeftovers(in: checkpoints) }
         channel.send(.plan(planReport))
         channel.send(.log("kernel set \(kernels.name), precision \(plan.shape.compute.rawValue), \(plan.shape.threads) threads"))
         if !samples.tooLongLines.isEmpty {
@@ -119,7 +121,7 @@ struct WorkTraining {
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
             checkpoints: CheckpointStore(
                 directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
-            initial: order.initialAdapterDirectory.map { directory in { try InitialAdapter(directory: directory) } },
+            initial: order.initialAdapterDirectory.map { directory in { try LoadedAdapter(directory: directory) } },
             spillDirectory: order.directory,
             emit: { event in
                 switch event {

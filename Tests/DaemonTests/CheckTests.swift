@@ -148,11 +148,13 @@ import Testing
         #expect(try daemon.call("GET", Endpoint.model("tiny")).status == 200)
     }
 
-    @Test func aStoreThatIsGoneOrGarbageIsRefusedByTheDaemonAndMadeAnewByACheck() throws {
+    @Test(arguments: [nil, 0, 20_000] as [Int?])
+    func aStoreThatIsGoneEmptyOrGarbageIsRefusedByTheDaemonAndMadeAnewByACheck(bytes: Int?) throws {
         let directory = try TemporaryDirectory()
         _ = try Self.finishedState(directory.path)
         let store = directory.path + "/state/jobs.db"
-        try Data(repeating: 0x41, count: 20_000).write(to: URL(filePath: store))
+        try FileManager.default.removeItem(atPath: store)
+        if let bytes { try Data(repeating: 0x41, count: bytes).write(to: URL(filePath: store)) }
         #expect(throws: TestFailure.self) { _ = try DaemonProcess(in: directory.path) }
         let log = try String(contentsOfFile: directory.path + "/log", encoding: .utf8)
         #expect(log.contains("the job store is damaged") && log.contains("run: edgetuned check"), "\(log)")
@@ -162,10 +164,11 @@ import Testing
         let repaired = try Self.check(directory.path, repair: Self.repair)
         #expect(repaired.code == 1)
         let quarantine = try #require(repaired.report.quarantine)
-        #expect(try Data(contentsOf: URL(filePath: quarantine + "/jobs.db")).count == 20_000)
+        #expect((try? Data(contentsOf: URL(filePath: quarantine + "/jobs.db")).count) == bytes)
         // Nothing says any more what the blobs are, and nothing is lost of them.
         let blobs = try Self.names(directory.path + "/state/blobs")
         #expect(blobs.count == 2)
+        #expect(try Self.names("\(quarantine)/jobs").count == 1)
         #expect(try Self.check(directory.path).code == 0)
         let daemon = try DaemonProcess(in: directory.path)
         #expect(try Self.names(directory.path + "/state/blobs") == blobs)

@@ -5,7 +5,7 @@ import Foundation
 import Testing
 
 /// SHA-256 of "abc".
-private let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 func upload(_ daemon: DaemonProcess) throws {
     _ = try daemon.call(

@@ -43,6 +43,16 @@ import Testing
         try FileManager.default.contentsOfDirectory(atPath: "\(daemon.directory)/state/\(directory)").sorted()
     }
 
+    /// Whether a directory comes to hold so many: what is not needed any more goes after the answer.
+    static func comes(to count: Int, _ directory: String, of daemon: DaemonProcess) throws -> Bool {
+        let deadline = Date().addingTimeInterval(20)
+        while try entries(directory, of: daemon).count != count {
+            guard Date() < deadline else { return false }
+            usleep(20_000)
+        }
+        return true
+    }
+
     @Test func severalFilesBecomeOneModelAndAreReleased() throws {
         let directory = try TemporaryDirectory()
         let daemon = try DaemonProcess(in: directory.path, workerExecutable: try FakeWorker.write(in: directory.path))
@@ -55,8 +65,9 @@ import Testing
         #expect(record.files == files && record.source == "hf:a/b@c")
         // `echo made | sha256sum`
         #expect(record.blob == "sha256:9ccbd3f1b19a1cdfd8d7c6ae48e9e822e2345f5be1a6187b19e41486c6941004")
+        #expect(try Self.comes(to: 1, "blobs", of: daemon))
         #expect(try Self.entries("blobs", of: daemon) == ["sha256-" + record.blob.dropFirst(7)])
-        #expect(try Self.entries("imports", of: daemon).isEmpty)
+        #expect(try Self.comes(to: 0, "imports", of: daemon))
         #expect(try daemon.call("GET", Endpoint.model("m")).decoded(ModelRecord.self) == record)
         #expect(try daemon.call("GET", Endpoint.models).decoded(ModelList.self).imports == nil)
         // The same request finds its model, without the files.
@@ -64,7 +75,7 @@ import Testing
         #expect(again.status == 200)
         #expect(try again.decoded(ModelImportStatus.self).record == record)
         #expect(try daemon.call("DELETE", Endpoint.model("m")).status == 204)
-        #expect(try Self.entries("blobs", of: daemon).isEmpty)
+        #expect(try Self.comes(to: 0, "blobs", of: daemon))
     }
 
     @Test(arguments: [
@@ -107,7 +118,7 @@ import Testing
         let answer = try daemon.post(Endpoint.models, ModelRequest(name: "m", files: files))
         #expect(answer.status == 422)
         #expect(try answer.decoded(Problem.self).detail == "architecture \"x\"")
-        #expect(try Self.entries("blobs", of: daemon).isEmpty)
+        #expect(try Self.comes(to: 0, "blobs", of: daemon))
         #expect(try daemon.call("GET", Endpoint.modelImport("m")).status == 404)
     }
 
@@ -125,7 +136,7 @@ import Testing
         let problem = try daemon.post(Endpoint.models, ModelRequest(name: "m", files: files)).decoded(Problem.self)
         #expect(problem.kind == kind)
         #expect((problem.requiredBytes ?? 0) >= bytes && (problem.budgetBytes ?? 0) < bytes)
-        #expect(try Self.entries("blobs", of: daemon).count == 2)
+        #expect(try Self.comes(to: 2, "blobs", of: daemon))
     }
 
     @Test func anImportThatFailsForGoodSaysWhyAndLeavesNoFile() throws {
@@ -137,7 +148,7 @@ import Testing
         #expect(try daemon.post(Endpoint.models, ModelRequest(name: "m", files: files)).status == 202)
         let failed = try Self.wait(for: "m", on: daemon, until: Self.isOver)
         #expect(failed.state == .failed && failed.problem?.detail == "tensor x is damaged")
-        #expect(try Self.entries("blobs", of: daemon).isEmpty && Self.entries("imports", of: daemon).isEmpty)
+        #expect(try Self.comes(to: 0, "blobs", of: daemon) && Self.comes(to: 0, "imports", of: daemon))
         #expect(try daemon.call("GET", Endpoint.models).decoded(ModelList.self).imports?.map(\.state) == [.failed])
         #expect(try daemon.call("DELETE", Endpoint.model("m")).status == 204)
         #expect(try daemon.call("GET", Endpoint.models).decoded(ModelList.self) == ModelList(models: []))
@@ -156,10 +167,10 @@ import Testing
         #expect(try daemon.post(Endpoint.models, request).status == 202)
         let failed = try Self.wait(for: "m", on: daemon, until: Self.isOver)
         #expect(failed.problem?.kind == .workerKilled)
-        #expect(try Self.entries("blobs", of: daemon).count == 2)
+        #expect(try Self.comes(to: 2, "blobs", of: daemon))
         #expect(try daemon.post(Endpoint.models, request).status == 202)
         #expect(try Self.wait(for: "m", on: daemon) { $0.state == .done }.record?.files == files)
-        #expect(try Self.entries("imports", of: daemon).isEmpty && Self.entries("blobs", of: daemon).count == 1)
+        #expect(try Self.comes(to: 0, "imports", of: daemon) && Self.comes(to: 1, "blobs", of: daemon))
     }
 
     @Test func aKilledDaemonGoesOnWithTheImport() throws {
@@ -175,7 +186,7 @@ import Testing
         }
         let daemon = try DaemonProcess(in: directory.path, workerExecutable: try FakeWorker.write(in: directory.path))
         #expect(try Self.wait(for: "m", on: daemon, until: Self.isOver).record?.files == files)
-        #expect(try Self.entries("imports", of: daemon).isEmpty && Self.entries("blobs", of: daemon).count == 1)
+        #expect(try Self.comes(to: 0, "imports", of: daemon) && Self.comes(to: 1, "blobs", of: daemon))
     }
 
     @Test func aStoppedDaemonGoesOnWithTheImportToo() throws {
@@ -205,9 +216,7 @@ import Testing
         #expect(try daemon.post(Endpoint.models, ModelRequest(name: "m", blob: files[0].blob)).status == 409)
         #expect(try daemon.call("DELETE", Endpoint.model("m")).status == 204)
         #expect(try daemon.call("GET", Endpoint.modelImport("m")).status == 404)
-        let deadline = Date().addingTimeInterval(10)
-        while try !Self.entries("imports", of: daemon).isEmpty, Date() < deadline { usleep(20_000) }
-        #expect(try Self.entries("imports", of: daemon).isEmpty && Self.entries("blobs", of: daemon).isEmpty)
+        #expect(try Self.comes(to: 0, "imports", of: daemon) && Self.comes(to: 0, "blobs", of: daemon))
     }
 
     @Test func aStartRemovesWhatNobodyKnows() throws {
@@ -224,8 +233,8 @@ import Testing
         try "half".write(toFile: state + "/imports/i-0/model.gguf", atomically: false, encoding: .utf8)
         try "stray".write(toFile: state + "/blobs/" + stray, atomically: false, encoding: .utf8)
         let daemon = try DaemonProcess(in: directory.path, workerExecutable: worker)
-        #expect(try Self.entries("imports", of: daemon).isEmpty)
-        #expect(try Self.entries("blobs", of: daemon).count == 1)
+        #expect(try Self.comes(to: 0, "imports", of: daemon))
+        #expect(try Self.comes(to: 1, "blobs", of: daemon))
         #expect(try daemon.call("GET", Endpoint.model("m")).status == 200)
     }
 }

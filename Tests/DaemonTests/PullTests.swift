@@ -93,6 +93,7 @@ private let client = (DaemonProcess.binary as NSString).deletingLastPathComponen
         #expect(record.files?.map(\.blob).sorted() == names.compactMap { Self.directory[$0] }.map {
             "sha256:" + HubFile.digest($0.content)
         }.sorted())
+        #expect(try ImportTests.comes(to: 1, "blobs", of: daemon))
         #expect(try ImportTests.entries("blobs", of: daemon) == ["sha256-" + record.blob.dropFirst(7)])
         // Again: the list and the files whose digest it does not have.
         let before = hub.seen.count

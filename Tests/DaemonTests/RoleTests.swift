@@ -51,7 +51,13 @@ private let canBecomeAnother = getuid() == 0 && FileManager.default.isExecutable
         let (seen, list) = try Self.edgetune(["jobs", "--json"], group: Self.userGroup, socket: daemon.socket)
         #expect(seen == 0 && list.contains(rootJob.id), "\(list)")
 
-        let request = ["submit", "--base-model", "m", "--dataset", "d", "--name", "theirs", "--json"]
+        // The model is everybody's, the data set must be one's own.
+        let (other, why403) = try Self.edgetune(
+            ["submit", "--base-model", "m", "--dataset", "d"], group: Self.userGroup, socket: daemon.socket)
+        #expect(other == 4, "\(why403)")
+        let dataset = directory.path + "/own.jsonl"
+        try "{\"text\":\"their own\"}\n".write(toFile: dataset, atomically: true, encoding: .utf8)
+        let request = ["submit", "--base-model", "m", "--dataset", dataset, "--name", "theirs", "--json"]
         let (submitted, text) = try Self.edgetune(request, group: Self.userGroup, socket: daemon.socket)
         #expect(submitted == 0, "\(text)")
         let jobs = try daemon.call("GET", Endpoint.jobs).decoded(JobList.self).jobs

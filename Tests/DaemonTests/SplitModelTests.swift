@@ -77,6 +77,6 @@ import Testing
         #expect(answer.status == 422, "\(answer.text)")
         let problem = try answer.decoded(Problem.self)
         #expect(problem.kind == .unsupportedModel && problem.detail.contains("of 2 files"), "\(problem)")
-        #expect(try ImportTests.entries("blobs", of: daemon).isEmpty)
+        #expect(try ImportTests.comes(to: 0, "blobs", of: daemon))
     }
 }

@@ -140,6 +140,17 @@ import Testing
         #expect(error { $0.eosTokenID = 256 } == .specialTokenOutOfRange(role: "EOS", id: 256, vocabularySize: 256))
     }
 
+    /// Ids without a token count: a score was read past the end.
+    @Test func aUnigramVocabularyWithGapsNeedsAScoreForItsLastID() {
+        var metadata = GGUFTokenizerMetadata(
+            model: "t5", preTokenizer: nil, tokens: ["<unk>", "", "a"].map { Array($0.utf8) }, tokenTypes: [2, 1, 1])
+        metadata.scores = [0, 0]
+        metadata.unknownTokenID = 0
+        #expect(throws: TokenizerError.entryCount(key: "scores", tokens: 3, entries: 2)) {
+            try Tokenizer(TokenizerSpec(metadata))
+        }
+    }
+
     /// Of Gemma's GGUFs runs of spaces are spelled as spaces, and the order of tokens stands in for their scores.
     @Test func gemmaKeepsRunsOfSpaces() throws {
         var metadata = GGUFTokenizerMetadata(

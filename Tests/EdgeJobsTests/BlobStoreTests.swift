@@ -10,7 +10,7 @@ private let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff
 private func send(_ text: String, to blobs: BlobStore, at offset: UInt64, of length: UInt64, as digest: String = abc)
     async throws -> BlobStatus?
 {
-    guard let upload = try await blobs.upload(try BlobDigest(digest), offset: offset, length: length) else { return nil }
+    guard let upload = try await blobs.upload(try BlobDigest(digest), offset: offset, length: length, by: 1) else { return nil }
     do { try Array(text.utf8).withUnsafeBytes { try upload.write($0) } } catch {
         await upload.abandon()
         throw error
@@ -58,7 +58,7 @@ private func send(_ text: String, to blobs: BlobStore, at offset: UInt64, of len
     @Test func twoUploadsOfOneBlobAtOnceAreRefused() async throws {
         let directory = try TemporaryDirectory()
         let blobs = try BlobStore(directory: directory.path)
-        let first = try await blobs.upload(try BlobDigest(abc), offset: 0, length: 3)
+        let first = try await blobs.upload(try BlobDigest(abc), offset: 0, length: 3, by: 1)
         await #expect { try await send("abc", to: blobs, at: 0, of: 3) } throws: { ($0 as? Problem)?.kind == .conflict }
         await first?.abandon()
         #expect(try await send("abc", to: blobs, at: 0, of: 3)?.complete == true)

@@ -25,6 +25,7 @@ private final class Rig {
         store = try JobStore(path: path + "/jobs.db")
         log = JobLog(directory: path)
         try await before(store)
+        try FileManager.default.createDirectory(atPath: path + "/jobs", withIntermediateDirectories: true)
         let worker = try FakeWorker.write(in: path, train: train)
         queue = JobQueue(
             store: store, log: log,
@@ -115,6 +116,32 @@ private final class Rig {
         try await rig.submit("j-1")
         let job = try await rig.wait("j-1") { $0.state.isFinal }
         #expect(job.state == .failed && job.runs == 1 && job.problem == problem)
+    }
+
+    @Test func aMachinesErrorIsNoFailureOfTheJobBeforeTheThirdTime() async throws {
+        let broken = Problem(.internalError, "fsync of step-4.ckpt: Input/output error")
+        let failure = try FakeWorker.line(.failure(broken))
+        let rig = try await Rig(
+            train: """
+                case "$order" in *j-1*) if [ -e $dir/again ]; then \(FakeWorker.succeed())
+                else touch $dir/again; echo '\(failure)'; fi ;; *) echo '\(failure)' ;; esac
+                """)
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.state == .succeeded && job.runs == 2, "\(job)")
+        try await rig.submit("j-2")
+        let failed = try await rig.wait("j-2") { $0.state.isFinal }
+        #expect(failed.state == .failed && failed.runs == 3)
+        #expect(failed.problem?.detail.hasPrefix("\(broken.detail); 3 runs in a row") == true, "\(failed)")
+    }
+
+    @Test func aLogThatCannotBeWrittenEndsNoRun() async throws {
+        let rig = try await Rig(train: "echo '\(FakeWorker.line(.log("said")))'\n" + FakeWorker.succeed())
+        // A directory in its place.
+        try FileManager.default.createDirectory(atPath: rig.path + "/j-1.log", withIntermediateDirectories: false)
+        try await rig.submit("j-1")
+        let job = try await rig.wait("j-1") { $0.state.isFinal }
+        #expect(job.state == .succeeded && job.runs == 1, "\(job)")
     }
 
     @Test func aFullDiskPausesTheJobWhichGoesOnWhenThereIsRoom() async throws {

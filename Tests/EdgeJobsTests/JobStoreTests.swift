@@ -14,8 +14,11 @@ func makeJob(_ id: String, name: String? = nil) -> Job {
         datasetBlobs: ["sha256:d"], plan: nil)
 }
 
-func listed(_ store: JobStore, in state: JobState? = nil, limit: Int = 1000) async throws -> [JobStatus] {
-    try Wire.decoder().decode(JobList.self, from: try await store.listing(in: state, limit: limit)).jobs
+func listed(
+    _ store: JobStore, in state: JobState? = nil, limit: Int = 1000, by uid: UInt32? = nil
+) async throws -> [JobStatus] {
+    let text = try await store.listing(in: state, limit: limit) { uid == nil || uid == $0 }
+    return try Wire.decoder().decode(JobList.self, from: text).jobs
 }
 
 @Suite struct JobStoreTests {
@@ -39,6 +42,37 @@ func listed(_ store: JobStore, in state: JobState? = nil, limit: Int = 1000) asy
         try raw.write { try $0.execute(sql: "INSERT INTO grdb_migrations VALUES ('99 future')") }
         try raw.close()
         #expect(throws: StoreError.newerSchema(unknown: ["99 future"])) { try JobStore(path: path) }
+    }
+
+    @Test(
+        "a damaged row is an error and no trap",
+        arguments: [
+            "jobs SET owner_uid = -1", "jobs SET owner_uid = 1 << 40", "jobs SET created_at = 1e300", "jobs SET started_at = -1e300",
+            "jobs SET runs = 1e30", "jobs SET request = '{'", "jobs SET dataset_blobs = 'x'", "datasets SET bytes = -1",
+            "datasets SET report = ''", "imports SET total_bytes = -1", "imports SET peak_bytes = -9", "blobs SET bytes = -1",
+        ])
+    func damagedRows(_ damage: String) async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/jobs.db"
+        let store = try JobStore(path: path)
+        _ = try await store.submit(makeJob("j-1"), key: nil, queueLimit: 9, at: now)
+        try await store.add(
+            DatasetRecord(
+                name: "d", blob: "sha256:d", bytes: 1, ownerUid: 7, createdAt: now, dataset: .init(samples: 1, kinds: [:])))
+        try await store.addBlob("sha256:b", bytes: 1, ownerUid: 7, at: now)
+        _ = try await store.add(
+            StoredImport(
+                name: "i", id: "i-1", ownerUid: 7, createdAt: now, files: [ModelFile(name: "f", blob: "sha256:b")], source: nil,
+                totalBytes: 1, peakBytes: 1))
+        func readAll() async throws {
+            _ = try await (listed(store), store.job("j-1"))
+            _ = try await (store.datasets(), store.imports(), store.blobBytes(ofOwner: 7))
+        }
+        try await readAll()
+        let raw = try DatabaseQueue(path: path)
+        try await raw.write { try $0.execute(sql: "UPDATE \(damage)") }
+        try raw.close()
+        await #expect(throws: (any Error).self) { try await readAll() }
     }
 
     @Test func theStoreIsDurable() throws {
@@ -142,7 +176,9 @@ func listed(_ store: JobStore, in state: JobState? = nil, limit: Int = 1000) asy
             for id in ids { expected.append(JobStatus(try #require(try await store.job(id)))) }
             #expect(try await listed(store, in: state) == expected)
             // Byte for byte: no field of a status is left out of the list.
-            #expect(try await store.listing(in: state, limit: 9) == Wire.encoder().encode(JobList(jobs: expected)))
+            func text(_ jobs: [JobStatus]) throws -> Data { try Wire.encoder().encode(JobList(jobs: jobs)) }
+            #expect(try await store.listing(in: state, limit: 9) { $0 == 7 } == text(expected))
+            #expect(try await store.listing(in: state, limit: 9) { $0 == 8 } == text(expected.map(\.forOthers)))
         }
         #expect(try await listed(store, limit: 2).map(\.id) == ["j-3", "j-2"])
     }

@@ -35,6 +35,13 @@ private func dump(_ path: String) throws -> [String] {
 @Suite struct StoreUpgradeTests {
     static let released = [1, 2]
 
+    private static func number(_ migration: JobStore.Migration) -> Int { Int(migration.name.prefix { $0.isNumber }) ?? 0 }
+
+    @Test func everyReleasedSchemaButTheNewestHasAStoreHere() {
+        #expect(JobStore.migrations.dropLast().map(Self.number) == Self.released)
+        #expect(JobStore.backupPath(of: "/s/jobs.db", before: "2 imports") == "/s/jobs.db.before-2")
+    }
+
     @Test(arguments: released)
     func aStoreOfAnOlderReleaseIsUpgradedWithNothingLost(schema: Int) async throws {
         let directory = try TemporaryDirectory()
@@ -87,13 +94,13 @@ private func dump(_ path: String) throws -> [String] {
         let path = directory.path + "/jobs.db"
         try writeStore(schema, at: path)
         let before = try dump(path)
-        let backup = "\(path).before-\(schema + 1)"
+        let backup = JobStore.backupPath(of: path, before: try #require(JobStore.migrations.first { Self.number($0) > schema }).name)
         // What a copy that was cut off has left, and a copy of an upgrade that was cut off behind it.
         try Data("torn".utf8).write(to: URL(filePath: backup + ".part"))
         try Data("old".utf8).write(to: URL(filePath: backup))
         try JobStore(path: path).close()
         #expect(try dump(backup) == before)
-        #expect(try FileManager.default.contentsOfDirectory(atPath: directory.path).sorted() == ["jobs.db", "jobs.db.before-\(schema + 1)"])
+        #expect(try FileManager.default.contentsOfDirectory(atPath: directory.path).sorted() == ["jobs.db", (backup as NSString).lastPathComponent])
         // Opened again there is nothing to upgrade, and no other copy.
         try FileManager.default.removeItem(atPath: backup)
         try JobStore(path: path).close()

@@ -10,9 +10,9 @@ package struct TestFailure: Error, CustomStringConvertible {
 package struct TemporaryDirectory: ~Copyable {
     package let path: String
 
-    package init() throws {
+    package init(in parent: String = "/tmp") throws {
         // Short: a socket's path has at most 107 bytes.
-        path = "/tmp/edge-\(getpid())-\(UInt32.random(in: 0 ... .max))"
+        path = parent + "/edge-\(getpid())-\(UInt32.random(in: 0 ... .max))"
         try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
     }
 

@@ -58,6 +58,9 @@ struct ArchitectureConfigTests {
         ("LlamaForCausalLM", "\"num_key_value_heads\":5", "num_key_value_heads"),
         ("LlamaForCausalLM", "\"num_attention_heads\":\"many\"", "num_attention_heads"),
         ("LlamaForCausalLM", "\"num_hidden_layers\":100000", "num_hidden_layers"),
+        // Beyond any integer, and infinite when multiplied.
+        ("StableLmForCausalLM", "\"partial_rotary_factor\":1e30", "partial_rotary_factor"),
+        ("StableLmForCausalLM", "\"partial_rotary_factor\":1e308", "partial_rotary_factor"),
         ("LlamaForCausalLM", "\"rms_norm_eps\":-1", "rms_norm_eps"),
         ("StableLmForCausalLM", "\"use_parallel_residual\":true", "use_parallel_residual"),
         ("StableLmForCausalLM", "\"qk_layernorm\":true", "qk_layernorm"),

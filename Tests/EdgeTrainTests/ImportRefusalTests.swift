@@ -247,6 +247,18 @@ struct ImportRefusalTests {
         #expect(Self.refusal(source) == .mixedSources([names[0], "model.safetensors"]))
     }
 
+    @Test("a split GGUF that says it has the least number of files that there is")
+    func leastSplitCount() throws {
+        var writer = GGUFWriter()
+        try writer.add("split.count", .uint64(1 << 63))
+        var file = try writer.encoded()
+        // The type, after magic, version, counts and the key: an int64 of the same bits.
+        file[24 + 8 + "split.count".utf8.count] = UInt8(GGUFValue.Kind.int64.rawValue)
+        #expect(
+            Self.refusal(try ImportSource(["a.gguf": file]))
+                == .splitContradicts(file: "a.gguf", key: "split.no", value: "absent", expected: "0 or more, below \(Int.min)"))
+    }
+
     // MARK: Any bytes
 
     @Test("mutated files are read or refused", arguments: [

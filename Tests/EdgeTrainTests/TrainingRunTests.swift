@@ -20,7 +20,7 @@ struct TinyRun {
     var budget = ByteCount(1 << 30)
     var threads = 2
     /// The adapter that the run begins from.
-    var initial: (@Sendable () throws -> InitialAdapter)?
+    var initial: (@Sendable () throws -> LoadedAdapter)?
     /// What the test wants otherwise than the planner.
     var replan: @Sendable (inout TrainingPlan) -> Void = { _ in }
 

@@ -101,8 +101,9 @@ extension Tokenizer {
         spans(of: text, specialTokens: specialTokens).map(\.id)
     }
 
-    /// The tokens with the bytes of `text` they stand for, ascending. White space that a token strips or a normalizer
-    /// drops, and bytes that no token stands for, are in no span; a token that a normalizer adds has an empty one.
+    /// The tokens with the bytes of `text` they stand for, ascending; only where a vocabulary lacks some byte tokens an
+    /// unknown symbol waits for the bytes after it, as upstream. White space that a token strips or a normalizer drops,
+    /// and bytes that no token stands for, are in no span; a token that a normalizer adds has an empty one.
     package func spans(of text: String, specialTokens mode: SpecialTokens) -> [TokenSpan] {
         let utf8 = Array(text.utf8)
         var spans: [TokenSpan] = []

@@ -56,9 +56,12 @@ private struct TokenizerJSON {
     private var model: [String: JSONText] = [:]
     private var vocabularyOffset: Int?
     private var mergesOffset: Int?
+    /// Of an id: a token takes more than a byte of the file, so no vocabulary without great gaps has more. A gap costs memory too.
+    private let idLimit: Int
 
     init(_ utf8: UnsafeRawBufferPointer) throws {
         text = JSONTextReader(utf8)
+        idLimit = min(utf8.count, TokenizerSpec.mostTokens)
         var reader = text
         var stages: [String: JSONText] = [:]
         var model: [String: JSONText] = [:]
@@ -126,7 +129,7 @@ private struct TokenizerJSON {
         var tokens: [[UInt8]] = []
         try reader.forEachMember { token, reader in
             let value = try reader.nextValue()
-            try Self.insert(token, at: value.integer, into: &tokens, path: "model.vocab")
+            try insert(token, at: value.integer, into: &tokens, path: "model.vocab")
         }
         let (base, vocabulary) = try withAddedTokens(tokens)
         var spec = base
@@ -190,7 +193,7 @@ private struct TokenizerJSON {
             var index = 0
             try reader.forEachElement { reader in
                 switch index {
-                case 0: try Self.insert(try reader.nextString(), at: scores.count, into: &tokens, path: "model.vocab")
+                case 0: try insert(try reader.nextString(), at: scores.count, into: &tokens, path: "model.vocab")
                 case 1: scores.append(serdeDouble(try reader.nextValue()))
                 default: throw TokenizerError.malformed("model.vocab[\(tokens.count - 1)]", expected: "[token, score]")
                 }
@@ -211,13 +214,11 @@ private struct TokenizerJSON {
     }
 
     /// An id without a token is an empty entry.
-    private static func insert(
+    private func insert(
         _ token: [UInt8], at id: Int?, into tokens: inout [[UInt8]], path: String
     ) throws(TokenizerError) {
-        guard let id, id >= 0, id < TokenizerSpec.mostTokens else {
-            throw .malformed(
-                "\(path)[\"\(String(decoding: token, as: UTF8.self))\"]",
-                expected: "an id below \(TokenizerSpec.mostTokens)")
+        guard let id, (0..<idLimit).contains(id) else {
+            throw .malformed("\(path)[\"\(String(decoding: token, as: UTF8.self))\"]", expected: "an id below \(idLimit)")
         }
         while tokens.count <= id { tokens.append([]) }
         guard tokens[id].isEmpty else {
@@ -238,14 +239,14 @@ private struct TokenizerJSON {
         var spec = TokenizerSpec(
             tokens: modelTokens, model: .pairMerges(PairMergeModel(symbols: .bytes, merges: [])))
         for (index, value) in (stages["added_tokens"]?.array ?? []).enumerated() {
-            let token = try Self.addedToken(value, path: "added_tokens[\(index)]")
+            let token = try addedToken(value, path: "added_tokens[\(index)]")
             if let id = vocabulary.id(of: token.content[...]) {
                 guard id == token.id else {
                     throw .duplicateToken(
                         String(decoding: token.content, as: UTF8.self), ids: [Int(id), Int(token.id)])
                 }
             } else {
-                try Self.insert(token.content, at: Int(token.id), into: &spec.tokens, path: "added_tokens")
+                try insert(token.content, at: Int(token.id), into: &spec.tokens, path: "added_tokens")
                 spec.idsOutsideModel.insert(token.id)
             }
             spec.addedTokens.append(token)
@@ -253,12 +254,12 @@ private struct TokenizerJSON {
         return (spec, vocabulary)
     }
 
-    private static func addedToken(_ value: JSONText, path: String) throws(TokenizerError) -> AddedToken {
+    private func addedToken(_ value: JSONText, path: String) throws(TokenizerError) -> AddedToken {
         guard let content = value["content"]?.string, !content.isEmpty else {
             throw .malformed(path + ".content", expected: "a string that is not empty")
         }
-        guard let id = value["id"]?.integer, id >= 0, id < TokenizerSpec.mostTokens else {
-            throw .malformed(path + ".id", expected: "an id below \(TokenizerSpec.mostTokens)")
+        guard let id = value["id"]?.integer, (0..<idLimit).contains(id) else {
+            throw .malformed(path + ".id", expected: "an id below \(idLimit)")
         }
         func flag(_ name: String) -> Bool { value[name]?.bool ?? false }
         var token = AddedToken(id: TokenID(id), content: Array(content.utf8), isSpecial: flag("special"))

@@ -19,9 +19,11 @@ struct UnigramEncoder: Sendable {
         var token: TokenID = 0
     }
 
+    /// - Parameter ids: ascending.
     init(_ model: UnigramModel, _ vocabulary: Vocabulary, ids: [TokenID]) throws(TokenizerError) {
-        guard model.scores.count >= ids.count, let worst = ids.map({ model.scores[Int($0)] }).min() else {
-            throw .entryCount(key: "scores", tokens: ids.count, entries: model.scores.count)
+        let needed = (ids.last.map { Int($0) } ?? 0) + 1
+        guard model.scores.count >= needed, let worst = ids.map({ model.scores[Int($0)] }).min() else {
+            throw .entryCount(key: "scores", tokens: needed, entries: model.scores.count)
         }
         for (index, score) in model.scores.enumerated() where !score.isFinite {
             throw .scoreNotFinite(token: index)

@@ -43,7 +43,7 @@ extension Hyperparameters {
         func own(_ name: String) throws -> Double? { try values.optionalNumber(Key(nil, name)) }
         let share = try own("partial_rotary_factor") ?? optionalNumber(Key(nil, "partial_rotary_factor"))
             ?? defaults.partialRotary
-        let rotated = Int(Double(headDim) * share)
+        let rotated = Int(exactly: (Double(headDim) * share).rounded(.towardZero)) ?? 0
         guard (2...headDim).contains(rotated), rotated % 2 == 0 else {
             throw bad(Key(nil, "partial_rotary_factor"), "\(share)", expected: "what leaves an even number of \(headDim) elements")
         }

@@ -24,20 +24,21 @@ struct BitsAndBytesWeights {
         /// - Throws: `GGUFError`.
         func add(to plan: inout ImportPlan) throws {
             try plan.add(
-                name, .copy(SourceBytes(codes), tail: []), as: [("\(name).\(dataType.rawValue)", [rows, columns / 2], .i8)])
+                name, .copy(SourceBytes(codes), tail: []), as: [(BlockwiseParts.codes(name, dataType.format), [rows, columns / 2], .i8)])
             try plan.add(
-                name, .copy(SourceBytes(absmax), tail: []), as: [(name + ".absmax", [blocks], nested == nil ? .f32 : .i8)])
+                name, .copy(SourceBytes(absmax), tail: []), as: [(BlockwiseParts.absmax(name), [blocks], nested == nil ? .f32 : .i8)])
             guard let nested else { return }
             let offset = withUnsafeBytes(of: nested.offset.bitPattern.littleEndian) { Array($0) }
             try plan.add(
                 name, .copy(SourceBytes(nested.absmax), tail: offset),
-                as: [(name + ".nested", [CheckpointConversion.nestedCount(blocks)], .f32)])
+                as: [(BlockwiseParts.nested(name), [CheckpointConversion.nestedCount(blocks)], .f32)])
         }
     }
 
     fileprivate enum DataType: String, CaseIterable {
         case nf4, fp4
 
+        var format: QuantFormat { self == .nf4 ? .nf4 : .fp4 }
         var stateSuffix: String { ".quant_state.bitsandbytes__" + rawValue }
 
         var map: [Float] {

@@ -144,8 +144,9 @@ struct HuggingFaceDirectory {
             try plan.add(
                 name, .quantise(bytes, type),
                 as: [
-                    (name + ".nf4", [shape[0], shape[1] / 2], .i8), (name + ".absmax", [blocks], .i8),
-                    (name + ".nested", [CheckpointConversion.nestedCount(blocks)], .f32),
+                    (BlockwiseParts.codes(name, .nf4), [shape[0], shape[1] / 2], .i8),
+                    (BlockwiseParts.absmax(name), [blocks], .i8),
+                    (BlockwiseParts.nested(name), [CheckpointConversion.nestedCount(blocks)], .f32),
                 ])
         } else {
             try plan.add(

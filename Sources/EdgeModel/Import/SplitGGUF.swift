@@ -33,7 +33,7 @@ struct SplitGGUF {
         for part in parts {
             try Self.require(part, Self.countKey, count)
             guard let number = part.file.metadata[Self.numberKey]?.integer, (0..<max(0, count)).contains(number) else {
-                throw Self.contradiction(part, Self.numberKey, expected: "0 to \(count - 1)")
+                throw Self.contradiction(part, Self.numberKey, expected: "0 or more, below \(count)")
             }
             if let other = byNumber.updateValue(part, forKey: number) {
                 throw ImportError.splitTwice(number + 1, other.name, part.name)

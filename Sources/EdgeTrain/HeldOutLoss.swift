@@ -1,0 +1,45 @@
+// The held-out loss of a model outside a run: what a merged model is compared by.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+
+package struct HeldOutLoss {
+    private let model: BaseModel
+    private let adapter: LoadedAdapter?
+    private let samples: [TokenizedSample]
+    private let memory: MemoryModel
+    private let plan: TrainingPlan
+
+    /// Plans it as a run over these samples: a run that fits computes its held-out losses in the same memory.
+    ///
+    /// - Parameters:
+    ///   - adapter: one that `spec.lora` describes; nil: the model by itself.
+    ///   - samples: at least one.
+    ///   - limits: `compute` does not matter, for held-out loss is always f32.
+    /// - Throws: `PlanError` where it does not fit, `ModelError`, `LoRATargetError`.
+    package init(
+        of model: BaseModel, _ adapter: LoadedAdapter?, on samples: [TokenizedSample], spec: TrainingSpec, process: ProcessMemory,
+        limits: PlanLimits
+    ) throws {
+        (self.model, self.adapter, self.samples) = (model, adapter, samples)
+        // While every B is zero, none is computed with.
+        let none = LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
+        memory = try MemoryModel(model, lora: adapter == nil ? none : spec.lora, process: process, loadsAdapter: adapter != nil)
+        plan = try TrainingPlan.make(
+            memory, lengths: SampleLengths(Dataset(training: samples, heldOut: samples), spec: spec), limits)
+    }
+
+    /// - Parameters:
+    ///   - spillDirectory: where layer inputs go when the plan has them in a file.
+    ///   - progress: gets the loss tokens that are done.
+    /// - Returns: mean nll per loss token, in nats, and how many loss tokens there are.
+    package func measure(
+        kernels: KernelSet, spillDirectory: String, progress: (Int) throws -> Void
+    ) throws -> (mean: Double, tokens: Int) {
+        let step = try TrainStep(
+            model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: try Arena(capacity: memory.arena(plan.shape)),
+            spillDirectory: spillDirectory)
+        if let adapter { try adapter.load(into: step.adapters, model.spec) } else { step.adapters.initialize(seed: 1) }
+        return try step.heldOutLoss(samples, tokenBudget: plan.tokenBudget, progress: progress)
+    }
+}

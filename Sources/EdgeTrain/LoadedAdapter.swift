@@ -1,0 +1,175 @@
+// An adapter read from its files, whoever has made it: to be trained further, to be brought in, to generate with, or to merge.
+// Checked against the base, and against what a job asks for.
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+
+package struct LoadedAdapter: Sendable {
+    /// Of every module.
+    package let rank: Int
+    /// What B · A is multiplied by, in every module.
+    package let scaling: Double
+    private let tensors: [LoRATensors]
+
+    /// Modules of several ranks or scalings become ones of the largest rank and of one scaling, which compute the same: further rows
+    /// of A and columns of B are zero, and B is multiplied by what its scaling differs.
+    ///
+    /// - Parameters:
+    ///   - tensors: a path: safetensors, LZ4-framed or not, or a GGUF adapter.
+    ///   - config: the path of its adapter_config.json, which a GGUF adapter does not have.
+    ///   - limitBytes: the most that the tensors may take.
+    /// - Throws: `LoadedAdapterError`, and what `AdapterArtifact.open` and `openGGUF` throw.
+    package init(tensors path: String, config: String?, spec: DecoderSpec, limitBytes: Int) throws {
+        let region = try ByteRegion.map(path: path)
+        guard region.bytes.count <= limitBytes else {
+            throw LoadedAdapterError.tooLarge(bytes: region.bytes.count, limitBytes: limitBytes)
+        }
+        if region.withBytes({ $0.starts(with: "GGUF".utf8) }) {
+            let (alpha, tensors) = try AdapterArtifact.openGGUF(region, for: spec)
+            try self.init(tensors, limitBytes: limitBytes) { alpha / Double($0.rank) }
+        } else {
+            guard let config else { throw LoadedAdapterError.noConfig }
+            let artifact = try AdapterArtifact.open(
+                config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
+            try self.init(artifact, limitBytes: limitBytes)
+        }
+    }
+
+    /// - Parameter directory: an artifact as `publish` leaves it.
+    package init(directory: String) throws {
+        try self.init(try AdapterArtifact.open(directory: directory), limitBytes: AdapterArtifact.tensorFileLimitBytes)
+    }
+
+    private init(_ artifact: AdapterArtifact, limitBytes: Int) throws {
+        let scalings = try artifact.config.scalings(of: artifact.tensors)
+        try self.init(artifact.tensors, limitBytes: limitBytes) { scalings[$0.modulePath]! }
+    }
+
+    private init(_ tensors: [LoRATensors], limitBytes: Int, scaling: (LoRATensors) -> Double) throws {
+        let largest = tensors.max { $0.rank < $1.rank }!
+        let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
+        for one in tensors where !Float(scaling(one) * Double(rank)).isFinite {
+            throw AdapterError.badConfig(key: "lora_alpha", value: "\(scaling(one) * Double(one.rank))")
+        }
+        // One module of a high rank would make every other as large.
+        let bytes = tensors.reduce(0) { $0 + 4 * Double(rank) * (Double($1.inFeatures) + Double($1.outFeatures)) }
+        guard bytes <= Double(limitBytes) else {
+            throw LoadedAdapterError.tooLarge(bytes: Int(exactly: bytes.rounded()) ?? .max, limitBytes: limitBytes)
+        }
+        self.rank = rank
+        self.scaling = common
+        self.tensors = try tensors.map { one in
+            one.rank == rank && scaling(one) == common
+                ? one : try one.widened(to: rank, timesB: Float(scaling(one) / common))
+        }
+    }
+
+    /// The artifact of an adapter that was not trained here.
+    ///
+    /// - Throws: `AdapterMismatch` where the base has no such module, or one of another shape.
+    package func publish(to directory: String, baseModel: String, spec: DecoderSpec) throws {
+        let modules = try modules(of: spec)
+        let layers = Set(modules.map(\.layer)).sorted()
+        let config = AdapterConfig(
+            rank: rank, loraAlpha: scaling * Double(rank), loraDropout: 0,
+            targetModules: Set(modules.map { spec.linear(doing: $0.module).name }).sorted(),
+            layersToTransform: layers.count == spec.layerCount ? nil : layers, baseModelNameOrPath: baseModel)
+        try AdapterArtifact.publish(
+            to: directory, tensors: tensors, config: config, provenance: ["source": "imported"], trainingJSON: Array("{}\n".utf8),
+            modelCard: "# An adapter for \(baseModel)\n\nBrought in, not trained here: LoRA of rank \(rank).\n")
+    }
+
+    /// What the modules that it changes are changed by.
+    ///
+    /// - Throws: `AdapterMismatch` where the base has no such module, or one of another shape.
+    package func tensors(of spec: DecoderSpec) throws -> [ModuleID: LoRATensors] {
+        Dictionary(zip(try modules(of: spec), tensors)) { first, _ in first }
+    }
+
+    /// LoRA as this adapter has it.
+    package var lora: LoRASpec {
+        LoRASpec(rank: rank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+    }
+
+    /// Of all its values.
+    package var byteCount: ByteCount { ByteCount(tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count) }) }
+
+    /// The modules that it changes, each checked against the base.
+    package func modules(of spec: DecoderSpec) throws -> [ModuleID] {
+        try tensors.map { one in
+            let id = try ModuleID(path: one.modulePath, in: spec)
+            let expected = [rank, id.inFeatures(spec), id.outFeatures(spec)]
+            guard [one.rank, one.inFeatures, one.outFeatures] == expected else {
+                throw AdapterMismatch.wrongShape(
+                    module: one.modulePath, found: [one.rank, one.inFeatures, one.outFeatures], expected: expected)
+            }
+            return id
+        }
+    }
+
+    /// Fills every module of a set that it was checked for.
+    package func load(into set: AdapterSet, _ spec: DecoderSpec) throws { try set.load(tensors, spec) }
+
+    /// Memory that reading it takes beside the run's own block: its values, and the file's when it is decompressed.
+    package static func loadingBytes(_ adapters: ByteCount) -> ByteCount { adapters + adapters }
+
+    /// - Throws: `LoadedAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
+    ///   base has no such module, or one of another shape.
+    package func check(_ lora: LoRASpec, modules: [ModuleID], spec: DecoderSpec) throws {
+        let found = Set(try self.modules(of: spec))
+        var lines: [String] = []
+        if rank != lora.rank { lines.append("lora_r: \(rank)") }
+        // To what f32 keeps of alpha / r.
+        if abs(scaling / Double(lora.scaling) - 1) > 1e-6 || rank != lora.rank {
+            lines.append("lora_alpha: \(Self.text(scaling * Double(rank)))")
+        }
+        if found != Set(modules) {
+            let linears = spec.linears.filter { linear in found.contains { $0.module == linear.leader } }
+            let layers = Set(found.map(\.layer)).sorted()
+            guard found.count == linears.count * layers.count else { throw LoadedAdapterError.irregular }
+            lines.append("lora_target_modules: [\(linears.map(\.name).joined(separator: ", "))]")
+            lines.append(
+                layers.count == spec.layerCount
+                    ? "layers_to_transform: null" : "layers_to_transform: [\(layers.map(String.init).joined(separator: ", "))]")
+        }
+        guard lines.isEmpty else { throw LoadedAdapterError.differs(lines: lines) }
+    }
+
+    private static func text(_ value: Double) -> String {
+        Int(exactly: value.rounded()).flatMap { abs(value - Double($0)) < 1e-6 ? "\($0)" : nil } ?? "\(value)"
+    }
+}
+
+package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
+    case noConfig
+    case tooLarge(bytes: Int, limitBytes: Int)
+    /// Some layers have other modules than others.
+    case irregular
+    case differs(lines: [String])
+
+    package var description: String {
+        switch self {
+        case .noConfig: "the adapter has no adapter_config.json"
+        case .tooLarge(let bytes, let limit): "the adapter has \(bytes) bytes; there is memory for \(limit)"
+        case .irregular: "the adapter to begin from changes other modules in some layers than in others"
+        case .differs: "the adapter to begin from is not what the job asks for"
+        }
+    }
+}
+
+extension LoRATensors {
+    /// The same change of the base, up to the rounding of B, by matrices of a larger rank.
+    ///
+    /// - Throws: `AdapterError.nonFinite` where a scaling is beyond what f32 holds.
+    fileprivate func widened(to rank: Int, timesB factor: Float) throws(AdapterError) -> LoRATensors {
+        var wide = self
+        wide.rank = rank
+        wide.loraA += [Float](repeating: 0, count: (rank - self.rank) * inFeatures)
+        wide.loraB = [Float](repeating: 0, count: outFeatures * rank)
+        for row in 0..<outFeatures {
+            for column in 0..<self.rank { wide.loraB[row * rank + column] = loraB[row * self.rank + column] * factor }
+        }
+        if let index = wide.loraB.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: modulePath, index: index) }
+        return wide
+    }
+}
