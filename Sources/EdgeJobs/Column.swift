@@ -11,18 +11,17 @@ enum Column {
 }
 
 extension Row {
-    func read<Value: DatabaseValueConvertible & StatementColumnConvertible>(_ column: String) throws(StoreError) -> Value {
+    // Not by way of StatementColumnConvertible: SQLite would make 0 of a text that is in a number's place.
+    func read<Value: DatabaseValueConvertible>(_ column: String) throws(StoreError) -> Value {
         do { return try decode(Value.self, forColumn: column) } catch { throw unreadable(column, "\(Value.self)") }
     }
 
     /// Nil also where an older schema has no such column.
-    func readIfThere<Value: DatabaseValueConvertible & StatementColumnConvertible>(
-        _ column: String
-    ) throws(StoreError) -> Value? {
+    func readIfThere<Value: DatabaseValueConvertible>(_ column: String) throws(StoreError) -> Value? {
         do { return try decodeIfThere(column) } catch { throw unreadable(column, "\(Value.self)") }
     }
 
-    private func decodeIfThere<Value: DatabaseValueConvertible & StatementColumnConvertible>(_ column: String) throws -> Value? {
+    private func decodeIfThere<Value: DatabaseValueConvertible>(_ column: String) throws -> Value? {
         guard hasColumn(column) else { return nil }
         return try decode(Value?.self, forColumn: column)
     }

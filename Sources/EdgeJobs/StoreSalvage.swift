@@ -66,7 +66,8 @@ extension DatabaseQueue {
     fileprivate func readingUntilFailure(
         _ rows: (Database) throws -> () throws -> Row?, each: (Row) throws -> Void
     ) throws -> Bool {
-        try read { db in
+        // Not in a transaction: one that has met a damaged page does not commit.
+        try unsafeRead { db in
             guard let next = try? rows(db) else { return false }
             while true {
                 let row: Row?

@@ -6,13 +6,15 @@ import Foundation
 import Testing
 
 @Suite(.serialized) struct DivergenceTests {
-    /// A learning rate and a scaling that no training survives.
+    /// Saturated by its learning rate and scaling; its gradients are nothing then, and moments divided by nothing have no end.
     private static func request(_ name: String) -> JobRequest {
         var request = KillTests.request(name)
         request.loraDropout = 0
         request.loraR = 1
         request.loraAlpha = 65536
         request.learningRate = 1
+        request.adamBeta2 = 0
+        request.adamEpsilon = 1e-30
         request.warmupSteps = 0
         request.lrScheduler = .constant
         request.maxGradNorm = 0

@@ -65,7 +65,7 @@ private func dump(_ path: String) throws -> [String] {
         #expect(try await store.models().map(\.name) == ["smol"])
         #expect(try await store.datasets().map(\.name) == ["chats"])
         #expect(try await store.imports().count == (schema == 1 ? 0 : 1))
-        #expect(try await store.blobBytes(ofOwner: 1000) == 27)
+        #expect(try await store.blobBytes(ofOwner: 1000) == (schema == 1 ? 27 : 27 + 18))
         try store.close()
     }
 

@@ -92,11 +92,13 @@ import Testing
         }
     }
 
-    /// Twelve samples of one file; a learning rate and a scaling that no training survives.
+    /// Saturated by its learning rate and scaling; its gradients are nothing then, and moments divided by nothing have no end.
     private static var wild: TinyRun {
         var run = TinyRun()
         run.spec.lora = LoRASpec(rank: 1, alpha: 65536, dropout: 0, targets: .allLinear, layers: nil)
         run.spec.learningRate = 1
+        run.spec.beta2 = 0
+        run.spec.adamEpsilon = 1e-30
         run.spec.schedule = .constant
         run.spec.warmUp = .steps(0)
         run.spec.maxGradNorm = nil

@@ -24,7 +24,14 @@ def migrations(commit):
         ["git", "show", f"{commit}:Sources/EdgeJobs/JobStore.swift"], cwd=HERE, text=True)
     found = re.findall(r'Migration\(\s*name: "([^"]+)",\s*sql: """\n(.*?)"""', text, re.S)
     assert found, commit
-    return found
+    return [(name, unindented(sql)) for name, sql in found]
+
+
+def unindented(text):
+    """A Swift string of several lines: what stands before the closing quotes stands before no line of it."""
+    lines = text.split("\n")
+    assert lines[-1].strip() == "" and all(line.startswith(lines[-1]) for line in lines[:-1])
+    return "\n".join(line[len(lines[-1]):] for line in lines[:-1])
 
 
 def text(value):
