@@ -31,6 +31,13 @@ extension Row {
         return bytes
     }
 
+    /// Nil where an older schema has no such column.
+    func readSecondsIfThere(_ column: String) throws(StoreError) -> Double? {
+        guard let seconds = try readIfThere(column) as Double? else { return nil }
+        guard seconds >= 0, seconds.isFinite else { throw unreadable(column, "a length of time") }
+        return seconds
+    }
+
     func readDate(_ column: String) throws(StoreError) -> Date {
         guard let date = try readDateIfThere(column) else { throw unreadable(column, "a time") }
         return date

@@ -15,6 +15,10 @@ package struct Job: Equatable, Sendable {
     package var runs: Int
     /// Runs in a row that ended without an answer and without a new checkpoint.
     package var fruitlessRuns: Int
+    /// Runs in a row that ended with the daemon or the machine, without a new checkpoint.
+    package var interruptedRuns = 0
+    /// Of all runs together.
+    package var runSeconds = 0.0
     package var request: JobRequest
     /// What the request named when it was submitted: a name may mean another file later, this job's files stay.
     package var modelBlob: String
@@ -42,7 +46,9 @@ package struct Job: Equatable, Sendable {
     }
 
     /// Runs without progress after which a job has failed.
-    package static let fruitlessRunLimit = 3
+    package static let fruitlessRunLimit = 5
+    /// A job that takes the board down each time is set aside, and not failed: it may be the board.
+    package static let interruptedRunLimit = 20
 }
 
 /// `j-` and 12 characters: 40 bits of time in units of 2⁻⁴ s, then 20 random bits; ids sort by creation.

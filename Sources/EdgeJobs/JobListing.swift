@@ -70,6 +70,9 @@ extension JobStore {
         put("progress", try row.readIfThere("progress"))
         if bare == nil { try putText("reason") }
         put("request", try bare?.text(row.readIfThere("base_model")) ?? row.read("request"))
+        if runs > 0 {
+            put("run_seconds", try Column.text(JobStatus.shown(runSeconds: row.readSecondsIfThere("run_seconds") ?? 0)))
+        }
         put("runs", "\(runs)")
         try putTime("started_at")
         put("state", try quoted(row.read("state")))

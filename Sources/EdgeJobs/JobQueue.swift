@@ -1,81 +1,30 @@
-// The queue: one running job at a time, first in, first out; one that cannot start for want of memory is passed over. It
-// turns what users and workers do into transitions of the store; the store's transaction decides, so a race between a
-// cancel and a last message has one outcome.
+// The queue: one running job at a time, in the order of FairShare; one that has an obstacle in its way is passed over, with
+// the reason. It turns what users and workers do into transitions of the store; the store's transaction decides, so a race
+// between a cancel and a last message has one outcome. The running job is looked at in JobQueue+Watch.swift.
 import EdgeWire
 import Foundation
 
-/// The clock and where things are, handed in at the edge.
-package struct JobQueueSettings: Sendable {
-    package var worker: WorkerLaunch
-    /// `<state>/jobs`: one directory per job, in which only its worker writes.
-    package var jobsDirectory: String
-    /// A blob's digest to its file.
-    package var blobPath: @Sendable (String) -> String
-    /// Bytes that a job may use now, and which bound that is.
-    package var budget: @Sendable (JobRequest) -> (bytes: UInt64, reason: String)
-    package var defaultSaveSteps: @Sendable () -> Int
-    /// Where the board's measurement for a request is, if it was measured.
-    package var calibrationPath: @Sendable (JobRequest) -> String?
-    /// MemAvailable.
-    package var availableBytes: @Sendable () -> UInt64?
-    /// Why a job cannot start as the machine is now; nil: it can.
-    package var obstacle: @Sendable (Job) -> String?
-    /// Between two looks at jobs that wait for memory.
-    package var obstacleInterval: Duration
-    /// A cgroup for one run; nil: none is to be had. Gets the job's id and the bytes that it is planned to hold.
-    package var runGroup: @Sendable (_ job: String, _ plannedBytes: UInt64) -> RunGroup?
-    package var now: @Sendable () -> Date
-    /// How long a worker may take from `stop` to its checkpoint before it is killed.
-    package var stopTimeout: Duration
-    /// Between the commits of what a worker says.
-    package var commitInterval: Duration
-    /// Something is wrong that no client can be told.
-    package var report: @Sendable (String) -> Void
-
-    package init(
-        worker: WorkerLaunch, jobsDirectory: String, blobPath: @escaping @Sendable (String) -> String,
-        budget: @escaping @Sendable (JobRequest) -> (bytes: UInt64, reason: String),
-        defaultSaveSteps: @escaping @Sendable () -> Int,
-        calibrationPath: @escaping @Sendable (JobRequest) -> String? = { _ in nil },
-        availableBytes: @escaping @Sendable () -> UInt64? = { nil },
-        obstacle: @escaping @Sendable (Job) -> String? = { _ in nil }, obstacleInterval: Duration = .seconds(3),
-        runGroup: @escaping @Sendable (_ job: String, _ plannedBytes: UInt64) -> RunGroup? = { _, _ in nil },
-        now: @escaping @Sendable () -> Date, stopTimeout: Duration, commitInterval: Duration = .milliseconds(200),
-        report: @escaping @Sendable (String) -> Void
-    ) {
-        self.worker = worker
-        self.jobsDirectory = jobsDirectory
-        self.blobPath = blobPath
-        self.budget = budget
-        self.defaultSaveSteps = defaultSaveSteps
-        self.calibrationPath = calibrationPath
-        self.availableBytes = availableBytes
-        self.obstacle = obstacle
-        self.obstacleInterval = obstacleInterval
-        self.runGroup = runGroup
-        self.now = now
-        self.stopTimeout = stopTimeout
-        self.commitInterval = commitInterval
-        self.report = report
-    }
-}
-
 package actor JobQueue {
-    private let store: JobStore
+    let store: JobStore
     private let log: JobLog
-    private let settings: JobQueueSettings
+    let settings: JobQueueSettings
     private let wakes: AsyncStream<Void>
     private let wake: AsyncStream<Void>.Continuation
-    private var running: (id: String, control: WorkerControl)?
-    private var isStopping = false
+    var current: CurrentRun?
+    private(set) var isStopping = false
     private var nextLook: Task<Void, any Error>?
     /// What was last stored of jobs that wait, and when.
-    private var told: [String: (reason: String, at: Date)] = [:]
+    private var told: [String: (kind: Obstacle.Kind, reason: String, at: ContinuousClock.Instant)] = [:]
+    /// When a job may be tried again, after so many runs of it.
+    private var retries: [String: (runs: Int, at: ContinuousClock.Instant)] = [:]
+    /// Why the job that is next does not run; nil when none waits, or one runs.
+    package private(set) var waits: String?
 
-    /// Queued jobs that are looked at when those before them wait for memory.
-    private static let candidates = 32
-    /// The numbers of a wait change with every look; they are stored no more often than this, in seconds.
-    private static let secondsBetweenReasons: TimeInterval = 60
+    /// Queued jobs that are looked at when there is something in the way of those before them. Jobs that wait for another try
+    /// are not counted.
+    static let candidates = 32
+    /// The numbers of a wait change with every look; they are stored no more often than this.
+    private static let betweenReasons = Duration.seconds(60)
 
     package init(store: JobStore, log: JobLog, settings: JobQueueSettings) {
         self.store = store
@@ -84,13 +33,19 @@ package actor JobQueue {
         (wakes, wake) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
     }
 
-    package var runningJob: String? { running?.id }
+    package var runningJob: String? { current?.id }
 
     package nonisolated func directory(of job: String) -> String { "\(settings.jobsDirectory)/\(job)" }
 
     /// Resolves the jobs that the last daemon left in the middle of a run. Before `run`.
     package func recover() async throws {
         for job in try await store.interruptedJobs() {
+            if job.interruptedRuns + 1 >= Job.interruptedRunLimit {
+                let reason = "\(Job.interruptedRunLimit) runs in a row ended with the daemon or the machine before a checkpoint; "
+                    + "edgetune resume \(job.id)"
+                try await store.apply(.obstructed, to: job.id, reason: reason, at: settings.now())
+                continue
+            }
             let reason: String? =
                 switch job.state {
                 case .running: "resumes after a restart of the daemon"
@@ -112,14 +67,46 @@ package actor JobQueue {
 
     /// The first queued job that can start now. Those before it keep their place, and the reason why they wait is stored.
     private func nextStartable() async throws -> Job? {
-        let queued = try await store.queued(limit: Self.candidates)
-        told = told.filter { entry in queued.contains { $0.id == entry.key } }
-        for job in queued {
-            guard let reason = settings.obstacle(job) else { return job }
-            try await tell(job, "\(Self.waiting): \(reason)")
+        let (entries, usage) = try await store.queueEntries(with: nil, at: settings.now())
+        let ids = Set(entries.map(\.id))
+        told = told.filter { ids.contains($0.key) }
+        retries = retries.filter { ids.contains($0.key) }
+        var first: String?
+        var looked = 0
+        let machine = settings.look()
+        for entry in FairShare.order(entries, usage: usage) where looked < Self.candidates {
+            guard let job = try await store.job(entry.id), job.state == .queued else { continue }
+            var obstacle = retryWait(job)
+            if obstacle == nil {
+                looked += 1
+                obstacle = machine(job, .start)
+            }
+            guard let obstacle else {
+                waits = nil
+                return job
+            }
+            first = first ?? obstacle.reason
+            try await tell(job, obstacle)
         }
-        if !queued.isEmpty { lookAgain() }
+        waits = first
+        if !entries.isEmpty { lookAgain() }
         return nil
+    }
+
+    /// Nil when `job` may be tried now.
+    func retryWait(_ job: Job) -> Obstacle? {
+        let delay = Retry.delay(
+            crashed: job.fruitlessRuns, interrupted: job.interruptedRuns, base: settings.retryAfter())
+        guard delay > .zero else { return nil }
+        let now = ContinuousClock.now
+        // Not stored: after a restart it waits as long again, and no clock that was set makes that longer.
+        if retries[job.id]?.runs != job.runs { retries[job.id] = (job.runs, now + delay) }
+        guard let at = retries[job.id]?.at, at > now else { return nil }
+        return Self.retryObstacle(max(job.fruitlessRuns, job.interruptedRuns), in: at - now)
+    }
+
+    private static func retryObstacle(_ runs: Int, in wait: Duration) -> Obstacle {
+        Obstacle(.retry, "\(runs) runs in a row came to no new checkpoint, the next is in \(Int((wait / .seconds(1)).rounded(.up))) s")
     }
 
     private func lookAgain() {
@@ -132,16 +119,14 @@ package actor JobQueue {
         }
     }
 
-    private static let waiting = "waits for memory"
-
-    private func tell(_ job: Job, _ reason: String) async throws {
-        let now = settings.now()
-        if let last = told[job.id], job.reason?.hasPrefix(Self.waiting) == true {
-            guard last.reason != reason, now.timeIntervalSince(last.at) >= Self.secondsBetweenReasons else { return }
+    private func tell(_ job: Job, _ obstacle: Obstacle) async throws {
+        let (now, reason) = (ContinuousClock.now, obstacle.reason)
+        if let last = told[job.id], last.kind == obstacle.kind, Obstacle.isReason(job.reason) {
+            guard last.reason != reason, now - last.at >= Self.betweenReasons else { return }
         }
-        told[job.id] = (reason, now)
+        told[job.id] = (obstacle.kind, reason, now)
         // Cancelled or paused meanwhile: nothing waits.
-        do { try await store.apply(.waits, to: job.id, reason: reason, at: now) } catch is Problem {}
+        do { try await store.apply(.waits, to: job.id, reason: reason, at: settings.now()) } catch is Problem {}
     }
 
     /// A job was submitted.
@@ -175,31 +160,39 @@ package actor JobQueue {
     package func stop(waiting: @Sendable () -> Void) async {
         isStopping = true
         wake.yield()
-        guard let running else { return }
-        stopRunning(running.id)
-        while self.running != nil {
+        guard let current else { return }
+        stopRunning(current.id)
+        while self.current != nil {
             waiting()
             try? await Task.sleep(for: .milliseconds(100))
         }
     }
 
     /// Asks for a checkpoint, and takes the process away when none comes in time.
-    private func stopRunning(_ id: String) {
-        guard let running, running.id == id else { return }
-        let control = running.control
+    func stopRunning(_ id: String) {
+        guard let current, current.id == id else { return }
+        let control = current.control
         control.stop()
         let timeout = settings.stopTimeout
         Task {
-            try await Task.sleep(for: timeout)
-            // A worker that has gone meanwhile takes no notice.
-            control.kill()
+            // A machine that is suspended meanwhile has not had its time.
+            try await Task.sleep(for: timeout, clock: SuspendingClock())
+            if self.current?.control === control { kill(id, .overdue) }
         }
     }
 
+    func kill(_ id: String, _ why: CurrentRun.Kill) {
+        guard let current, current.id == id, current.killed == nil else { return }
+        self.current?.killed = why
+        // A worker that has gone meanwhile takes no notice.
+        current.control.kill()
+    }
+
     private func runOnce(_ queued: Job) async throws {
-        let control = WorkerControl()
-        running = (queued.id, control)
-        defer { running = nil }
+        let run = CurrentRun(queued.id)
+        let control = run.control
+        current = run
+        defer { current = nil }
         let job: Job
         do { job = try await store.apply(.start, to: queued.id, reason: nil, at: settings.now()) } catch is Problem {
             // Cancelled, paused or deleted since it was read.
@@ -226,23 +219,25 @@ package actor JobQueue {
         order.largestFileBytes = job.plan.map { max($0.peakBytes, $0.spillBytes ?? 0) }
         let group = settings.runGroup(job.id, job.plan?.peakBytes ?? order.budgetBytes)
         order.controlGroup = group?.directory
-        let transcript = WorkerTranscript(job: job.id, store: store, log: log, settings: settings)
+        order.scheduling = settings.scheduling()
+        order.groupHoldsQuota = group?.holdsQuota ?? false
+        let transcript = WorkerTranscript(job: job.id, since: run.start, store: store, log: log, settings: settings)
         let outcome: Result<WorkerRun, any Error>
-        do { outcome = .success(try await supervise(order, control, transcript)) } catch { outcome = .failure(error) }
+        do { outcome = .success(try await supervise(job, order, control, transcript)) } catch { outcome = .failure(error) }
         // The worker was waited for, whichever it was: nothing is in the group any more.
         let report = await group?.end()
         switch outcome {
         case .success(let run): try await conclude(job.id, run, last: await transcript.lastProgress, report)
-        case .failure(let problem as Problem): try await fail(job.id, problem)
+        case .failure(let problem as Problem): try await end(job.id, with: problem)
         case .failure(let error):
             settings.report("\(job.id): \(error)")
-            try await runAgain(job.id, Problem(.internalError, "the worker could not be run: \(error)"))
+            try await crash(job.id, Problem(.internalError, "the worker could not be run: \(error)"))
         }
     }
 
     /// Runs the worker to its end, and stores what it says meanwhile.
     private func supervise(
-        _ order: WorkOrder.TrainOrder, _ control: WorkerControl, _ transcript: WorkerTranscript
+        _ job: Job, _ order: WorkOrder.TrainOrder, _ control: WorkerControl, _ transcript: WorkerTranscript
     ) async throws -> WorkerRun {
         try DurableDirectory.make(order.directory)
         let run = try await withThrowingTaskGroup(of: WorkerRun?.self) { group in
@@ -258,6 +253,11 @@ package actor JobQueue {
                 }
                 return nil
             }
+            group.addTask {
+                // The run's end cancels this in the middle of a look; then what the store says to that is nobody's error.
+                do { try await self.watch(job, transcript) } catch { if !Task.isCancelled { throw error } }
+                return nil
+            }
             var run: WorkerRun?
             while run == nil, let next = try await group.next() { run = next }
             group.cancelAll()
@@ -265,7 +265,7 @@ package actor JobQueue {
             guard let run else { throw CancellationError() }
             return run
         }
-        try await transcript.commit()
+        try await transcript.end()
         return run
     }
 
@@ -279,38 +279,71 @@ package actor JobQueue {
         switch run.end {
         case .answered(.trained): try await store.apply(.trained, to: id, reason: nil, at: now)
         case .answered(.stopped(let step)):
-            try await store.apply(
-                .stopped, to: id, reason: isStopping ? "the daemon stopped; resumes at step \(step)" : nil, at: now)
-        case .answered(.yielded(let step, let why)):
-            let reason = "\(Self.waiting): \(why); goes on from step \(step)"
-            write(reason, to: id, at: now)
-            told[id] = (reason, now)
-            try await store.apply(.yielded, to: id, reason: reason, at: now)
+            if let obstacle = current?.obstacle, !isStopping {
+                try await yield(id, obstacle, "goes on from step \(step)")
+            } else {
+                try await store.apply(
+                    .stopped, to: id, reason: isStopping ? "the daemon stopped; resumes at step \(step)" : nil, at: now)
+            }
+        case .answered(.yielded(let step, let why)): try await yield(id, Obstacle(.memory, why), "goes on from step \(step)")
         case .answered(.salvaged(let problem)):
             write("\(problem.title): \(problem.detail)", to: id, at: now)
             try await store.apply(.salvaged, to: id, reason: problem.detail, problem: problem, at: now)
-        case .answered(.failure(let problem)):
-            // The machine's trouble and not the job's: a disk error, no file left to open.
-            if problem.kind == .internalError { try await runAgain(id, problem) } else { try await fail(id, problem) }
+        case .answered(.failure(let problem)): try await end(id, with: problem)
         case .answered(let other):
-            try await fail(id, Problem(.internalError, "the worker gave an answer to another order: \(other)"))
+            try await crash(id, Problem(.internalError, "the worker gave an answer to another order: \(other)"))
         case .signalled, .exited:
             guard let problem = run.end.problem(last: last, stderr: run.stderr, group: group) else { return }
-            try await runAgain(id, problem)
+            switch current?.killed {
+            case .overdue: try await killedOverdue(id)
+            case .silent(let time):
+                let minutes = Int(time / .seconds(60))
+                try await crash(id, Problem(.workerCrashed, "the worker said nothing for \(minutes) min and was killed"))
+            case nil: try await crash(id, problem)
+            }
         }
     }
 
-    /// The run came to nothing through no fault of the job: there is another, unless those before came to no checkpoint either.
-    private func runAgain(_ id: String, _ problem: Problem) async throws {
+    private func yield(_ id: String, _ obstacle: Obstacle, _ goesOn: String) async throws {
+        let reason = "\(obstacle.reason); \(goesOn)"
+        write(reason, to: id, at: settings.now())
+        told[id] = (obstacle.kind, reason, .now)
+        try await store.apply(.yielded, to: id, reason: reason, at: settings.now())
+    }
+
+    /// It was asked to leave, and had not come to a checkpoint when its time for that was over.
+    private func killedOverdue(_ id: String) async throws {
+        let seconds = settings.stopTimeout / .seconds(1)
+        let within = seconds == seconds.rounded() ? "\(Int(seconds))" : "\(seconds)"
+        let goesOn = "came to no checkpoint within \(within) s and was killed; goes on from the last one"
+        if let obstacle = current?.obstacle, !isStopping { return try await yield(id, obstacle, goesOn) }
+        write(goesOn, to: id, at: settings.now())
+        try await store.apply(.stopped, to: id, reason: goesOn, at: settings.now())
+    }
+
+    private func end(_ id: String, with problem: Problem) async throws {
+        // A full disk does not get better by trying again.
+        if problem.mayPass, problem.kind != .insufficientDisk { try await crash(id, problem) } else { try await fail(id, problem) }
+    }
+
+    /// The run came to nothing, and it may have been the machine: it is tried again, a few times, and later each time.
+    private func crash(_ id: String, _ problem: Problem) async throws {
         write(problem.detail, to: id, at: settings.now())
         guard let job = try await store.job(id) else { return }
-        if job.fruitlessRuns + 1 >= Job.fruitlessRunLimit, job.state == .running {
+        let runs = job.fruitlessRuns + 1
+        if runs >= Job.fruitlessRunLimit, job.state == .running {
             var last = problem
-            last.detail += "; \(Job.fruitlessRunLimit) runs in a row came to no new checkpoint"
-            try await fail(id, last)
-        } else {
-            try await store.apply(.lost, to: id, reason: "runs again: \(problem.detail)", at: settings.now())
+            last.detail += "; \(runs) runs in a row came to no new checkpoint"
+            return try await fail(id, last)
         }
+        let delay = Retry.delay(crashed: runs, interrupted: job.interruptedRuns, base: settings.retryAfter())
+        var reason = "runs again: \(problem.detail)"
+        if delay > .zero {
+            let obstacle = Self.retryObstacle(runs, in: delay)
+            reason = "\(obstacle.reason): \(problem.detail)"
+            told[id] = (.retry, reason, .now)
+        }
+        try await store.apply(.lost, to: id, reason: reason, at: settings.now())
     }
 
     private func fail(_ id: String, _ problem: Problem) async throws {
@@ -324,65 +357,7 @@ package actor JobQueue {
         try await store.apply(.failed, to: id, reason: problem.detail, problem: problem, at: settings.now())
     }
 
-    private func write(_ text: String, to id: String, at now: Date) {
+    func write(_ text: String, to id: String, at now: Date) {
         do { try log.append(text, to: id, at: now) } catch { settings.report("log of \(id): \(error)") }
-    }
-}
-
-/// What one run says, stored in batches: a commit costs an fsync, and an SD card has few of those in a second.
-private actor WorkerTranscript {
-    private let job: String
-    private let store: JobStore
-    private let log: JobLog
-    private let settings: JobQueueSettings
-    private var pending: [JobEvent.Kind] = []
-    private(set) var lastProgress: JobProgress?
-    private var committing: Task<Void, any Error>?
-
-    /// Messages that may wait for a commit; then the worker waits.
-    private static let pendingLimit = 1024
-
-    init(job: String, store: JobStore, log: JobLog, settings: JobQueueSettings) {
-        self.job = job
-        self.store = store
-        self.log = log
-        self.settings = settings
-    }
-
-    func take(_ message: WorkMessage) async throws {
-        let event: JobEvent.Kind
-        switch message {
-        case .plan(let plan): event = .plan(plan)
-        case .step(let progress):
-            lastProgress = progress
-            event = .step(progress)
-        case .evaluation(let evaluation): event = .evaluation(evaluation)
-        case .checkpoint(let step): event = .checkpoint(step: step)
-        case .log(let text):
-            let text = String(text.prefix(WireLimit.eventLineBytes / 8))
-            // The log is a convenience: what ails it must not end the run.
-            do { try log.append(text, to: job, at: settings.now()) } catch { settings.report("log of \(job): \(error)") }
-            event = .log(text)
-        case .generated, .merging, .stopped, .yielded, .trained, .salvaged, .planned, .calibrated, .inspectedModel,
-            .plannedImport, .imported, .importedModel, .inspectedDataset, .importedAdapter, .exported, .failure:
-            return
-        }
-        pending.append(event)
-        if pending.count >= Self.pendingLimit { try await commit() }
-    }
-
-    func commit() async throws {
-        let events = pending
-        pending = []
-        let (store, job, now) = (store, job, settings.now())
-        // In a task of its own: the end of the run cancels the committing loop, and must not roll this back. After the
-        // one before it: events keep their order.
-        let previous = committing
-        let task = Task {
-            try await previous?.value
-            try await store.record(events, of: job, at: now)
-        }
-        committing = task
-        try await task.value
     }
 }

@@ -13,8 +13,10 @@ package struct StoredEvent: Equatable, Sendable {
 
 extension JobStore {
     /// Stores what a worker said, in one transaction, and what follows from it for the job's own record.
-    package func record(_ events: [JobEvent.Kind], of id: String, at now: Date) async throws {
-        guard !events.isEmpty else { return }
+    ///
+    /// - Parameter ran: seconds that the job has run since the last call.
+    package func record(_ events: [JobEvent.Kind], of id: String, ran: Double = 0, at now: Date) async throws {
+        guard !events.isEmpty || ran > 0 else { return }
         let lastStep = events.lastIndex { if case .step = $0 { true } else { false } }
         try await queue.write { db in
             for (index, event) in events.enumerated() {
@@ -27,7 +29,8 @@ extension JobStore {
                 case .plan(let plan):
                     try db.execute(sql: "UPDATE jobs SET plan = ? WHERE id = ?", arguments: [try Column.text(plan), id])
                 case .checkpoint:
-                    try db.execute(sql: "UPDATE jobs SET fruitless_runs = 0 WHERE id = ?", arguments: [id])
+                    try db.execute(
+                        sql: "UPDATE jobs SET fruitless_runs = 0, interrupted_runs = 0 WHERE id = ?", arguments: [id])
                 case .evaluation(let evaluation):
                     // A step's record is of before its evaluation, and the last one has no step after it.
                     let keys = evaluation.isBest ? ["eval_loss", "best_eval_loss"] : ["eval_loss"]
@@ -39,9 +42,10 @@ extension JobStore {
                 case .state, .log, .problem, .heartbeat, .end: break
                 }
             }
+            try Self.count(ran, of: id, at: now, db)
             try Self.append(events, to: id, at: now, db)
         }
-        changes.announce(id)
+        if !events.isEmpty { changes.announce(id) }
     }
 
     static func append(_ events: [JobEvent.Kind], to id: String, at now: Date, _ db: Database) throws {

@@ -70,12 +70,12 @@ extension JobStore {
             try db.execute(
                 sql: """
                     INSERT INTO jobs (id, place, name, state, owner_uid, created_at, runs, fruitless_runs, request,
-                        model_blob, dataset_blobs, plan) VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?)
+                        model_blob, dataset_blobs, plan, priority) VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?, ?)
                     """,
                 arguments: [
                     job.id, place, job.name, job.state.rawValue, job.ownerUid, job.createdAt.timeIntervalSince1970,
                     try Column.text(job.request), job.modelBlob, try Column.text(job.datasetBlobs),
-                    try job.plan.map(Column.text),
+                    try job.plan.map(Column.text), job.request.priority ?? 0,
                 ])
             if let key {
                 try db.execute(
@@ -109,15 +109,6 @@ extension JobStore {
 
     package func job(_ id: String) async throws -> Job? { try await queue.read { db in try Self.job(id, db) } }
 
-    /// Those that have waited longest, the oldest first.
-    package func queued(limit: Int) async throws -> [Job] {
-        try await queue.read { db in
-            try Row.fetchAll(
-                db, sql: "SELECT * FROM jobs WHERE state = 'queued' ORDER BY place LIMIT ?", arguments: [limit]
-            ).map(Self.job)
-        }
-    }
-
     package func count(of state: JobState) async throws -> Int {
         try await queue.read { db in
             try Int.fetchOne(db, sql: "SELECT count(*) FROM jobs WHERE state = ?", arguments: [state.rawValue]) ?? 0
@@ -145,14 +136,15 @@ extension JobStore {
             do throws(TransitionRefusal) { job.state = try JobStateMachine.next(job.state, transition) } catch {
                 throw error.problem
             }
-            // Who was asked to pause or to end, and only happened to be short of memory, keeps the reason it has.
-            if transition != .yielded || job.state == .queued { job.reason = reason }
+            // Who was asked to pause or to end keeps the reason it has, whatever the run ended for.
+            if ![.stopped, .yielded, .lost].contains(transition) || job.state == .queued { job.reason = reason }
             if transition == .start {
                 job.runs += 1
                 job.startedAt = job.startedAt ?? now
             }
             if transition == .lost { job.fruitlessRuns += 1 }
-            if [.resume, .stopped, .yielded].contains(transition) { job.fruitlessRuns = 0 }
+            if transition == .restarted { job.interruptedRuns += 1 }
+            if [.resume, .stopped, .yielded].contains(transition) { (job.fruitlessRuns, job.interruptedRuns) = (0, 0) }
             var events: [JobEvent.Kind] = []
             if job.state == .failed, let problem {
                 job.problem = problem
@@ -170,11 +162,11 @@ extension JobStore {
             try db.execute(
                 sql: """
                     UPDATE jobs SET state = ?, reason = ?, started_at = ?, finished_at = ?, runs = ?, fruitless_runs = ?,
-                        problem = ?, adapter = ? WHERE id = ?
+                        interrupted_runs = ?, problem = ?, adapter = ? WHERE id = ?
                     """,
                 arguments: [
                     job.state.rawValue, job.reason, job.startedAt?.timeIntervalSince1970,
-                    job.finishedAt?.timeIntervalSince1970, job.runs, job.fruitlessRuns,
+                    job.finishedAt?.timeIntervalSince1970, job.runs, job.fruitlessRuns, job.interruptedRuns,
                     try job.problem.map(Column.text), job.adapter, id,
                 ])
             try Self.append(events, to: id, at: now, db)
@@ -216,6 +208,9 @@ extension JobStore {
         job.finishedAt = try row.readDateIfThere("finished_at")
         job.runs = try row.read("runs")
         job.fruitlessRuns = try row.read("fruitless_runs")
+        // Of the third schema.
+        job.interruptedRuns = try row.readIfThere("interrupted_runs") ?? 0
+        job.runSeconds = try row.readSecondsIfThere("run_seconds") ?? 0
         job.progress = try row.readJSONIfThere("progress")
         job.problem = try row.readJSONIfThere("problem")
         job.adapter = try row.readIfThere("adapter")

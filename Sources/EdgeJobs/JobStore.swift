@@ -126,6 +126,17 @@ package final class JobStore: Sendable {
                     total_bytes INTEGER NOT NULL, peak_bytes INTEGER NOT NULL, problem TEXT
                 );
                 """),
+        // Seconds of running: of a job, and of a user with their age taken off (FairShare).
+        Migration(
+            name: "3 priorities and running time",
+            sql: """
+                ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+                ALTER TABLE jobs ADD COLUMN run_seconds REAL NOT NULL DEFAULT 0;
+                ALTER TABLE jobs ADD COLUMN interrupted_runs INTEGER NOT NULL DEFAULT 0;
+                CREATE TABLE usage (
+                    owner_uid INTEGER PRIMARY KEY NOT NULL, seconds REAL NOT NULL, counted_at REAL NOT NULL
+                );
+                """),
         // What a store of 10,000 jobs is asked often, without reading their rows.
         Migration(
             name: "4 indices",

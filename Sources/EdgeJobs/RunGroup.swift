@@ -4,11 +4,14 @@
 package struct RunGroup: Sendable {
     /// Of the machine's file system.
     package let directory: String
+    /// The kernel holds the run to the CPU quota that is configured.
+    package let holdsQuota: Bool
     /// Reads the counters and removes the group. Once, after the worker was waited for.
     package let end: @Sendable () async -> RunGroupReport
 
-    package init(directory: String, end: @escaping @Sendable () async -> RunGroupReport) {
+    package init(directory: String, holdsQuota: Bool = false, end: @escaping @Sendable () async -> RunGroupReport) {
         self.directory = directory
+        self.holdsQuota = holdsQuota
         self.end = end
     }
 }

@@ -99,11 +99,18 @@ package final class StoreInspection {
                     }
                 }
             }
-            try look("jobs") { _ = try JobStore.job($0) }
+            try look("jobs") { row in
+                _ = try JobStore.job(row)
+                _ = try row.readIfThere("priority") as Int?
+            }
             try look("models") { _ = try JobStore.model($0) }
             try look("datasets") { _ = try JobStore.dataset($0) }
             try look("adapters") { _ = try JobStore.adapter($0) }
             try look("imports") { _ = try JobStore.modelImport($0) }
+            try look("usage") { row in
+                _ = try row.read("owner_uid") as UInt32
+                _ = try JobStore.decayedUsage(row, at: Date())
+            }
             try look("blobs") { row in
                 let digest: String = try row.read("digest")
                 guard (try? BlobDigest(digest)) != nil else { throw StoreError.damaged("\"\(digest.prefix(80))\" is no digest") }

@@ -8,6 +8,7 @@ package enum StoreSalvage {
     private static let tables: [(name: String, order: [String])] = [
         ("jobs", ["rowid"]), ("models", ["rowid"]), ("datasets", ["rowid"]), ("adapters", ["rowid"]), ("blobs", ["rowid"]),
         ("imports", ["rowid"]), ("events", ["job", "seq"]), ("idempotency_keys", ["owner_uid", "key"]),
+        ("usage", ["owner_uid"]),
     ]
 
     /// Writes a store of this release at `path`, where none may be.

@@ -24,15 +24,13 @@ package struct WorkerLaunch: Sendable {
 
 /// What the queue can ask of a running worker. Asking twice is asking once; asking before it runs is remembered.
 package final class WorkerControl: Sendable {
-    enum Request: Int, Sendable, Comparable {
-        case stop, kill
-        static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
-    }
+    enum Request: Sendable { case finish, stop, kill }
     let requests: AsyncStream<Request>
     private let sink: AsyncStream<Request>.Continuation
 
     package init() { (requests, sink) = AsyncStream.makeStream(bufferingPolicy: .bufferingOldest(8)) }
 
+    package func finish() { sink.yield(.finish) }
     package func stop() { sink.yield(.stop) }
     package func kill() { sink.yield(.kill) }
 }
@@ -139,6 +137,7 @@ package enum WorkerProcess {
                     _ = try? await execution.standardInputWriter.write(orderLine)
                     for await request in control.requests {
                         switch request {
+                        case .finish: _ = try? await execution.standardInputWriter.write("\(WorkSignal.finish.rawValue)\n")
                         case .stop: _ = try? await execution.standardInputWriter.write("\(WorkSignal.stop.rawValue)\n")
                         case .kill: try? execution.send(signal: .kill, toProcessGroup: true)
                         }

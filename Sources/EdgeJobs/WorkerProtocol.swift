@@ -1,5 +1,5 @@
 // What `serve` and `work` say to each other over the worker's stdin and stdout: one JSON value a line.
-// `serve` writes one WorkOrder, then at most one WorkSignal line, and closes stdin when the worker should go away.
+// `serve` writes one WorkOrder, then WorkSignal lines, and closes stdin when the worker should go away.
 // The worker answers with WorkMessage lines, of which `result` or `failure` is the last. Paths here are the daemon's own.
 import EdgeWire
 
@@ -53,6 +53,9 @@ package enum WorkOrder: Codable, Sendable {
         package var controlGroup: String?
         /// No file of the run is larger by its plan; nil before there is one.
         package var largestFileBytes: UInt64?
+        package var scheduling = WorkerScheduling()
+        /// The kernel holds the group to `scheduling.cpuQuota`; else the worker does, by resting.
+        package var groupHoldsQuota = false
 
         package init(
             job: String, request: JobRequest, modelPath: String, modelDigest: String, datasetPaths: [String], directory: String,
@@ -189,8 +192,28 @@ package enum WorkOrder: Codable, Sendable {
 }
 
 package enum WorkSignal: String, Sendable {
-    /// Finish the step, write a checkpoint, answer `stopped`.
+    /// Drop the step, write a checkpoint, answer `stopped`.
     case stop
+    /// End as an early-stopped run does, publish, answer `trained`.
+    case finish
+}
+
+/// How much of the processor a worker takes from others.
+package struct WorkerScheduling: Codable, Equatable, Sendable {
+    package enum Niceness: Codable, Equatable, Sendable {
+        /// 0 to 19.
+        case nice(Int)
+        /// SCHED_IDLE: what nobody else wants.
+        case idle
+    }
+    package var niceness: Niceness
+    /// Cores' worth of time: 1.5 is all of one and half of another; nil: no limit.
+    package var cpuQuota: Double?
+
+    package init(niceness: Niceness = .nice(10), cpuQuota: Double? = nil) {
+        self.niceness = niceness
+        self.cpuQuota = cpuQuota
+    }
 }
 
 package enum WorkMessage: Codable, Sendable {
@@ -199,6 +222,8 @@ package enum WorkMessage: Codable, Sendable {
     case evaluation(EvaluationReport)
     case checkpoint(step: Int)
     case log(String)
+    /// Nothing else is to be said, and it gets on.
+    case alive
     case generated(GenerateEvent)
     case merging(MergeEvent)
     /// Bytes of the model's file so far.
@@ -225,7 +250,7 @@ package enum WorkMessage: Codable, Sendable {
     /// Nothing follows this message.
     package var isLast: Bool {
         switch self {
-        case .plan, .step, .evaluation, .checkpoint, .log, .generated, .merging, .imported: false
+        case .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .imported: false
         case .stopped, .yielded, .trained, .salvaged, .planned, .calibrated, .inspectedModel, .plannedImport, .importedModel,
             .inspectedDataset, .importedAdapter, .exported, .failure:
             true

@@ -25,6 +25,8 @@ package struct RunState: Equatable, Sendable {
     package var bestEvaluation: Evaluation?
     package var evaluationsWithoutImprovement = 0
     package var endedEarly = false
+    /// The evaluation after `step` is still to be made.
+    package var evaluationIsDue = false
     package init() {}
 }
 
@@ -232,7 +234,7 @@ package struct CheckpointStore {
             header.put(UInt64(evaluation?.tokens ?? 0))
         }
         header.put(UInt64(state.step))
-        header.put((state.bestEvaluation != nil ? 2 : 0) | (state.endedEarly ? 4 : 0))
+        header.put((state.bestEvaluation != nil ? 2 : 0) | (state.endedEarly ? 4 : 0) | (state.evaluationIsDue ? 8 : 0))
         header.put(state.lastLoss.bitPattern)
         put(state.bestEvaluation)
         header.put(UInt64(state.evaluationsWithoutImprovement))
@@ -257,6 +259,7 @@ package struct CheckpointStore {
         let best = try nextEvaluation()
         header.state.bestEvaluation = flags & 2 != 0 ? best : nil
         header.state.endedEarly = flags & 4 != 0
+        header.state.evaluationIsDue = flags & 8 != 0
         header.state.evaluationsWithoutImprovement = Int(truncatingIfNeeded: try file.next())
         header.optimizerKind = try file.next()
         header.optimizerBytes = try file.next()

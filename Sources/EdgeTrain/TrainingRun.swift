@@ -61,12 +61,18 @@ package enum TrainingError: Error, Equatable, CustomStringConvertible {
     }
 }
 
-/// What the control loop asks between steps.
+/// What the next micro-batch is for.
+package enum MicroBatchPurpose: Sendable { case training, evaluation }
+
+/// What the control loop asks before every micro-batch, of training and of evaluation.
 package enum RunDirection: Sendable {
     case goOn
     /// Go on, with as little memory as can be had back now.
     case giveBack
+    /// Checkpoint, and leave: another run goes on from there.
     case stop
+    /// End as an early-stopped run does, with what has been trained: the step under way is dropped, unless it is the first.
+    case finish
 }
 
 package enum RunOutcome: Equatable, Sendable {
@@ -97,7 +103,7 @@ package final class TrainingRun {
     private let order: DataOrder
     private let checkpoints: CheckpointStore
     private let emit: (TrainingEvent) -> Void
-    private let direction: () -> RunDirection
+    private let direction: (MicroBatchPurpose) -> RunDirection
     /// Asked for once, when the run begins and is not resumed.
     private let initial: (() throws -> LoadedAdapter)?
     private var state = RunState()
@@ -106,12 +112,12 @@ package final class TrainingRun {
     ///   - checkpoints: where resumable state is written and found.
     ///   - initial: the adapter that a run begins from, read when it begins; nil: PEFT's start.
     ///   - spillDirectory: where layer inputs go when the plan has them in a file.
-    ///   - direction: asked after every micro-batch.
+    ///   - direction: asked before every micro-batch.
     package init(
         model: BaseModel, memory: MemoryModel, spec: TrainingSpec, plan: TrainingPlan, dataset: Dataset,
         kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil, spillDirectory: String,
         emit: @escaping (TrainingEvent) -> Void,
-        direction: @escaping () -> RunDirection
+        direction: @escaping (MicroBatchPurpose) -> RunDirection
     ) throws {
         self.model = model
         self.spec = spec
@@ -133,25 +139,36 @@ package final class TrainingRun {
     }
 
     package func run() throws -> RunOutcome {
-        try begin()
+        // Stopped before there was anything to keep.
+        guard try begin() else { return .stopped(step: 0) }
         var permutation: (epoch: Int, order: [Int])?
-        var checkpointed = state.step
-        while state.step < order.totalSteps, !state.endedEarly {
-            let epoch = order.epoch(state.step)
-            if permutation?.epoch != epoch { permutation = (epoch, order.permutation(epoch: epoch)) }
-            guard let done = try trainStep(order.samples(step: state.step, permutation: permutation!.order)) else {
-                // The step that was under way is dropped whole, and done again on resume.
-                if checkpointed != state.step || state.step == 0 { try checkpoint() }
-                return .stopped(step: state.step)
-            }
-            state.step += 1
-            state.lastLoss = done.loss
-            let isEvaluation = isEvaluationDue()
-            emit(.step(report(done, epoch: Double(state.step) / Double(order.stepsPerEpoch))))
-            if isEvaluation { try evaluate() }
-            if state.step % spec.saveSteps == 0, state.step < order.totalSteps, !state.endedEarly {
+        var checkpointed: Int? = state.step
+        // Whatever was under way is dropped whole, and done again on resume.
+        func stopped() throws -> RunOutcome {
+            if checkpointed != state.step || state.step == 0 { try checkpoint() }
+            return .stopped(step: state.step)
+        }
+        while true {
+            if state.evaluationIsDue, try !evaluate() { return try stopped() }
+            guard state.step < order.totalSteps, !state.endedEarly else { break }
+            if state.step % spec.saveSteps == 0, checkpointed != state.step {
                 try checkpoint()
                 checkpointed = state.step
+            }
+            let epoch = order.epoch(state.step)
+            if permutation?.epoch != epoch { permutation = (epoch, order.permutation(epoch: epoch)) }
+            switch try trainStep(order.samples(step: state.step, permutation: permutation!.order)) {
+            case .stopped: return try stopped()
+            case .finished:
+                // A checkpoint of this step may be there that does not know of its end.
+                checkpointed = nil
+                state.endedEarly = true
+                state.evaluationIsDue = !dataset.heldOut.isEmpty && state.evaluations.last?.step != state.step
+            case .done(let done):
+                state.step += 1
+                state.lastLoss = done.loss
+                state.evaluationIsDue = isEvaluationDue()
+                emit(.step(report(done, epoch: Double(state.step) / Double(order.stepsPerEpoch))))
             }
         }
         guard (0..<adapters.parameterCount).allSatisfy({ adapters.parameters[$0].isFinite }) else {
@@ -162,7 +179,8 @@ package final class TrainingRun {
         return .finished(try finish())
     }
 
-    private func begin() throws {
+    /// - Returns: false when it was asked to stop.
+    private func begin() throws -> Bool {
         try step.measureSmoothing(smoothingSamples)
         let (found, notes) = try checkpoints.restore(into: adapters, optimizer)
         for note in notes { emit(.log(note)) }
@@ -176,11 +194,12 @@ package final class TrainingRun {
                 adapters.initialize(seed: spec.seed)
             }
             if !dataset.heldOut.isEmpty {
-                let evaluation = try measure()
+                guard let evaluation = try measure() else { return false }
                 state.evaluations.append(evaluation)
                 emit(.evaluation(evaluation, isBest: false))
             }
         }
+        return true
     }
 
     /// The first samples that the run sees: some hundred tokens show a model's outlying channels.
@@ -193,8 +212,13 @@ package final class TrainingRun {
         let loss: Double, learningRate: Double, gradNorm: Double, tokens: Int
     }
 
-    /// Nil when asked to stop before the step was done.
-    private func trainStep(_ indices: ArraySlice<Int>) throws -> StepResult? {
+    private enum StepOutcome {
+        case done(StepResult)
+        /// Asked to, before the step was done.
+        case stopped, finished
+    }
+
+    private func trainStep(_ indices: ArraySlice<Int>) throws -> StepOutcome {
         let samples = indices.map { dataset.training[$0] }
         let lossTokens = Dataset.lossTokens(samples)
         let stepKey = RandomSource(seed: spec.seed, .dropout, UInt64(state.step)).streamKey
@@ -202,10 +226,12 @@ package final class TrainingRun {
         var (loss, squares) = (0.0, 0.0)
         var firstSample = 0
         for batch in packed(samples, tokenBudget: plan.tokenBudget, tokens: \.tokens.count) {
-            switch direction() {
+            switch direction(.training) {
             case .goOn: break
             case .giveBack: model.releaseResidentWeights()
-            case .stop: return nil
+            case .stop: return .stopped
+            // An adapter of no step is no result.
+            case .finish: if state.step > 0 { return .finished }
             }
             // The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
             try step.accumulate(
@@ -230,9 +256,10 @@ package final class TrainingRun {
             squares = try apply(
                 adapters.slots.indices, adapters.gradients, count: adapters.parameterCount, loss: mean, indices)
         }
-        return StepResult(
-            loss: mean, learningRate: spec.learningRate(step: state.step, of: order.totalSteps),
-            gradNorm: squares.squareRoot(), tokens: samples.reduce(0) { $0 + $1.tokens.count })
+        return .done(
+            StepResult(
+                loss: mean, learningRate: spec.learningRate(step: state.step, of: order.totalSteps),
+                gradNorm: squares.squareRoot(), tokens: samples.reduce(0) { $0 + $1.tokens.count }))
     }
 
     /// Updates the matrices of some slots; returns the sum of their gradients' squares.
@@ -268,8 +295,10 @@ package final class TrainingRun {
         return state.step % (spec.evalSteps ?? order.stepsPerEpoch) == 0 || state.step == order.totalSteps
     }
 
-    private func evaluate() throws {
-        let evaluation = try measure()
+    /// - Returns: false when it was asked to stop; the evaluation is then still due.
+    private func evaluate() throws -> Bool {
+        guard let evaluation = try measure() else { return false }
+        state.evaluationIsDue = false
         // The base itself (step 0) is no candidate: an adapter of zeros is not a result.
         let isBest = evaluation.loss < state.bestEvaluation?.loss ?? .infinity
         state.evaluations.append(evaluation)
@@ -285,12 +314,29 @@ package final class TrainingRun {
             state.endedEarly = true
         }
         emit(.evaluation(evaluation, isBest: isBest))
+        return true
     }
 
-    private func measure() throws -> Evaluation {
-        let (loss, tokens) = try step.heldOutLoss(dataset.heldOut, tokenBudget: plan.tokenBudget)
-        guard loss.isFinite else { throw TrainingError.nonFiniteEvaluation(step: state.step, loss: loss) }
-        return Evaluation(step: state.step, loss: loss, tokens: tokens)
+    private struct Stopped: Error {}
+
+    /// Nil when asked to stop.
+    private func measure() throws -> Evaluation? {
+        func heed() throws {
+            switch direction(.evaluation) {
+            // The end of a run has an evaluation, too.
+            case .goOn, .finish: break
+            case .giveBack: model.releaseResidentWeights()
+            case .stop: throw Stopped()
+            }
+        }
+        do {
+            try heed()
+            let (loss, tokens) = try step.heldOutLoss(dataset.heldOut, tokenBudget: plan.tokenBudget) { _ in try heed() }
+            guard loss.isFinite else { throw TrainingError.nonFiniteEvaluation(step: state.step, loss: loss) }
+            return Evaluation(step: state.step, loss: loss, tokens: tokens)
+        } catch is Stopped {
+            return nil
+        }
     }
 
     private func checkpoint() throws {

@@ -64,6 +64,15 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// Worker threads; nil: all cores.
     package var threads: Int?
 
+    /// Of two jobs that wait, the one with more runs first, and takes over from a running one with less. Above 0: for
+    /// administrators. Nil: 0.
+    package var priority: Int?
+    /// `"6h"`, `"1d12h"` or Lightning's `"00:06:00:00"` of running, all runs together, waiting and suspension not counted: the run
+    /// then ends as an early-stopped one does. Nil: no limit.
+    package var maxTime: String?
+    /// `"01:00-06:00"`, local time: it runs only then. Nil: whenever the daemon lets it.
+    package var runBetween: String?
+
     package init(baseModel: String, datasets: [DatasetReference]) {
         self.baseModel = baseModel
         self.datasets = datasets
@@ -77,6 +86,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
         case optimizer, adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, precision, trainOnInputs
         case evalSteps, saveSteps, earlyStoppingPatience, memoryBudget, threads
+        case priority, maxTime, runBetween
     }
 
     /// Absent keys take their defaults.
@@ -123,6 +133,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.earlyStoppingPatience, into: &earlyStoppingPatience)
         try read(.memoryBudget, into: &memoryBudget)
         try read(.threads, into: &threads)
+        try read(.priority, into: &priority)
+        try read(.maxTime, into: &maxTime)
+        try read(.runBetween, into: &runBetween)
     }
 }
 
@@ -262,6 +275,13 @@ extension JobRequest {
                 "a size such as 900MiB or 2GB, or a share such as 60%")
         }
         if let threads { try require((1...256).contains(threads), .threads, threads, "1 to 256") }
+        if let priority { try require((-10...10).contains(priority), .priority, priority, "-10 to 10") }
+        if let maxTime {
+            try require(TimeSpan(maxTime) != nil, .maxTime, "\"\(maxTime)\"", "a time such as 6h, 90m or 1d12h, to 365d")
+        }
+        if let runBetween {
+            try require(DayWindow(runBetween) != nil, .runBetween, "\"\(runBetween)\"", "two times of day such as 01:00-06:00")
+        }
     }
 }
 

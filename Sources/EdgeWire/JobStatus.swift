@@ -25,6 +25,8 @@ package struct JobStatus: Codable, Equatable, Sendable {
     package var problem: Problem?
     /// Name of the adapter, once published.
     package var adapter: String?
+    /// What `max_time` limits; nil before the first run.
+    package var runSeconds: Double?
 
     package init(
         id: String, name: String, state: JobState, reason: String?, ownerUid: UInt32, createdAt: Date,

@@ -91,6 +91,14 @@ package struct Problem: Codable, Error, Equatable, Sendable {
         self.budgetBytes = budgetBytes
     }
 
+    /// The machine's and not the request's: the same may succeed another time.
+    package var mayPass: Bool {
+        switch kind {
+        case .insufficientMemory, .insufficientDisk, .workerKilled, .workerCrashed, .internalError: true
+        default: false
+        }
+    }
+
     package var kind: Kind? {
         type.hasPrefix(Self.typePrefix) ? Kind(rawValue: String(type.dropFirst(Self.typePrefix.count))) : nil
     }

@@ -240,9 +240,25 @@ package struct HostStatus: Codable, Equatable, Sendable {
     package struct Temperature: Codable, Equatable, Sendable {
         package var zone: String
         package var celsius: Double
-        package init(zone: String, celsius: Double) {
+        /// From which runs pause; nil: this zone pauses nothing.
+        package var limitCelsius: Double?
+        package init(zone: String, celsius: Double, limitCelsius: Double? = nil) {
             self.zone = zone
             self.celsius = celsius
+            self.limitCelsius = limitCelsius
+        }
+    }
+    /// What one policy makes of the machine now.
+    package struct Policy: Codable, Equatable, Sendable {
+        package var name: String
+        /// A run may start.
+        package var allows: Bool
+        /// The figures, and where the limits are.
+        package var text: String
+        package init(name: String, allows: Bool, text: String) {
+            self.name = name
+            self.allows = allows
+            self.text = text
         }
     }
     package var version: String
@@ -257,6 +273,10 @@ package struct HostStatus: Codable, Equatable, Sendable {
     package var queuedJobs: Int
     package var models: Int
     package var adapters: Int
+    /// Nil from a daemon that has none.
+    package var policies: [Policy]?
+    /// Why the job that is next does not run; nil when none waits.
+    package var waits: String?
     package init(
         version: String, startedAt: Date, kernelSet: String, cores: Int, memoryTotalBytes: UInt64,
         memoryAvailableBytes: UInt64, diskFreeBytes: UInt64, temperatures: [Temperature], runningJob: String?,

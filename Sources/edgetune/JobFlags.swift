@@ -29,6 +29,9 @@ struct JobFlags: ParsableArguments {
     @Option(help: "Steps between checkpoints.") var saveSteps: Int?
     @Option(help: "900MiB, 2GB or 60%.") var memoryBudget: String?
     @Option(help: "Worker threads.") var threads: Int?
+    @Option(help: "Of two jobs that wait the higher runs first: -10 to 10, above 0 for administrators.") var priority: Int?
+    @Option(help: "End after so much running, with what has been trained: 6h, 90m.") var maxTime: String?
+    @Option(help: "Run in these hours only, local time: 01:00-06:00.") var runBetween: String?
     @Flag(help: "Loss on every token, not on the answers only.") var trainOnInputs = false
 
     func apply(to request: inout JobRequest) throws {
@@ -57,6 +60,9 @@ struct JobFlags: ParsableArguments {
         if let saveSteps { request.saveSteps = saveSteps }
         if let memoryBudget { request.memoryBudget = memoryBudget }
         if let threads { request.threads = threads }
+        if let priority { request.priority = priority }
+        if let maxTime { request.maxTime = maxTime }
+        if let runBetween { request.runBetween = runBetween }
         if trainOnInputs { request.trainOnInputs = true }
     }
 

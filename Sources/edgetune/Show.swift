@@ -31,6 +31,11 @@ enum JobText {
         if let time = job.startedAt { rows.append(("started", Amount.time(time))) }
         if let time = job.finishedAt { rows.append(("finished", Amount.time(time))) }
         if job.runs > 1 { rows.append(("runs", "\(job.runs)")) }
+        if let priority = job.request.priority { rows.append(("priority", "\(priority)")) }
+        if let hours = job.request.runBetween { rows.append(("runs between", hours)) }
+        if let seconds = job.runSeconds {
+            rows.append(("ran for", Amount.duration(seconds) + (job.request.maxTime.map { ", at most \($0)" } ?? "")))
+        }
         if let progress = job.progress {
             rows.append(
                 ("step", "\(progress.step) of \(progress.totalSteps), epoch \(Amount.fixed(progress.epoch, 2))"))

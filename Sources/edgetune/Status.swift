@@ -22,9 +22,16 @@ struct Status: AsyncParsableCommand {
                 ("models", "\(status.models)"), ("adapters", "\(status.adapters)"),
             ]
             if !status.temperatures.isEmpty {
-                let zones = status.temperatures.map { "\($0.zone) \(Amount.fixed($0.celsius, 0)) °C" }
+                let zones = status.temperatures.map { zone in
+                    "\(zone.zone) \(Amount.fixed(zone.celsius, 0))"
+                        + (zone.limitCelsius.map { " of \(Amount.fixed($0, 0))" } ?? "") + " °C"
+                }
                 rows.append(("temperature", zones.joined(separator: ", ")))
             }
+            for policy in status.policies ?? [] {
+                rows.append(("runs, by \(policy.name)", (policy.allows ? "" : "none may start: ") + policy.text))
+            }
+            if let waits = status.waits { rows.append(("the next job", waits)) }
             return Table.text(rows)
         }
     }

@@ -40,7 +40,7 @@ package struct ControlGroup: Equatable, Sendable {
         guard let directory = own(files), let controllers = files.text(directory + "/cgroup.controllers") else {
             throw Unavailable(description: "this system has no cgroup v2")
         }
-        guard controllers.split(whereSeparator: \.isWhitespace).contains("memory") else {
+        guard Self.names(controllers).contains("memory") else {
             throw Unavailable(description: "the kernel gives \(directory) no memory controller")
         }
         guard access(files.root + directory + "/cgroup.subtree_control", W_OK) == 0,
@@ -56,11 +56,19 @@ package struct ControlGroup: Equatable, Sendable {
         return group
     }
 
+    private static func names(_ controllers: String) -> Set<Substring> { Set(controllers.split(whereSeparator: \.isWhitespace)) }
+
+    private func hasController(_ name: Substring) -> Bool {
+        Self.names(files.text(directory + "/cgroup.controllers") ?? "").contains(name)
+    }
+
     private func enter(_ pid: Int32) throws(Unavailable) {
         let serve = "\(directory)/\(Self.leaf)"
         try make(serve)
         // Out of the inner group first: it may not have both processes and controllers for its children.
         try write("\(pid)", to: serve + "/cgroup.procs")
+        // For quotas. Without it workers hold themselves to theirs.
+        if hasController("cpu") { _ = files.write("+cpu", to: directory + "/cgroup.subtree_control") }
         do { try write("+memory", to: directory + "/cgroup.subtree_control") } catch {
             _ = files.write("\(pid)", to: directory + "/cgroup.procs")
             _ = rmdir(files.root + serve)
@@ -81,8 +89,13 @@ package struct ControlGroup: Equatable, Sendable {
 
     // MARK: one run
 
-    /// A group for one run, with its limit in force.
-    package func makeRun(_ job: String, planned: UInt64) throws(Unavailable) -> RunGroup {
+    /// Microseconds; the kernel's own default for cpu.max, as systemd has it for CPUQuota=.
+    private static let quotaPeriod = 100_000
+
+    /// A group for one run, with its limits in force.
+    ///
+    /// - Parameter cpuQuota: cores' worth of time; nil: no limit.
+    package func makeRun(_ job: String, planned: UInt64, cpuQuota: Double? = nil) throws(Unavailable) -> RunGroup {
         let run = "\(directory)/\(Self.jobPrefix)\(job)"
         let limit = Self.limit(planned: planned)
         try make(run)
@@ -94,7 +107,12 @@ package struct ControlGroup: Equatable, Sendable {
         _ = files.write("0", to: run + "/memory.swap.max")
         // Threads of one process die together anyway; whatever else joins the group dies with them.
         _ = files.write("1", to: run + "/memory.oom.group")
-        return RunGroup(directory: files.root + run, end: { [self] in await end(run, limit) })
+        var holdsQuota = false
+        if let cpuQuota {
+            let quota = "\(Int(cpuQuota * Double(Self.quotaPeriod))) \(Self.quotaPeriod)"
+            holdsQuota = hasController("cpu") && files.write(quota, to: run + "/cpu.max") == nil
+        }
+        return RunGroup(directory: files.root + run, holdsQuota: holdsQuota, end: { [self] in await end(run, limit) })
     }
 
     private func end(_ run: String, _ limit: UInt64) async -> RunGroupReport {

@@ -1,5 +1,6 @@
 // The daemon's configuration: a strict YAML file, the options of the command line, and systemd's or XDG's directories,
 // in this order of growing distance. An unknown key is an error with its line.
+import EdgeJobs
 import EdgeWire
 import EdgeYAML
 import Foundation
@@ -32,11 +33,35 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
     /// Seconds that a worker may take to a checkpoint when it is stopped.
     var stopTimeoutSeconds = 75
 
+    /// `auto`, `off` or °C.
+    var maxTemperature = "auto"
+    /// °C below that from where a run may start.
+    var temperatureHysteresis = 8.0
+    /// `pause`, `run`, or the percent from which it runs.
+    var onBattery = "pause"
+    /// As in a job; nil: always.
+    var runBetween: String?
+    /// A size, a share of the disk, or `off`.
+    var minFreeDisk = "512MiB"
+    /// 0 to 19, or `idle`.
+    var nice = "10"
+    /// `150%` is one core and a half, as systemd's CPUQuota; nil: no limit.
+    var cpuQuota: String?
+    /// How long a user's run goes on while another user waits; `off`: to its end.
+    var turn = "1h"
+    /// Before the third run of a job whose first two crashed without a checkpoint; four times longer with each more.
+    var retryAfter = "4s"
+    /// Finished jobs that are kept, and those of them that keep their events, log and checkpoints.
+    var keepJobs = 10_000
+    var keepLogs = 200
+
     init() {}
 
     private enum CodingKeys: String, CodingKey, CaseIterable {
         case socket, stateDir, cacheDir, memoryBudget, threads, defaultSaveSteps, queuedJobs, queuedJobsPerUser
         case blobBytesPerUser, userGroup, adminGroup, generateMemoryBudget, stopTimeoutSeconds
+        case maxTemperature, temperatureHysteresis, onBattery, runBetween, minFreeDisk, nice, cpuQuota, turn, retryAfter
+        case keepJobs, keepLogs
     }
 
     init(from decoder: any Decoder) throws {
@@ -55,6 +80,18 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
         generateMemoryBudget =
             try values.decodeIfPresent(String.self, forKey: .generateMemoryBudget) ?? generateMemoryBudget
         stopTimeoutSeconds = try values.decodeIfPresent(Int.self, forKey: .stopTimeoutSeconds) ?? stopTimeoutSeconds
+        maxTemperature = try values.decodeIfPresent(String.self, forKey: .maxTemperature) ?? maxTemperature
+        temperatureHysteresis =
+            try values.decodeIfPresent(Double.self, forKey: .temperatureHysteresis) ?? temperatureHysteresis
+        onBattery = try values.decodeIfPresent(String.self, forKey: .onBattery) ?? onBattery
+        runBetween = try values.decodeIfPresent(String.self, forKey: .runBetween)
+        minFreeDisk = try values.decodeIfPresent(String.self, forKey: .minFreeDisk) ?? minFreeDisk
+        nice = try values.decodeIfPresent(String.self, forKey: .nice) ?? nice
+        cpuQuota = try values.decodeIfPresent(String.self, forKey: .cpuQuota)
+        turn = try values.decodeIfPresent(String.self, forKey: .turn) ?? turn
+        retryAfter = try values.decodeIfPresent(String.self, forKey: .retryAfter) ?? retryAfter
+        keepJobs = try values.decodeIfPresent(Int.self, forKey: .keepJobs) ?? keepJobs
+        keepLogs = try values.decodeIfPresent(Int.self, forKey: .keepLogs) ?? keepLogs
     }
 
     /// Nil: the installed file, or every default where there is none.
@@ -88,10 +125,54 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
         try require(
             (1...WireLimit.queuedJobs).contains(queuedJobsPerUser), .queuedJobsPerUser, "1 to \(WireLimit.queuedJobs)")
         try require((1...600).contains(stopTimeoutSeconds), .stopTimeoutSeconds, "1 to 600")
+        try require(RunPolicies.MostHeat(maxTemperature) != nil, .maxTemperature, "auto, off, or 30 to 120 (°C)")
+        try require((1...40).contains(temperatureHysteresis), .temperatureHysteresis, "1 to 40 (°C)")
+        try require(RunPolicies.OnBattery(onBattery) != nil, .onBattery, "pause, run, or a share such as 40%")
+        try require(runBetween.map { DayWindow($0) != nil } ?? true, .runBetween, "two times of day such as 01:00-06:00")
+        try require(
+            minFreeDisk == Self.off || MemoryBudget(minFreeDisk) != nil, .minFreeDisk,
+            "a size such as 1GiB, a share such as 5%, or off")
+        try require(niceness != nil, .nice, "0 to 19, or idle")
+        try require(cpuQuota == nil || cores != nil, .cpuQuota, "a share such as 150% (of one core), 1% or more")
+        try require(turn == Self.off || TimeSpan(turn) != nil, .turn, "a time such as 1h, or off")
+        try require(TimeSpan(retryAfter) != nil, .retryAfter, "a time such as 4s")
+        try require((1...1_000_000).contains(keepJobs), .keepJobs, "1 to 1000000")
+        try require((0...1_000_000).contains(keepLogs), .keepLogs, "0 to 1000000")
     }
+
+    private static let off = "off"
 
     /// Where the package installs it.
     static let defaultPath = "/etc/edgetuned/edgetuned.yaml"
+}
+
+/// The keys as values; texts have been checked when they were read.
+extension DaemonConfig {
+    var policies: RunPolicies {
+        var policies = RunPolicies()
+        policies.mostHeat = RunPolicies.MostHeat(maxTemperature) ?? policies.mostHeat
+        policies.hysteresis = temperatureHysteresis
+        policies.onBattery = RunPolicies.OnBattery(onBattery) ?? policies.onBattery
+        policies.hours = runBetween.flatMap(DayWindow.init)
+        policies.leastFreeDisk = MemoryBudget(minFreeDisk)
+        return policies
+    }
+
+    var scheduling: WorkerScheduling { WorkerScheduling(niceness: niceness ?? .nice(10), cpuQuota: cores) }
+
+    private var niceness: WorkerScheduling.Niceness? {
+        if nice == "idle" { return .idle }
+        return Int(nice).flatMap { (0...19).contains($0) ? .nice($0) : nil }
+    }
+
+    private var cores: Double? {
+        guard let cpuQuota, cpuQuota.hasSuffix("%"), let percent = Double(cpuQuota.dropLast()), (1...100_000).contains(percent)
+        else { return nil }
+        return percent / 100
+    }
+
+    var turnLength: Duration? { TimeSpan(turn).map { .seconds($0.seconds) } }
+    var retryDelay: Duration { .seconds(TimeSpan(retryAfter)?.seconds ?? 4) }
 }
 
 struct ConfigError: Error, CustomStringConvertible {

@@ -1,4 +1,4 @@
-// The kernel's files about memory (/proc, /sys/fs/cgroup), below a root: the machine's own, or a captured tree that a
+// The kernel's files about memory, heat and power (/proc, /sys), below a root: the machine's own, or a captured tree that a
 // test rewrites. Text in and out; what it means is decided elsewhere.
 import Foundation
 
@@ -43,6 +43,14 @@ package struct HostFiles: Equatable, Sendable {
         }
         return figures
     }
+
+    /// Names in a directory, sorted; empty when there is none.
+    func names(_ directory: String) -> [String] {
+        ((try? FileManager.default.contentsOfDirectory(atPath: root + directory)) ?? []).sorted()
+    }
+
+    /// A file of one word or line, without its end.
+    func word(_ path: String) -> String? { text(path)?.trimmingCharacters(in: .whitespacesAndNewlines) }
 
     /// A file of one number; nil when there is none, or when it says "max".
     func number(_ path: String) -> UInt64? {

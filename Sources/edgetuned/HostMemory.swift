@@ -1,5 +1,5 @@
 // What this machine, and every cgroup around the daemon, has and leaves of memory, and which of them is the least. Reads
-// through HostFiles, decides nothing but the budget. HostSensors: its heat.
+// through HostFiles, decides nothing but the budget.
 import EdgeWire
 import Foundation
 
@@ -123,22 +123,6 @@ enum CgroupMemory {
             let reclaimable = fileKeys.reduce(0) { $0 + (statistics[$1] ?? 0) }
             let used = charged - min(charged, reclaimable)
             return Limit(bytes: bytes, name: "\(name) of \(path)", left: bytes - min(bytes, used))
-        }
-    }
-}
-
-enum HostSensors {
-    static func temperatures() -> [HostStatus.Temperature] {
-        let root = "/sys/class/thermal"
-        let zones = ((try? FileManager.default.contentsOfDirectory(atPath: root)) ?? [])
-            .filter { $0.hasPrefix("thermal_zone") }.sorted()
-        return zones.compactMap { zone in
-            func text(_ file: String) -> String? {
-                (try? String(contentsOfFile: "\(root)/\(zone)/\(file)", encoding: .utf8))?
-                    .trimmingCharacters(in: .whitespacesAndNewlines)
-            }
-            guard let milli = text("temp").flatMap(Double.init) else { return nil }
-            return HostStatus.Temperature(zone: text("type") ?? zone, celsius: milli / 1000)
         }
     }
 }

@@ -14,14 +14,22 @@ extension Daemon {
 
     func status(_ call: Call) async throws -> Response {
         let memory = HostMemory(host)
-        return try Response(
-            json: HostStatus(
-                version: Edgetuned.version, startedAt: startedAt, kernelSet: kernelSet,
-                cores: ProcessFacts.coreCount, memoryTotalBytes: memory.total.bytes,
-                memoryAvailableBytes: memory.available.bytes, diskFreeBytes: BlobStore.freeBytes(places.state),
-                temperatures: HostSensors.temperatures(), runningJob: await queue.runningJob,
-                queuedJobs: try await store.count(of: .queued), models: try await store.modelCount(),
-                adapters: try await store.adapterCount()))
+        let policies = config.now.policies
+        let conditions = HostConditions(host, disk: places.state)
+        let temperatures = conditions.zones.map {
+            HostStatus.Temperature(
+                zone: $0.name, celsius: $0.celsius, limitCelsius: policies.limit(of: $0, in: conditions.zones))
+        }
+        var status = HostStatus(
+            version: Edgetuned.version, startedAt: startedAt, kernelSet: kernelSet,
+            cores: ProcessFacts.coreCount, memoryTotalBytes: memory.total.bytes,
+            memoryAvailableBytes: memory.available.bytes, diskFreeBytes: BlobStore.freeBytes(places.state),
+            temperatures: temperatures, runningJob: await queue.runningJob,
+            queuedJobs: try await store.count(of: .queued), models: try await store.modelCount(),
+            adapters: try await store.adapterCount())
+        status.policies = policies.report(conditions, pressure: MemoryPressure(host.text("/proc/pressure/memory")))
+        status.waits = await queue.waits
+        return try Response(json: status)
     }
 
     // MARK: plan and submit
@@ -33,6 +41,11 @@ extension Daemon {
 
     func submit(_ call: Call) async throws -> Response {
         let request = try await jobRequest(call)
+        if let priority = request.priority, priority > 0, call.caller.role < .admin {
+            throw Problem(
+                .notPermitted, "priority \(priority) is above 0, which is for administrators",
+                hint: "0, or less to let others go first")
+        }
         let key = try idempotencyKey(call, request)
         if let key, let existing = try await store.submitted(key, ownerUid: call.caller.uid) {
             return try Response(json: JobStatus(existing))
@@ -155,12 +168,7 @@ extension Daemon {
     }
 
     func deleteJob(_ call: Call) async throws -> Response {
-        let job = try await ownJob(call)
-        try await store.deleteJob(job.id)
-        log.remove(job.id)
-        // The adapter's files are in the job's directory: they go with the adapter.
-        if try await store.adapter(ofJob: job.id) == nil { try removeDirectory(queue.directory(of: job.id)) }
-        for blob in Set(job.datasetBlobs) { try await release(blob) }
+        try await delete(try await ownJob(call))
         return Response(status: .noContent)
     }
 

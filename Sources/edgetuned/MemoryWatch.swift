@@ -21,7 +21,8 @@ final class MemoryWatch: Sendable {
     private let isOver = Atomic(false)
     private let reader: MemorySampleReader
     private let plannedPeakBytes: UInt64
-    private let start = ContinuousClock.now
+    /// Stands still while the machine is suspended: patience is of running time.
+    private let start = SuspendingClock.now
 
     /// - Parameter group: the cgroup that was made for this run; nil: whichever this process is in.
     init(_ files: HostFiles, plannedPeakBytes: UInt64, group: String?) {
@@ -40,7 +41,7 @@ final class MemoryWatch: Sendable {
     func end() { isOver.store(true, ordering: .releasing) }
 
     private func take() {
-        let sample = reader.sample(at: ContinuousClock.now - start)
+        let sample = reader.sample(at: SuspendingClock.now - start)
         state.withLock { state in
             if state.judge.take(sample) == .calm { state.isTold = false }
             state.hasNewSample = true

@@ -223,13 +223,3 @@ actor ModelImports {
         do { try FileManager.default.removeItem(atPath: path) } catch { logger.error("\(path) cannot be removed: \(error)") }
     }
 }
-
-extension Problem {
-    /// The machine's and not the files': the same import may succeed another time.
-    fileprivate var mayPass: Bool {
-        switch kind {
-        case .insufficientMemory, .insufficientDisk, .workerKilled, .workerCrashed, .internalError: true
-        default: false
-        }
-    }
-}

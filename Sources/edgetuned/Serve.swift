@@ -21,7 +21,7 @@ struct Serve: AsyncParsableCommand {
     var checkConfig = false
     @Option(help: .hidden)
     var workerExecutable: String?
-    /// A captured tree in place of the kernel's files about memory.
+    /// A captured tree in place of the kernel's files.
     @Option(help: .hidden)
     var hostRoot: String?
     /// In place of all that a client may take.
@@ -32,6 +32,9 @@ struct Serve: AsyncParsableCommand {
         guard let time = clientSeconds.map({ TimeAmount.seconds($0) }) else { return ClientPatience() }
         return ClientPatience(head: time, window: time, answer: time)
     }
+    /// Between two looks at the machine.
+    @Option(help: .hidden)
+    var lookMilliseconds: Int?
 
     func run() async throws {
         let environment = ProcessInfo.processInfo.environment
@@ -87,28 +90,44 @@ struct Serve: AsyncParsableCommand {
                 planned: $0, memory: HostMemory(host), pressure: MemoryPressure(host.text("/proc/pressure/memory")))
         }
         let runGroup: @Sendable (String, UInt64) -> RunGroup? = { name, planned in
-            do { return try controlGroup?.makeRun(name, planned: planned) } catch {
+            do { return try controlGroup?.makeRun(name, planned: planned, cpuQuota: config.now.scheduling.cpuQuota) } catch {
                 logger.error("\(name) runs without a cgroup of its own: \(error)")
                 return nil
             }
         }
-        let queue = JobQueue(
-            store: store, log: log,
-            settings: JobQueueSettings(
-                worker: launch, jobsDirectory: places.jobs,
-                // Stored digests were checked when they came in.
-                blobPath: { (try? BlobDigest($0)).map(blobs.path) ?? "" },
-                budget: {
-                    let budget = HostMemory(host).budget(asked: $0.memoryBudget, allowed: config.now.memoryBudget)
-                    return (budget.bytes, budget.name)
-                },
-                defaultSaveSteps: { config.now.defaultSaveSteps },
-                calibrationPath: { places.calibration(of: $0, kernelSet: kernelSet) },
-                availableBytes: { HostMemory(host).available.bytes },
-                obstacle: { $0.plan.flatMap { obstacle($0.peakBytes) } },
-                runGroup: runGroup,
-                now: { Date().inWholeSeconds },
-                stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") }))
+        var settings = JobQueueSettings(
+            worker: launch, jobsDirectory: places.jobs,
+            // Stored digests were checked when they came in.
+            blobPath: { (try? BlobDigest($0)).map(blobs.path) ?? "" },
+            budget: {
+                let budget = HostMemory(host).budget(asked: $0.memoryBudget, allowed: config.now.memoryBudget)
+                return (budget.bytes, budget.name)
+            },
+            defaultSaveSteps: { config.now.defaultSaveSteps }, now: { Date().inWholeSeconds },
+            stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") })
+        settings.calibrationPath = { places.calibration(of: $0, kernelSet: kernelSet) }
+        settings.availableBytes = { HostMemory(host).available.bytes }
+        settings.look = {
+            let (policies, conditions) = (config.now.policies, HostConditions(host, disk: places.state))
+            let (memory, pressure) = (HostMemory(host), MemoryPressure(host.text("/proc/pressure/memory")))
+            return { job, phase in
+                if let found = policies.obstacle(
+                    conditions, jobHours: job.request.runBetween.flatMap(DayWindow.init), spill: job.plan?.spillBytes ?? 0, phase)
+                {
+                    return found
+                }
+                // A running one watches its memory itself, closer.
+                guard phase == .start, let plan = job.plan else { return nil }
+                return startObstacle(planned: plan.peakBytes, memory: memory, pressure: pressure).map { Obstacle(.memory, $0) }
+            }
+        }
+        if let lookMilliseconds { settings.obstacleInterval = .milliseconds(lookMilliseconds) }
+        settings.turn = { config.now.turnLength }
+        settings.retryAfter = { config.now.retryDelay }
+        settings.patience = { Self.patience(with: $0.plan) }
+        settings.scheduling = { config.now.scheduling }
+        settings.runGroup = runGroup
+        let queue = JobQueue(store: store, log: log, settings: settings)
         try await queue.recover()
         try await StrayFiles(places: places, store: store, logger: logger).remove()
         let imports = ModelImports(
@@ -145,6 +164,7 @@ struct Serve: AsyncParsableCommand {
         let server = Task { await http.run() }
         let reporting = Task { await background.reportStatus() }
         let watchdog = Task { await background.feedWatchdog() }
+        let tidying = Task { await background.removeOldJobs() }
         // The store failing is the end: what cannot be stored must not be promised.
         let jobs = Task {
             do { try await queue.run() } catch {
@@ -178,6 +198,7 @@ struct Serve: AsyncParsableCommand {
         Systemd.stopping()
         logger.info("stopping")
         reporting.cancel()
+        tidying.cancel()
         server.cancel()
         await queue.stop { Systemd.extendTimeout(seconds: 10) }
         let outcome = await jobs.result
@@ -185,11 +206,19 @@ struct Serve: AsyncParsableCommand {
         let importOutcome = await importing.result
         watchdog.cancel()
         await server.value
+        await tidying.value
         listening.close()
         try await group.shutdownGracefully()
         try store.close()
         try outcome.get()
         try importOutcome.get()
+    }
+
+    /// How long a worker may say nothing. It says something with every step, and every half a minute of micro-batches: an hour
+    /// is a hundred of those, unless the plan has steps that long.
+    private static func patience(with plan: PlanReport?) -> Duration {
+        let step = (plan?.totalSeconds ?? 0) / Double(max(1, plan?.totalSteps ?? 1))
+        return .seconds(max(3600, 20 * step))
     }
 
     /// What a job may have, less what the running one has not taken yet of its plan.
@@ -251,12 +280,21 @@ private struct Background: Sendable {
     private func statusLine() async -> String {
         let waiting = (try? await daemon.store.count(of: .queued)) ?? 0
         guard let id = await daemon.queue.runningJob, let job = try? await daemon.store.job(id) else {
-            return waiting == 0 ? "idle" : "\(waiting) queued"
+            guard waiting > 0 else { return "idle" }
+            return "\(waiting) queued" + (await daemon.queue.waits.map { ", the next \($0)" } ?? "")
         }
         guard let progress = job.progress else { return "job \(id) starting, \(waiting) queued" }
         let loss = String(format: "%.3f", progress.loss)
         return "job \(id) step \(progress.step)/\(progress.totalSteps), loss \(loss), "
             + "\(progress.rssBytes >> 20)/\(progress.budgetBytes >> 20) MiB, \(waiting) queued"
+    }
+
+    /// After every few minutes, not at times of day: no clock that is set can have it skip or hurry.
+    func removeOldJobs() async {
+        while !Task.isCancelled {
+            do { try await daemon.removeOldJobs() } catch { daemon.logger.error("old jobs stay: \(error)") }
+            try? await Task.sleep(for: Daemon.betweenRemovals)
+        }
     }
 
     /// Fed only while the event loop turns and the store answers; a check that does not is named in the log.

@@ -19,6 +19,7 @@ struct Work: ParsableCommand {
         becomeTheOneToKill()
         guard var order = channel.readOrder() else { throw ExitCode(EX_USAGE) }
         let host = HostFiles(environment: ProcessInfo.processInfo.environment)
+        takePriority(of: order, channel)
         do {
             joinGroup(of: &order, channel)
             let sandbox = try WorkSandbox.enter(for: order, host, group: order.controlGroup)
@@ -49,14 +50,25 @@ struct Work: ParsableCommand {
         }
     }
 
+    /// Of this thread, and of those that it starts from here on: of all that compute.
+    private func takePriority(of order: WorkOrder, _ channel: WorkChannel) {
+        let failed =
+            switch order.niceness {
+            case .nice(let value): setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, Int32(value)) != 0
+            case .idle: edge_be_idle() != 0
+            }
+        // To a lower value than the daemon's own nobody but root may go.
+        if failed, order.isLogged { channel.send(.log("priority \(order.niceness) not taken: \(String(cString: strerror(errno)))")) }
+    }
+
     /// Moves this process into the run's cgroup, before anything is allocated that should be charged to it.
     private func joinGroup(of order: inout WorkOrder, _ channel: WorkChannel) {
         guard let group = order.controlGroup, let problem = ControlGroup.join(group) else { return }
         channel.send(.log("the run has no memory limit of the kernel's: \(problem)"))
-        order.controlGroup = nil
+        order.leaveControlGroup()
     }
 
-    /// Lower priority than anything interactive, first in line when memory runs out, gone when `serve` is.
+    /// First in line when memory runs out, gone when `serve` is.
     private func becomeTheOneToKill() {
         _ = edge_set_parent_death_signal(SIGKILL)
         let score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC)
@@ -65,7 +77,6 @@ struct Work: ParsableCommand {
             _ = write(score, "900", 3)
             close(score)
         }
-        setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 10)
         signal(SIGPIPE, SIG_IGN)
     }
 }
@@ -73,24 +84,29 @@ struct Work: ParsableCommand {
 extension WorkOrder {
     /// Those of runs come with one.
     fileprivate var controlGroup: String? {
-        get {
-            switch self {
-            case .train(let order): order.controlGroup
-            case .importModel(let order): order.controlGroup
-            default: nil
-            }
+        switch self {
+        case .train(let order): order.controlGroup
+        case .importModel(let order): order.controlGroup
+        default: nil
         }
-        set {
-            switch self {
-            case .train(var order):
-                order.controlGroup = newValue
-                self = .train(order)
-            case .importModel(var order):
-                order.controlGroup = newValue
-                self = .importModel(order)
-            default: break
-            }
+    }
+
+    fileprivate mutating func leaveControlGroup() {
+        switch self {
+        case .train(var order):
+            order.controlGroup = nil
+            order.groupHoldsQuota = false
+            self = .train(order)
+        case .importModel(var order):
+            order.controlGroup = nil
+            self = .importModel(order)
+        default: break
         }
+    }
+
+    /// Nothing that a worker does is as urgent as what somebody waits for at a terminal.
+    fileprivate var niceness: WorkerScheduling.Niceness {
+        if case .train(let order) = self { order.scheduling.niceness } else { WorkerScheduling().niceness }
     }
 
     /// The others have one answer.
@@ -105,8 +121,10 @@ extension WorkOrder {
 /// The worker's side of the pipe.
 final class WorkChannel: Sendable {
     private let stopRequested = Atomic(false)
+    private let finishRequested = Atomic(false)
 
     var isStopRequested: Bool { stopRequested.load(ordering: .acquiring) }
+    var isFinishRequested: Bool { finishRequested.load(ordering: .acquiring) }
 
     func readOrder() -> WorkOrder? {
         guard let line = readLine(), let order = try? Wire.decoder().decode(WorkOrder.self, from: Data(line.utf8)) else {
@@ -116,12 +134,16 @@ final class WorkChannel: Sendable {
         return order
     }
 
-    /// A `stop` line asks for a checkpoint; the end of stdin means that `serve` is gone, and then there is nobody to
-    /// report to: the last checkpoint stands.
+    /// A `stop` line asks for a checkpoint, a `finish` line for the adapter as it is; the end of stdin means that `serve` is gone,
+    /// and then there is nobody to report to: the last checkpoint stands.
     func watchForSignals() {
         Thread.detachNewThread { [self] in
             while let line = readLine() {
-                if line == WorkSignal.stop.rawValue { stopRequested.store(true, ordering: .releasing) }
+                switch WorkSignal(rawValue: line) {
+                case .stop: stopRequested.store(true, ordering: .releasing)
+                case .finish: finishRequested.store(true, ordering: .releasing)
+                case nil: break
+                }
             }
             _exit(EX_UNAVAILABLE)
         }

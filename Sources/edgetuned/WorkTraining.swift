@@ -117,6 +117,8 @@ struct WorkTraining {
         let watch = MemoryWatch(host, plannedPeakBytes: UInt64(plan.peak.bytes), group: order.controlGroup)
         defer { watch.end() }
         let progress = ProgressMeter(plan: plan, budgetBytes: order.budgetBytes)
+        let pulse = Pulse(channel)
+        var pacer = order.groupHoldsQuota ? nil : order.scheduling.cpuQuota.map(CPUPacer.init)
         let run = try TrainingRun(
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
             checkpoints: CheckpointStore(
@@ -132,11 +134,13 @@ struct WorkTraining {
                 case .log(let text): channel.send(.log(text))
                 }
             },
-            direction: {
+            direction: { _ in
+                pulse.beat()
+                pacer?.rest { channel.isStopRequested }
                 if channel.isStopRequested { return .stop }
                 let (direction, note) = watch.direction()
                 if let note { channel.send(.log(note)) }
-                return direction
+                return direction == .stop ? .stop : channel.isFinishRequested ? .finish : direction
             })
         let outcome: RunOutcome
         do { outcome = try run.run() } catch let error as TrainingError {
@@ -190,6 +194,7 @@ struct WorkTraining {
         var request = order.request
         // These change neither the order of samples nor a sum.
         (request.name, request.threads, request.memoryBudget, request.saveSteps) = (nil, nil, nil, nil)
+        (request.priority, request.maxTime, request.runBetween) = (nil, nil, nil)
         var digest = SHA256()
         digest.update(Array(order.modelDigest.utf8))
         digest.update(Array(try Wire.encoder().encode(request)))
@@ -223,11 +228,28 @@ struct WorkTraining {
     }
 }
 
+/// Tells `serve` now and then that micro-batches are being done, however long a step or an evaluation takes.
+private final class Pulse {
+    private let channel: WorkChannel
+    private var last = SuspendingClock.now
+    private static let interval = Duration.seconds(30)
+
+    init(_ channel: WorkChannel) { self.channel = channel }
+
+    func beat() {
+        let now = SuspendingClock.now
+        guard now - last >= Self.interval else { return }
+        last = now
+        channel.send(.alive)
+    }
+}
+
 /// Steps as the API reports them: with times and memory, which the data plane does not know.
 private final class ProgressMeter {
     private let plan: TrainingPlan
     private let budgetBytes: UInt64
-    private var last: ContinuousClock.Instant = .now
+    /// Of a clock that stands still while the machine is suspended.
+    private var last: SuspendingClock.Instant = .now
     /// Seconds per step, smoothed over some ten steps.
     private var secondsPerStep: Double?
 
@@ -237,7 +259,7 @@ private final class ProgressMeter {
     }
 
     func report(_ step: StepReport) -> JobProgress {
-        let now = ContinuousClock.now
+        let now = SuspendingClock.now
         let elapsed = (now - last) / .seconds(1)
         last = now
         secondsPerStep = secondsPerStep.map { 0.9 * $0 + 0.1 * elapsed } ?? elapsed

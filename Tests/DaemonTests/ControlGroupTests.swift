@@ -81,6 +81,20 @@ extension CapturedHost {
         #expect(!FileManager.default.fileExists(atPath: host.root + group))
     }
 
+    @Test func aQuotaIsTheGroupsWhereThereIsAController() throws {
+        let directory = try TemporaryDirectory()
+        let host = try CapturedHost(in: directory.path)
+        for (controllers, holds) in [("cpu memory pids", true), ("memory pids", false)] {
+            try host.delegate(controllers: controllers, processes: "42\n")
+            let group = try ControlGroup.claim(HostFiles(root: host.root), pid: 42)
+            let run = try group.makeRun("j-\(holds)", planned: 1, cpuQuota: 1.5)
+            #expect(run.holdsQuota == holds)
+            #expect(host.read("\(unitPath)/job-j-\(holds)/cpu.max") == (holds ? "150000 100000" : nil))
+            #expect(try !group.makeRun("j-free", planned: 1).holdsQuota)
+            #expect(host.read("\(unitPath)/job-j-free/cpu.max") == nil)
+        }
+    }
+
     @Test func aKillByTheLimitIsToldWithTheNumbersAndTheRunGoesOn() throws {
         let directory = try TemporaryDirectory()
         let host = try CapturedHost(in: directory.path)
@@ -140,7 +154,10 @@ extension CapturedHost {
         try "#!/bin/sh\necho $$ > \(unit)/cgroup.procs\nexec \(DaemonProcess.binary) \"$@\"\n".write(
             toFile: enter, atomically: true, encoding: .utf8)
         chmod(enter, 0o755)
-        let daemon = try DaemonProcess(in: directory.path, executable: enter, workerExecutable: worker)
+        let config = directory.path + "/edgetuned.yaml"
+        try "retry_after: 1s\n".write(toFile: config, atomically: true, encoding: .utf8)
+        let daemon = try DaemonProcess(
+            in: directory.path, executable: enter, workerExecutable: worker, arguments: ["--config", config])
         try upload(daemon)
         let job = try submit("a", to: daemon)
         let failed = try daemon.wait(for: job.id) { $0.state.isFinal }

@@ -119,7 +119,7 @@ import Testing
             number += 1
             let name = "killed\(number)"
             let job = try submit(name, to: daemon)
-            // The daemon gives a job up after three runs without a new checkpoint, so every second run may make one.
+            // The daemon gives a job up after five runs without a new checkpoint, so every second run may make one.
             var strikes = 0
             while done < kills {
                 usleep(UInt32.random(in: 20_000...700_000, using: &random))

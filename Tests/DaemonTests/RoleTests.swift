@@ -72,6 +72,24 @@ private let canBecomeAnother = getuid() == 0 && FileManager.default.isExecutable
         #expect(!(try daemon.wait(for: rootJob.id) { _ in true }).state.isFinal)
     }
 
+    @Test func aPriorityAboveNoughtIsForAdministrators() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try Self.daemon(in: directory.path)
+        try upload(daemon)
+        let dataset = directory.path + "/own.jsonl"
+        try "{\"text\":\"their own\"}\n".write(toFile: dataset, atomically: true, encoding: .utf8)
+        func submit(_ name: String, _ priority: String, as group: String) throws -> (code: Int32, text: String) {
+            try Self.edgetune(
+                ["submit", "--base-model", "m", "--dataset", dataset, "--name", name, "--priority=\(priority)"], group: group,
+                socket: daemon.socket)
+        }
+        let (refused, why) = try submit("a", "1", as: Self.userGroup)
+        #expect(refused == 4 && why.contains("priority 1 is above 0"), "\(why)")
+        let (taken, said) = try submit("b", "-1", as: Self.userGroup)
+        #expect(taken == 0, "\(said)")
+        #expect(try submit("c", "10", as: Self.adminGroup).code == 0)
+    }
+
     @Test func theAdminGroupControlsAll() throws {
         let directory = try TemporaryDirectory()
         let daemon = try Self.daemon(in: directory.path)

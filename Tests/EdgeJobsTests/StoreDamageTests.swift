@@ -30,7 +30,7 @@ private let now = Date(timeIntervalSince1970: 1_800_000_000)
         let store = try JobStore(path: path)
         defer { try? store.close() }
         _ = try await store.interruptedJobs()
-        _ = try await store.queued(limit: 32)
+        _ = try await store.queueEntries(with: nil, at: now)
         _ = try await store.imports()
         _ = try await store.sweepBlobs(present: [], before: now)
         for job in try await listed(store) {

@@ -33,7 +33,7 @@ private func dump(_ path: String) throws -> [String] {
 }
 
 @Suite struct StoreUpgradeTests {
-    static let released = [1, 2]
+    static let released = [1, 2, 3]
 
     private static func number(_ migration: JobStore.Migration) -> Int { Int(migration.name.prefix { $0.isNumber }) ?? 0 }
 
@@ -63,6 +63,8 @@ private func dump(_ path: String) throws -> [String] {
         #expect(jobs.first { $0.state == .failed }?.problem?.kind == .nonFinite)
         #expect(try await store.adapter("a-succeeded")?.job == jobs.last?.id)
         #expect(try await store.models().map(\.name) == ["smol"])
+        let (entries, usage) = try await store.queueEntries(with: nil, at: Date(timeIntervalSince1970: 1.7e9))
+        #expect(entries.map(\.priority) == [schema >= 3 ? -1 : 0] && usage == (schema >= 3 ? [1000: 119] : [:]))
         #expect(try await store.datasets().map(\.name) == ["chats"])
         #expect(try await store.imports().count == (schema == 1 ? 0 : 1))
         #expect(try await store.blobBytes(ofOwner: 1000) == (schema == 1 ? 27 : 27 + 18))

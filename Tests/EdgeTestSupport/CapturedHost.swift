@@ -1,4 +1,4 @@
-// A tree of the kernel's files about memory, which a test writes and `edgetuned serve --host-root` reads.
+// A tree of the kernel's files, which a test writes and `edgetuned serve --host-root` reads.
 import Foundation
 
 package struct CapturedHost: Sendable {

@@ -40,8 +40,14 @@ struct TinyRun {
         let events: [TrainingEvent]
     }
 
-    /// - Parameter stopAfter: calls of `direction` after which the run is asked to stop.
-    func run(in directory: String, stopAfter: Int = .max, fingerprint: UInt8 = 1) throws -> Result {
+    /// - Parameters:
+    ///   - stopAfter: micro-batches of training after which the run is asked to stop.
+    ///   - counted: of other purposes, too.
+    ///   - thenTo: what it is asked then.
+    func run(
+        in directory: String, stopAfter: Int = .max, counted: Set<MicroBatchPurpose> = [.training],
+        thenTo last: RunDirection = .stop, fingerprint: UInt8 = 1
+    ) throws -> Result {
         let model = try BaseModel.open(path: Self.modelPath)
         let memory = try MemoryModel(model, lora: spec.lora, loadsAdapter: initial != nil)
         var plan = try TrainingPlan.make(
@@ -59,9 +65,10 @@ struct TinyRun {
                 directory: directory, runFingerprint: [UInt8](repeating: fingerprint, count: 32)),
             initial: initial, spillDirectory: directory,
             emit: { events.append($0) },
-            direction: {
+            direction: { purpose in
+                guard counted.contains(purpose) else { return .goOn }
                 asked += 1
-                return asked > stopAfter ? .stop : .goOn
+                return asked > stopAfter ? last : .goOn
             })
         let outcome = try run.run()
         let adapters = run.adapters
@@ -89,6 +96,15 @@ struct TrainingRunTests {
             let resumed = try TinyRun().run(in: directory.path)
             #expect(resumed.outcome == expected.outcome, "stopped after \(stopAfter)")
             #expect(resumed.adapter == expected.adapter, "stopped after \(stopAfter)")
+        }
+        // In evaluations, too: four of them, of three samples.
+        for stopAfter in 0..<40 {
+            let directory = try TemporaryDirectory()
+            let first = try piecemeal.run(in: directory.path, stopAfter: stopAfter, counted: [.training, .evaluation])
+            guard case .stopped = first.outcome else { Issue.record("stop \(stopAfter) ignored"); continue }
+            let resumed = try TinyRun().run(in: directory.path)
+            #expect(resumed.outcome == expected.outcome, "stopped after \(stopAfter) of both")
+            #expect(resumed.adapter == expected.adapter, "stopped after \(stopAfter) of both")
         }
         // Stopped again and again, with another number of threads each time.
         let directory = try TemporaryDirectory()
@@ -265,6 +281,24 @@ struct TrainingRunTests {
         }
         #expect(finished.endedEarly && finished.steps < finished.totalSteps)
         #expect(finished.steps - finished.keptStep == 3)
+    }
+
+    @Test("asked to finish, a run evaluates, keeps its best and ends as an early-stopped one; also when it is cut off there")
+    func finishing() throws {
+        for micro in 0...7 {
+            let directory = try TemporaryDirectory()
+            let result = try TinyRun().run(in: directory.path, stopAfter: micro, thenTo: .finish)
+            guard case .finished(let finished) = result.outcome else { Issue.record("did not finish"); return }
+            // The first step is done whatever is asked.
+            #expect(finished.endedEarly && (1..<8).contains(finished.steps) && finished.totalSteps == 8)
+            if micro == 0 { #expect(finished.steps == 1) }
+            #expect(finished.evaluations.last?.step == finished.steps)
+            #expect(finished.keptStep >= 1)
+            // The checkpoint knows of the end: the next run publishes, and trains no more.
+            let again = try TinyRun().run(in: directory.path)
+            #expect(again.outcome == result.outcome && again.adapter == result.adapter)
+            #expect(!again.events.contains { if case .step = $0 { true } else { false } })
+        }
     }
 
     @Test("a smaller budget trades what it must and ends with the same bits")

@@ -221,6 +221,9 @@ private let modelJSON =
         full.earlyStoppingPatience = 1
         full.memoryBudget = "60%"
         full.threads = 1
+        full.priority = 1
+        full.maxTime = "6h"
+        full.runBetween = "01:00-06:00"
         let object = try JSONSerialization.jsonObject(with: Wire.encoder().encode(full)) as? [String: Any]
         #expect(
             Set(object?.keys ?? [:].keys) == Set(JobRequest.CodingKeys.allCases.map { Wire.snakeCase($0.rawValue) }))

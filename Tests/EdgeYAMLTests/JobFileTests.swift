@@ -51,6 +51,9 @@ private func message(_ text: String) -> String {
                 early_stopping_patience: 3
                 memory_budget: 60%
                 threads: 2
+                priority: -2
+                max_time: 00:06:00:00
+                run_between: 22:00-06:00
                 """, fileName: "job.yaml")
         var expected = JobRequest(baseModel: "smollm2", datasets: [DatasetReference(path: "train.jsonl")])
         expected.name = "first"
@@ -82,6 +85,9 @@ private func message(_ text: String) -> String {
         expected.earlyStoppingPatience = 3
         expected.memoryBudget = "60%"
         expected.threads = 2
+        expected.priority = -2
+        expected.maxTime = "00:06:00:00"
+        expected.runBetween = "22:00-06:00"
         #expect(request == expected)
         try request.validate()
     }

@@ -4,7 +4,7 @@ The statements are read out of the release's own Sources/EdgeJobs/JobStore.swift
 keys that the release's types had. Tests/EdgeJobsTests/StoreUpgradeTests.swift upgrades each. A schema that was released gets
 a line here, and its file is never made anew.
 
-    python3 make_store_goldens.py            # writes stores/1.sql, stores/2.sql
+    python3 make_store_goldens.py            # writes stores/1.sql, stores/2.sql, …
 """
 import json
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 # The last migration, and a commit at which it was the last.
-RELEASES = [("1 jobs", "ca1d5ba"), ("2 imports", "bfdbed1")]
+RELEASES = [("1 jobs", "ca1d5ba"), ("2 imports", "bfdbed1"), ("3 priorities and running time", "641942a")]
 BLOB = {letter: "sha256:" + letter * 64 for letter in "abcdef"}
 STATES = ["queued", "running", "pausing", "paused", "cancelling", "cancelled", "failed", "succeeded"]
 
@@ -85,7 +85,7 @@ def fill(db, release):
         has_run = state not in ("queued", "cancelled")
         is_final = state in ("cancelled", "failed", "succeeded")
         db.execute(
-            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?{', -1, 59.5, 1' if release >= 3 else ''})",
             (job, place, name, state, "why" if state in ("paused", "failed") else None, 1000 + place % 2, 1.7e9 + place,
              1.7e9 + 60 if has_run else None, 1.7e9 + 120 if is_final else None, int(has_run), 0,
              text(request(name, release)), BLOB["a"], text([BLOB["b"]]), text(PROGRESS) if has_run else None,
@@ -104,6 +104,8 @@ def fill(db, release):
     db.execute("INSERT INTO adapters VALUES ('a-succeeded', 'j-000000000008', 'smol', ?, 1000, 1.7e9)", (BLOB["a"],))
     for letter in "abc":
         db.execute("INSERT INTO blobs VALUES (?, 9, 1000, 1.7e9)", (BLOB[letter],))
+    if release >= 3:
+        db.execute("INSERT INTO usage VALUES (1000, 119, 1.7e9)")
     model = ["smol", BLOB["a"], 1000, 1.7e9, text(REPORT)]
     if release == 1:
         db.execute("INSERT INTO models VALUES (?, ?, ?, ?, ?)", model)

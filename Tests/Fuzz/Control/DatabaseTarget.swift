@@ -37,7 +37,7 @@ extension FuzzTarget {
                 if let job = try await store.job(id) { _ = try Wire.encoder().encode(JobStatus(job)) }
                 _ = try await store.events(of: id, after: 0, limit: 100)
             }
-            _ = try await (store.queued(limit: 9), store.interruptedJobs())
+            _ = try await (store.queueEntries(with: "j-1", at: now), store.interruptedJobs())
             _ = try Wire.encoder().encode(try await store.models())
             _ = try Wire.encoder().encode(try await store.datasets())
             _ = try await (store.adapters(), store.imports(), store.nextImport())

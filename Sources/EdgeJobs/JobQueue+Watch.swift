@@ -1,0 +1,99 @@
+// The running job, looked at every few seconds: whether its time is up, whether the machine, its hours or another job is in its
+// way, whether it still says anything. What is in its way ends the run with a checkpoint, as a shortage of memory that the
+// worker finds itself does; the job waits with the reason, and goes on when there is nothing in its way.
+import EdgeWire
+import Foundation
+
+/// The run that is under way.
+struct CurrentRun {
+    let id: String
+    let control = WorkerControl()
+    let start = SuspendingClock.now
+    /// Asked to leave for this.
+    var obstacle: Obstacle?
+    /// Seen once: one look can be a spike.
+    var suspected: Obstacle.Kind?
+    /// `max_time` is over.
+    var isFinishing = false
+    /// Why the queue took the process away; nil: it did not.
+    var killed: Kill?
+
+    /// After it was asked to stop, or because it hangs.
+    enum Kill { case overdue, silent(Duration) }
+
+    init(_ id: String) { self.id = id }
+
+    var ran: Duration { SuspendingClock.now - start }
+}
+
+extension JobQueue {
+    /// Looks at `job`, which runs, until it is cancelled.
+    func watch(_ job: Job, _ transcript: WorkerTranscript) async throws {
+        let limit = job.request.maxTime.flatMap(TimeSpan.init).map { Duration.seconds($0.seconds) }
+        let before = Duration.seconds(job.runSeconds)
+        while !Task.isCancelled {
+            var wait = settings.obstacleInterval
+            if let limit, let current, !current.isFinishing {
+                let left = limit - before - current.ran
+                if left <= .zero { try await finish(job, limit) } else { wait = min(wait, left) }
+            }
+            let silence = await transcript.silence
+            if silence > settings.patience(job) { kill(job.id, .silent(silence)) }
+            try await leaveIfNeeded(job)
+            try? await Task.sleep(for: wait, clock: SuspendingClock())
+        }
+    }
+
+    private func finish(_ job: Job, _ limit: Duration) async throws {
+        current?.isFinishing = true
+        current?.control.finish()
+        let text = "max_time \(job.request.maxTime ?? "") is over: the run ends with what it has"
+        write(text, to: job.id, at: settings.now())
+        try await store.record([.log(text)], of: job.id, at: settings.now())
+    }
+
+    private func leaveIfNeeded(_ job: Job) async throws {
+        guard let seen = current, seen.obstacle == nil, !seen.isFinishing, !isStopping else { return }
+        let machine = settings.look()
+        var found = machine(job, .run)
+        if found == nil { found = try await rival(of: job, ran: seen.ran, machine) }
+        // It was waited above: this may be the next run, or one that is over.
+        guard current?.id == job.id else { return }
+        current?.suspected = found?.kind
+        guard let found, seen.suspected == found.kind || found.kind == .turn else { return }
+        current?.obstacle = found
+        write("asked to leave: it \(found.reason)", to: job.id, at: settings.now())
+        stopRunning(job.id)
+    }
+
+    /// A job that is to run instead: one of a higher priority at once, another user's of the same one when this run has had
+    /// its turn.
+    private func rival(
+        of job: Job, ran: Duration, _ machine: (Job, RunPhase) -> Obstacle?
+    ) async throws -> Obstacle? {
+        let (entries, usage) = try await store.queueEntries(with: job.id, at: settings.now())
+        guard entries.count > 1, let own = entries.first(where: { $0.id == job.id }) else { return nil }
+        let turn = settings.turn()
+        let hadItsTurn = turn.map { ran >= $0 } ?? false
+        for entry in FairShare.order(entries, usage: usage).prefix(while: { $0.id != job.id }).prefix(Self.candidates) {
+            let isHigher = entry.priority > own.priority
+            guard isHigher || (hadItsTurn && entry.ownerUid != own.ownerUid), let other = try await store.job(entry.id),
+                canReplace(job, other, machine)
+            else { continue }
+            return Obstacle(
+                .turn,
+                isHigher
+                    ? "\(entry.id) has priority \(entry.priority), this has \(own.priority)"
+                    : "\(entry.id) of uid \(entry.ownerUid) is next, this ran \(Int(ran / .seconds(60))) min")
+        }
+        return nil
+    }
+
+    private func canReplace(_ running: Job, _ other: Job, _ machine: (Job, RunPhase) -> Obstacle?) -> Bool {
+        guard retryWait(other) == nil else { return false }
+        guard let obstacle = machine(other, .start) else { return true }
+        // The memory that it lacks may be what the running one holds.
+        guard obstacle.kind == .memory, let needed = other.plan?.peakBytes, let held = running.plan?.peakBytes else { return false }
+        return needed <= held
+    }
+}
