@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,12 +42,12 @@ class Connection(http.client.HTTPConnection):
 
 
 class Daemon:
-    def __init__(self, binary, directory):
+    def __init__(self, binary, directory, options=()):
         self.socket = f"{directory}/s.sock"
         self.log = open(f"{directory}/log", "a")
         started = time.perf_counter()
         self.process = subprocess.Popen(
-            [binary, "serve", "--socket", self.socket, "--state-dir", f"{directory}/state"],
+            [binary, "serve", "--socket", self.socket, "--state-dir", f"{directory}/state", *options],
             stdout=self.log, stderr=self.log, env={"PATH": "/usr/bin:/bin", "HOME": directory})
         while True:
             try:
@@ -154,26 +155,32 @@ def main():
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--edgetuned", default=str(ROOT / ".build/release/edgetuned"))
     parser.add_argument("--keep", action="store_true", help="leave the state there, and say where")
+    parser.add_argument(
+        "--keep-logs", type=int, default=1_000_000,
+        help="finished jobs that keep their events: by default all, and nothing is tidied away while this measures")
     arguments = parser.parse_args()
     directory = tempfile.mkdtemp(prefix="edge-")
     store = f"{directory}/state/jobs.db"
     try:
-        daemon = Daemon(arguments.edgetuned, directory)
+        config = Path(directory, "config.yaml")
+        config.write_text(f"keep_jobs: 1000000\nkeep_logs: {arguments.keep_logs}\n")
+        start = partial(Daemon, arguments.edgetuned, directory, ["--config", str(config)])
+        daemon = start()
         job, blobs = prepare(daemon)
         daemon.stop()
         events = multiply(store, job, blobs, arguments.jobs)
         starts = {"after a stop": [], "after a kill": []}
         for _ in range(5):
-            daemon = Daemon(arguments.edgetuned, directory)
+            daemon = start()
             starts["after a stop"].append(daemon.start_seconds)
             # Something that is not in the store's file yet, only in its log.
             paused = json.loads(daemon.call("GET", "/v1/jobs?state=paused&limit=1")[1])["jobs"][0]["id"]
             assert daemon.call("POST", f"/v1/jobs/{paused}/cancel")[0] == 200
             daemon.stop(signal.SIGKILL)
-            daemon = Daemon(arguments.edgetuned, directory)
+            daemon = start()
             starts["after a kill"].append(daemon.start_seconds)
             daemon.stop()
-        daemon = Daemon(arguments.edgetuned, directory)
+        daemon = start()
         before = daemon.resident_kilobytes()
         lists = [
             measure(daemon, path, arguments.runs)

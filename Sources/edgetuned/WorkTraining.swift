@@ -150,7 +150,8 @@ struct WorkTraining {
                 throw problem
             }
             let best = kept.evaluations.first { $0.step == kept.keptStep }
-            problem.detail += "; the adapter of step \(kept.keptStep) is kept" + (best.map { ", its held-out loss is \($0.loss)" } ?? "")
+            problem.detail += "; the adapter of step \(kept.keptStep) is kept"
+            if let best { problem.detail += ", its held-out loss is \(best.loss)" }
             return RunEnd(finished: kept, tensors: run.takeTensors(), problem: problem)
         }
         switch outcome {
@@ -172,7 +173,9 @@ struct WorkTraining {
         var problem = Problem(workError: error)
         guard problem.kind == .nonFinite else { return nil }
         if case .nonFinite(let step, let loss, let gradNorm, let indices) = error {
-            let what = loss.isFinite ? "a gradient is not finite (their norm is \(gradNorm ?? .nan), the loss \(loss))" : "the loss is \(loss)"
+            let what =
+                loss.isFinite
+                ? "a gradient is not finite (their norm is \(gradNorm ?? .nan), the loss \(loss))" : "the loss is \(loss)"
             problem.detail = "step \(step): \(what); \(lines(ofTrainingSamples: indices))"
         }
         return problem

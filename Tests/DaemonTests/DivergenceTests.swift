@@ -63,7 +63,8 @@ import Testing
         let problem = try #require(job.problem, "\(job)")
         #expect(job.state == .failed && problem.kind == .nonFinite && job.adapter == nil)
         // The micro-batch has two samples: their lines, and no others.
-        let lines = try #require(problem.detail.firstMatch(of: /step (\d+): .*; lines (\d+), (\d+) of "lines"/), "\(problem.detail)")
+        let said = /step (\d+): .*; lines (\d+), (\d+) of "lines"/
+        let lines = try #require(problem.detail.firstMatch(of: said), "\(problem.detail)")
         #expect((1...24).contains(Int(lines.2) ?? 0) && (1...24).contains(Int(lines.3) ?? 0))
         #expect(problem.detail.contains("no adapter was measured before that"))
         #expect(try daemon.call("GET", Endpoint.adapter("wild")).status == 404)

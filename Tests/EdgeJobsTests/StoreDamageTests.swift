@@ -97,7 +97,8 @@ private let now = Date(timeIntervalSince1970: 1_800_000_000)
         var bytes = try await Self.sample(at: path)
         // The root page of `jobs`, whose cells are then nowhere.
         let raw = try DatabaseQueue(path: path)
-        let root = try #require(try await raw.read { try Int.fetchOne($0, sql: "SELECT rootpage FROM sqlite_master WHERE name = 'jobs'") })
+        let root = try #require(
+            try await raw.read { try Int.fetchOne($0, sql: "SELECT rootpage FROM sqlite_master WHERE name = 'jobs'") })
         try raw.close()
         for at in (root - 1) * 4096 + 8..<root * 4096 { bytes[at] = 0xFF }
         try Data(bytes).write(to: URL(filePath: path))

@@ -96,13 +96,15 @@ private func dump(_ path: String) throws -> [String] {
         let path = directory.path + "/jobs.db"
         try writeStore(schema, at: path)
         let before = try dump(path)
-        let backup = JobStore.backupPath(of: path, before: try #require(JobStore.migrations.first { Self.number($0) > schema }).name)
+        let next = try #require(JobStore.migrations.first { Self.number($0) > schema })
+        let backup = JobStore.backupPath(of: path, before: next.name)
+        let both = ["jobs.db", (backup as NSString).lastPathComponent]
         // What a copy that was cut off has left, and a copy of an upgrade that was cut off behind it.
         try Data("torn".utf8).write(to: URL(filePath: backup + ".part"))
         try Data("old".utf8).write(to: URL(filePath: backup))
         try JobStore(path: path).close()
         #expect(try dump(backup) == before)
-        #expect(try FileManager.default.contentsOfDirectory(atPath: directory.path).sorted() == ["jobs.db", (backup as NSString).lastPathComponent])
+        #expect(try FileManager.default.contentsOfDirectory(atPath: directory.path).sorted() == both)
         // Opened again there is nothing to upgrade, and no other copy.
         try FileManager.default.removeItem(atPath: backup)
         try JobStore(path: path).close()

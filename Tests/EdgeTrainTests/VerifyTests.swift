@@ -112,7 +112,8 @@ import Testing
         let directory = try TemporaryDirectory()
         let error = #expect(throws: TrainingError.self) { try Self.wild.run(in: directory.path) }
         switch error {
-        case .nonFinite(let step, _, _, let samples): #expect(step > 1 && !samples.isEmpty && samples.allSatisfy { (0..<14).contains($0) })
+        case .nonFinite(let step, _, _, let samples):
+            #expect(step > 1 && !samples.isEmpty && samples.allSatisfy { (0..<14).contains($0) })
         case .nonFiniteEvaluation(let step, let loss): #expect(step > 1 && !loss.isFinite)
         default: Issue.record("\(String(describing: error))")
         }
