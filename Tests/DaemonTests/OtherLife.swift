@@ -18,10 +18,10 @@ struct OtherLife {
     func run(_ client: StubbornClient) throws {
         try importModel(client)
         try told(.imported)
-        let answer = try client.add(adapter, to: Endpoint.adapters) {
+        // 409: it was brought in, and the answer was lost on its way.
+        _ = try client.add(adapter, to: Endpoint.adapters, accepting: [409]) {
             AdapterImportRequest(name: "brought", baseModel: "tiny", tensors: $0[0], config: $0[1])
         }
-        #expect(answer.status < 300 || answer.status == 409)
         try told(.brought)
         for name in ["adapter.gguf", "adapter_model.safetensors"] {
             let file = try client.call("GET", Endpoint.adapterFile("brought", name), accepting: [200]).body

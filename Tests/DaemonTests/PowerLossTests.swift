@@ -66,6 +66,7 @@ import Testing
             let recording = try Self.record(kind, in: directory.path)
             print("seed \(seed): \(cuts / 2) power cuts in \(recording.operations.count) operations of a \(kind) life")
             var (histories, daemons) = (0, 0)
+            let began = Date()
             try await Self.eachCut(recording, count: cuts / 2, seed: seed &+ UInt64(index)) { image, cut, name in
                 let problems = await Self.problems(of: image, recording, cut)
                 #expect(problems.isEmpty, "seed \(seed), \(kind), \(name): \(problems)")
@@ -74,9 +75,11 @@ import Testing
                 try Self.finish(image, recording, cut, name)
                 daemons += 1
             }
+            let seconds = Date().timeIntervalSince(began)
             #expect(histories >= cuts / 2)
             try await Self.requireThatADiskThatIgnoresSyncsIsNoticed(recording)
-            print("\(kind): \(histories) histories, \(daemons) of them finished by a daemon")
+            let rate = String(format: "%.1f", Double(histories) / seconds)
+            print("\(kind): \(histories) histories, \(daemons) of them finished by a daemon, \(rate) histories/s")
         }
     }
 

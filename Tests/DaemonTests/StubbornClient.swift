@@ -115,11 +115,15 @@ final class StubbornClient {
         throw TestFailure("upload of \(digest): \(refusals.suffix(3).joined(separator: "\n"))")
     }
 
-    /// - Parameter value: what names the blobs; they are sent again when the daemon has none of them.
-    func add<Value: Encodable>(_ bytes: [Data], to endpoint: String, _ value: ([String]) -> Value) throws -> HTTPAnswer {
+    /// - Parameters:
+    ///   - accepting: statuses beside success.
+    ///   - value: what names the blobs; they are sent again when the daemon has none of them.
+    func add<Value: Encodable>(
+        _ bytes: [Data], to endpoint: String, accepting: Set<Int> = [], _ value: ([String]) -> Value
+    ) throws -> HTTPAnswer {
         for _ in 0..<Self.attempts {
             let digests = try bytes.map(upload)
-            let answer = try post(endpoint, value(digests), accepting: [200, 201, 202, 404])
+            let answer = try post(endpoint, value(digests), accepting: accepting.union([200, 201, 202, 404]))
             if answer.status != 404 { return answer }
         }
         throw TestFailure("\(endpoint): \(refusals.suffix(3).joined(separator: "\n"))")
