@@ -42,7 +42,10 @@ package final class StoreInspection {
     /// - Throws: `StoreError` where the file is no store, damaged beyond opening, or of a newer release.
     package init(path: String, _ access: Access) throws {
         var configuration = JobStore.configuration
-        configuration.readonly = access == .reading
+        // Not SQLite's read-only: that cannot take back a change that was cut off, and then reads nothing at all.
+        if access == .reading {
+            configuration.prepareDatabase { db in try db.execute(sql: "PRAGMA query_only = 1") }
+        }
         do {
             let queue = try DatabaseQueue(path: path, configuration: configuration)
             let applied = try queue.read(JobStore.appliedMigrations)
