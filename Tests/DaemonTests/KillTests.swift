@@ -4,6 +4,7 @@
 //
 //   EDGETUNE_KILLS=1000 EDGETUNE_KILL_JOBS=100   (default: 6 and 3); EDGETUNE_SEED the seed, which is printed
 import EdgeFormats
+import EdgeJobs
 import EdgeTestSupport
 import EdgeWire
 import Foundation
@@ -76,14 +77,14 @@ import Testing
         }
     }
 
-    /// Processes whose parent is `parent`.
+    /// Living processes whose parent is `parent`.
     static func children(of parent: pid_t) -> [pid_t] {
         let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
         return names.compactMap { pid_t($0) }.filter { pid in
             guard let stat = try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8),
                 let fields = stat.split(separator: ")").last?.split(separator: " "), fields.count > 1
             else { return false }
-            return fields[1] == "\(parent)"
+            return fields[1] == "\(parent)" && fields[0] != "Z"
         }
     }
 
@@ -117,8 +118,7 @@ import Testing
     private struct LoadedJob {
         let name: String, kind: LoadKind
         var id = ""
-        /// Kills of its worker since it was seen to come to a checkpoint, and the step that it had then.
-        var fruitless = 0, step = 0
+        /// Its pause was accepted.
         var isPaused = false
     }
 
@@ -173,10 +173,9 @@ import Testing
     private static func check(_ jobs: [LoadedJob], _ expected: [LoadKind: [Data]], _ client: StubbornClient) throws {
         for job in jobs {
             if job.kind == .cancelled { _ = try client.call("POST", Endpoint.jobAction(job.id, .cancel), accepting: [200, 409]) }
-            if job.isPaused { _ = try client.call("POST", Endpoint.jobAction(job.id, .resume), accepting: [200, 409]) }
         }
         for job in jobs {
-            let done = try client.wait(for: job.id) { $0.state.isFinal }
+            let done = try finished(job, client)
             // One that ended before it was cancelled is whole as well.
             if done.state == .cancelled, job.kind == .cancelled { continue }
             #expect(done.state == .succeeded, "seed \(seed): \(done)")
@@ -194,6 +193,14 @@ import Testing
         #expect(torn.isEmpty, "seed \(seed): \(torn)")
     }
 
+    private static func finished(_ job: LoadedJob, _ client: StubbornClient) throws -> JobStatus {
+        while true {
+            let now = try client.wait(for: job.id) { $0.state.isFinal || $0.state == .paused }
+            if now.state.isFinal { return now }
+            _ = try client.call("POST", Endpoint.jobAction(job.id, .resume), accepting: [200, 409])
+        }
+    }
+
     /// Kills daemon, worker or both, alone or several times in a row, and asks for pauses in between.
     private struct Killer {
         private var random: SeededGenerator
@@ -205,36 +212,51 @@ import Testing
         mutating func strike(_ client: StubbornClient, _ jobs: inout [LoadedJob]) throws {
             usleep(UInt32.random(in: 5_000...300_000, using: &random))
             let group = Int.random(in: 0..<4, using: &random) == 0 ? Int.random(in: 2...4, using: &random) : 1
-            for _ in 0..<group { try killOnce(client, &jobs) }
+            for _ in 0..<group { try killOnce(client) }
             guard Int.random(in: 0..<6, using: &random) == 0 else { return }
             // Pauses what runs, or resumes what is paused.
             let running = try client.get(HostStatus.self, Endpoint.status).runningJob
             for index in jobs.indices where !jobs[index].id.isEmpty && (jobs[index].id == running || jobs[index].isPaused) {
                 let action = jobs[index].isPaused ? JobAction.resume : .pause
-                _ = try client.call("POST", Endpoint.jobAction(jobs[index].id, action), accepting: [200, 409])
-                jobs[index].isPaused.toggle()
+                // Not accepted when it has ended meanwhile, or is still on its way to the pause.
+                let answer = try client.call("POST", Endpoint.jobAction(jobs[index].id, action), accepting: [200, 409])
+                if answer.status == 200 { jobs[index].isPaused.toggle() }
             }
         }
 
-        private mutating func killOnce(_ client: StubbornClient, _ jobs: inout [LoadedJob]) throws {
-            let running = try client.get(HostStatus.self, Endpoint.status).runningJob
-            var target = ["worker", "daemon", "both"].randomElement(using: &random) ?? "daemon"
-            if target != "daemon", let index = jobs.firstIndex(where: { $0.id == running && running != nil }) {
-                let step = try client.get(JobStatus.self, Endpoint.job(jobs[index].id)).progress?.step ?? 0
-                if step >= jobs[index].step + KillTests.saveSteps + 1 { jobs[index].fruitless = 0 }
-                        // The daemon gives a job up after five runs without a new checkpoint; its own deaths do not count.
-                if jobs[index].fruitless >= 2 { target = "daemon" } else {
-                    jobs[index].fruitless += 1
-                    jobs[index].step = max(step, jobs[index].step)
+        private mutating func killOnce(_ client: StubbornClient) throws {
+            let target = ["worker", "daemon", "both"].randomElement(using: &random) ?? "daemon"
+            var killed = 0
+            if target != "daemon" {
+                while killed == 0, try !KillTests.isDone(client) {
+                    // In this order: a run is stored before its worker is there.
+                    let workers = KillTests.children(of: client.daemon.process.processIdentifier)
+                    if try workers.isEmpty || Self.mayFail(client) {
+                        usleep(5_000)
+                        continue
+                    }
+                    for worker in workers where kill(worker, SIGKILL) == 0 { killed += 1 }
                 }
             }
-            let daemon = client.daemon.process.processIdentifier
-            let workers = target == "daemon" ? [] : KillTests.children(of: daemon)
-            for worker in workers { kill(worker, SIGKILL) }
             if target != "worker" { try client.restart() }
-            guard target != "worker" || !workers.isEmpty else { return }
+            guard target == "daemon" || killed > 0 else { return }
             done += 1
             tally[target, default: 0] += 1
+        }
+
+        /// The daemon gives a job up after so many runs without a new checkpoint, of which the running one would be the last.
+        private static func mayFail(_ client: StubbornClient) throws -> Bool {
+            guard let id = try client.get(HostStatus.self, Endpoint.status).runningJob else { return false }
+            let text = try client.call("GET", Endpoint.jobEvents(id) + "?follow=0", accepting: [200]).text
+            var runs = 0
+            for line in text.split(separator: "\n") {
+                switch try Wire.decoder().decode(JobEvent.self, from: Data(line.utf8)).event {
+                case .checkpoint: runs = 0
+                case .state(.running, _): runs += 1
+                default: break
+                }
+            }
+            return runs >= Job.fruitlessRunLimit
         }
     }
 }
