@@ -176,7 +176,6 @@ package struct DatasetReader: ~Copyable {
     private var chunk: [UInt8] = []
     private var chunkOffset = 0
     private var isAtEnd = false
-    /// Lines begun so far.
     /// Of the line that was read last, from 1, blank lines included.
     package private(set) var lineNumber = 0
     private static let chunkBytes = 256 << 10

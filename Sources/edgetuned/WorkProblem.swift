@@ -26,7 +26,9 @@ extension Problem {
         case let error as TokenizerError: self.init(.unsupportedModel, "\(error)")
         case let error as ChatTemplateError: self.init(.unsupportedModel, "chat template: \(error.description)")
         case let error as LoRATargetError: self.init(.invalidValue, error.description)
-        case let error as DatasetError: self.init(.badDataset, error.description)
+        case let error as DatasetError:
+            // The daemon's own copy: what ails it is the machine's fault.
+            if case .cannotRead = error.reason { self.init(.internalError, error.description) } else { self.init(.badDataset, error.description) }
         case let error as TrainingTextError: self.init(.badDataset, error.description)
         case let error as TrainingError:
             switch error {
