@@ -63,8 +63,10 @@ package final class ServedDaemon: Sendable {
         let places = Places(
             config: DaemonConfig(), socketOption: nil, stateOption: directory, environment: [:], uid: UInt32.max)
         try places.make()
+        var config = DaemonConfig()
+        config.blobBytesPerUser = 1 << 20
         let daemon = try await Daemon.opened(
-            LiveConfig(DaemonConfig()), places, worker: WorkerLaunch(executable: "/nonexistent", environment: [:]),
+            LiveConfig(config), places, worker: WorkerLaunch(executable: "/nonexistent", environment: [:]),
             // A machine without any of the kernel's files.
             host: HostFiles(root: directory + "/host"),
             access: AccessRules(ownUid: 0, userGroup: Self.userGroup, adminGroup: Self.adminGroup), logger: logger)

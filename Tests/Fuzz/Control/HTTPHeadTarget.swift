@@ -6,7 +6,7 @@
 // 400 at most, and the connection ends by itself, as after every answer that says so. A stranger gets nothing but the daemon's
 // health. A user sees no word of others' names, logs, events and files, and changes nothing of theirs. Files come and go below the
 // state's directory alone, under names that the daemon makes; the store stays whole. When the client has gone so has the
-// connection. The heap holds at most 512 bytes for each byte sent, and 4 MiB.
+// connection. The heap holds at most 512 bytes for each byte sent, and 1 MiB.
 import EdgeJobs
 import EdgeWire
 import Foundation
@@ -15,7 +15,7 @@ import edgetuned
 extension FuzzTarget {
     /// Who connects and whether he goes on listening; where the bytes are cut in two; the bytes.
     static let httpHead = FuzzTarget(
-        name: "http-head", longestInput: 4096, heap: HeapClaim(bytesPerByte: 512, fixedBytes: 4 << 20), seconds: 20, errors: [],
+        name: "http-head", longestInput: 4096, heap: HeapClaim(bytesPerByte: 512, fixedBytes: 1 << 20), seconds: 20, errors: [],
         prepare: { try HTTPState.shared.get().putBack() }
     ) { bytes in
         guard bytes.count >= 2 else { return }
@@ -49,7 +49,7 @@ private struct HTTPExchange {
         try readToEnd(client, ending)
         client.leave()
         let exchanges = daemon.exchanges
-        let (answers, rest) = try HTTPAnswer.read(client.received, methods: exchanges.map(\.method))
+        let (answers, rest) = try StrictAnswer.read(client.received, methods: exchanges.map(\.method))
         try BrokenClaim.unless(rest.isEmpty, "\(rest.count) bytes of an answer that is not whole: \(String(decoding: rest, as: UTF8.self))")
         try BrokenClaim.unless(
             answers.count == exchanges.count || answers.count == exchanges.count + 1,
@@ -79,7 +79,7 @@ private struct HTTPExchange {
             let exchanges = daemon.exchanges
             if isSending {
                 // The daemon waits for more, unless it has said that it ends.
-                let answers = try HTTPAnswer.read(client.received, methods: exchanges.map(\.method)).answers
+                let answers = try StrictAnswer.read(client.received, methods: exchanges.map(\.method)).answers
                 if answers.last?.values("connection") == ["close"] { continue }
                 client.endSending()
                 isSending = false
@@ -91,7 +91,7 @@ private struct HTTPExchange {
         }
     }
 
-    private func check(_ answer: HTTPAnswer, _ exchange: ServedDaemon.Exchange?, isLast: Bool) throws {
+    private func check(_ answer: StrictAnswer, _ exchange: ServedDaemon.Exchange?, isLast: Bool) throws {
         try BrokenClaim.unless(isLast || answer.values("connection") != ["close"], "an answer that ends the connection is the last")
         guard let exchange else {
             try BrokenClaim.unless(
@@ -112,7 +112,7 @@ private struct HTTPExchange {
         if exchange.method != "HEAD" { try checkBody(answer) }
     }
 
-    private func checkBody(_ answer: HTTPAnswer) throws {
+    private func checkBody(_ answer: StrictAnswer) throws {
         let type = answer.values("content-type").first
         let body = Data(answer.body)
         if answer.status >= 400 {

@@ -1,7 +1,7 @@
 // An answer as a strict client reads it: RFC 9112 without what the daemon has no use for.
 import Foundation
 
-struct HTTPAnswer {
+struct StrictAnswer {
     let status: Int
     /// Names in lower case.
     let fields: [(name: String, value: String)]
@@ -12,8 +12,8 @@ struct HTTPAnswer {
     /// The answers that are whole, in order, and the bytes after them.
     ///
     /// - Parameter methods: of the requests that are known, in order.
-    static func read(_ bytes: [UInt8], methods: [String]) throws -> (answers: [HTTPAnswer], rest: ArraySlice<UInt8>) {
-        var (answers, rest) = ([HTTPAnswer](), bytes[...])
+    static func read(_ bytes: [UInt8], methods: [String]) throws -> (answers: [StrictAnswer], rest: ArraySlice<UInt8>) {
+        var (answers, rest) = ([StrictAnswer](), bytes[...])
         while !rest.isEmpty {
             let method = answers.count < methods.count ? methods[answers.count] : ""
             guard let (answer, after) = try first(of: rest, method: method) else { break }
@@ -24,14 +24,14 @@ struct HTTPAnswer {
     }
 
     /// Nil when it is not whole.
-    private static func first(of bytes: ArraySlice<UInt8>, method: String) throws -> (HTTPAnswer, ArraySlice<UInt8>)? {
+    private static func first(of bytes: ArraySlice<UInt8>, method: String) throws -> (StrictAnswer, ArraySlice<UInt8>)? {
         var rest = bytes
         guard let start = try line(&rest) else { return nil }
         let words = start.split(separator: " ", maxSplits: 2, omittingEmptySubsequences: false)
         try BrokenClaim.unless(words.count == 3 && words[0] == "HTTP/1.1" && words[1].utf8.count == 3, "a status line: \(start)")
         guard let status = Int(words[1]) else { throw BrokenClaim(claim: "a status is a number: \(start)") }
         guard let fields = try fields(&rest) else { return nil }
-        var answer = HTTPAnswer(status: status, fields: fields, body: [])
+        var answer = StrictAnswer(status: status, fields: fields, body: [])
         let (lengths, codings) = (answer.values("content-length"), answer.values("transfer-encoding"))
         if status < 200 || status == 204 || status == 304 {
             try BrokenClaim.unless(lengths.isEmpty && codings.isEmpty, "\(status) announces no body")
@@ -43,11 +43,11 @@ struct HTTPAnswer {
         if let text = lengths.first {
             guard let length = Int(text), length >= 0 else { throw BrokenClaim(claim: "a length is a number: \(text)") }
             guard rest.count >= length else { return nil }
-            answer = HTTPAnswer(status: status, fields: fields, body: Array(rest.prefix(length)))
+            answer = StrictAnswer(status: status, fields: fields, body: Array(rest.prefix(length)))
             return (answer, rest.dropFirst(length))
         }
         guard let body = try chunks(&rest) else { return nil }
-        return (HTTPAnswer(status: status, fields: fields, body: body), rest)
+        return (StrictAnswer(status: status, fields: fields, body: body), rest)
     }
 
     private static func fields(_ rest: inout ArraySlice<UInt8>) throws -> [(name: String, value: String)]? {
