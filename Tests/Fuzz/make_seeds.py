@@ -362,8 +362,9 @@ def connections():
         ("import", user, request("POST /v1/adapters", json.dumps(
             {"name": "n", "base_model": "m", "tensors": "sha256:" + "f" * 64}).encode())),
         ("generate", user | stays, request("POST /v1/generate", json.dumps(
-            {"model": "m", "adapter": "own", "messages": [{"role": "user", "content": "x"}]}).encode())),
+            {"model": "m", "adapter": "own", "messages": [{"role": "user", "content": "\u00e9"}]}).encode())),
         ("browser", user, request("GET /v1/jobs", b"", "Origin: http://a", "Connection: close")),
+        ("beside", user, lines("GET /v1/adapters/own/files/..%2Fbeside")),
         ("unreadable", admin | stays, b"GET /v1/health HTTP/1.1\r\nHost : a\r\n\r\n"),
         ("old", admin | stays, b"GET /v1/health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
     ]:

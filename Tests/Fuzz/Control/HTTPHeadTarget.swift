@@ -6,26 +6,25 @@
 // 400 at most, and the connection ends by itself, as after every answer that says so. A stranger gets nothing but the daemon's
 // health. A user sees no word of others' names, logs, events and files, and changes nothing of theirs. Files come and go below the
 // state's directory alone, under names that the daemon makes; the store stays whole. When the client has gone so has the
-// connection. The heap holds at most 512 bytes for each byte sent, and 1 MiB.
+// connection. The heap holds at most 2 MiB for the 16 KiB that are sent at most.
 import EdgeJobs
 import EdgeWire
 import Foundation
 import edgetuned
 
 extension FuzzTarget {
-    /// Who connects and whether he goes on listening; where the bytes are cut in two; the bytes.
+    /// Who connects and whether he goes on listening; where the bytes are cut in two; the bytes, as HTTPWords reads them.
     static let httpHead = FuzzTarget(
-        name: "http-head", longestInput: 4096, heap: HeapClaim(bytesPerByte: 512, fixedBytes: 1 << 20), seconds: 20, errors: [],
+        name: "http-head", longestInput: 1024, heap: HeapClaim(bytesPerByte: 0, fixedBytes: 2 << 20), seconds: 20, errors: [],
         prepare: { try HTTPState.shared.get().putBack() }
     ) { bytes in
         guard bytes.count >= 2 else { return }
         let state = try HTTPState.shared.get()
         let role: HTTPState.Role = [.user, .admin, .stranger, .user][Int(bytes[0]) & 3]
         let ending: HTTPExchange.Ending = bytes[0] & 4 == 0 ? .sendingEnds : .listensOn
-        let content = UnsafeRawBufferPointer(rebasing: bytes[2...])
-        let cut = content.count * Int(bytes[1]) / 256
+        let content = try HTTPWords.shared.get().spelled(bytes[2...])
         let exchange = HTTPExchange(state: state, role: role)
-        try exchange.run(content, cut: cut, ending)
+        try content.withUnsafeBytes { try exchange.run($0, cut: $0.count * Int(bytes[1]) / 256, ending) }
         try state.check(after: role)
     }
 }
