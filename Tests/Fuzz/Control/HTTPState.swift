@@ -157,8 +157,10 @@ final class HTTPState: Sendable {
                     name: name, blob: "sha256:" + digest(digit), bytes: 6, ownerUid: owner, createdAt: now,
                     dataset: DatasetReport(samples: 1, kinds: [:])))
         }
-        for (id, name, owner) in [(finished, "own", user), (othersFinished, secret, other), (queued, "next", user), (othersQueued, secret + "2", other)]
-        {
+        let jobs = [
+            (finished, "own", user), (othersFinished, secret, other), (queued, "next", user), (othersQueued, secret + "2", other),
+        ]
+        for (id, name, owner) in jobs {
             let job = Job(
                 id: id, name: name, ownerUid: owner, createdAt: now,
                 request: JobRequest(baseModel: "m", datasets: [DatasetReference(path: owner == user ? "d" : secret)]),
