@@ -102,6 +102,8 @@ let package = Package(
             name: "DaemonTests",
             dependencies: [
                 "CEdgeSandbox", "EdgeFormats", "EdgeJobs", "EdgeWire", "EdgeTestSupport", "edgetune", "edgetuned",
+                // To write stores of earlier releases.
+                .product(name: "GRDB", package: "GRDB.swift"),
                 // The hub that PullTests pull from.
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
 """The daemon under load: many clients submit, list, follow and cancel jobs while one job trains.
 
-    python3 benchmarks/load_api.py [--bin .build/release] [--clients 200] [--seconds 600] [--model GGUF]
+    python3 benchmarks/load_api.py [--bin .build/release] [--clients 200] [--seconds 600] [--pause 20] [--model GGUF]
 
 A real daemon trains a real model; its tokens per second are taken first alone, then under the load, then alone again. Each client has
-its own connections and repeats, at random: status, list, show, submit (of a job that waits), events (read for a second), cancel. One
-more client asks for the status ten times a second: its times are the table's. Prints one JSON line: requests, errors (any answer that is
-none of the API's own for that request), percentiles of the status in milliseconds, the daemon's resident set at the beginning and
-the end and at most, and how much slower the job trained. Needs only Python's standard library.
+its own connections and repeats, at random, with a pause of twice `--pause` at most: status, list, show, submit (of a job that waits),
+events (read for a second), cancel. A submit costs most: a worker reads the model's vocabulary and the data set, and plans. One more
+client asks for the status ten times a second: its times are the table's. Prints one JSON line: requests, errors (any answer that is none
+of the API's own for that request), percentiles of the status in milliseconds, the daemon's resident set at the beginning, after each
+tenth of the time and at most, how much slower the job trained, and the processor time of the clients (this program), of the daemon and
+of its planning workers as a share of the machine: clients on the same machine slow the job, too. Needs only Python's standard library.
 """
 import argparse
 import asyncio
 import collections
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -62,9 +65,11 @@ class Client:
         return text
 
 
-async def behave(client, request, until, seed):
+async def behave(client, request, until, seed, pause):
     choice = random.Random(seed)
     jobs = []
+    # They do not all begin at once.
+    await asyncio.sleep(choice.uniform(0, 2 * pause))
     while time.monotonic() < until:
         match choice.randrange(6):
             case 0: await client.expect("status", {200}, "GET", "/v1/status")
@@ -81,7 +86,7 @@ async def behave(client, request, until, seed):
             case 5 if jobs:
                 # 409: it is over already.
                 await client.expect("cancel", {200, 202, 204, 409}, "POST", f"/v1/jobs/{jobs.pop(choice.randrange(len(jobs)))}/cancel", {})
-        await asyncio.sleep(choice.random())
+        await asyncio.sleep(choice.uniform(0, 2 * pause))
 
 
 async def probe(client, until):
@@ -111,6 +116,13 @@ def resident(process):
             return int(line.split()[1]) * 1024
 
 
+def processor_seconds(process):
+    """Of the daemon, and of its workers that have ended."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    own, children = [(int(fields[place]) + int(fields[place + 1])) / os.sysconf("SC_CLK_TCK") for place in (11, 13)]
+    return own, children
+
+
 async def measure(options, daemon, scratch):
     lines = [{"text": f"paragraph {i}: " + "the quick brown fox jumps over the lazy dog. " * 12} for i in range(64)]
     (scratch / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -121,30 +133,37 @@ async def measure(options, daemon, scratch):
     daemon.edgetune("submit", "job.yaml")
     client = Client(daemon.socket)
     trained = json.loads((await client.call("GET", "/v1/jobs"))[1])["jobs"][0]
-    job, request = trained["id"], trained["request"]
+    job, request = trained["id"], trained["request"] | {"max_steps": 100}
     while (json.loads((await client.call("GET", f"/v1/jobs/{job}"))[1]).get("progress") or {}).get("step", 0) < 3:
         await asyncio.sleep(1)
     before = await speed(client, job, options.alone)
-    first = largest = resident(daemon.process)
-    until = time.monotonic() + options.seconds
+    sizes = [resident(daemon.process)]
+    largest = sizes[0]
+    begin, until = time.monotonic(), time.monotonic() + options.seconds
+    spent = (*processor_seconds(daemon.process), time.process_time())
     clients = [Client(daemon.socket) for _ in range(options.clients)]
     prober = Client(daemon.socket)
     work = asyncio.gather(probe(prober, until), speed(client, job, options.seconds),
-                          *(behave(each, request, until, seed) for seed, each in enumerate(clients)))
+                          *(behave(each, request, until, seed, options.pause) for seed, each in enumerate(clients)))
     while not work.done():
         largest = max(largest, resident(daemon.process))
+        if time.monotonic() >= begin + len(sizes) * options.seconds / 10:
+            sizes.append(resident(daemon.process))
         await asyncio.sleep(1)
     times, during, *_ = await work
-    last = resident(daemon.process)
+    spent = [after - before for before, after in zip(spent, (*processor_seconds(daemon.process), time.process_time()))]
     await asyncio.sleep(5)
     after = await speed(client, job, options.alone)
     errors = sum((each.errors for each in clients + [prober]), collections.Counter())
     percentile = statistics.quantiles(times, n=1000)
     print(json.dumps({
-        "clients": options.clients, "seconds": options.seconds, "requests": sum(each.requests for each in clients) + prober.requests,
+        "clients": options.clients, "pause": options.pause, "seconds": options.seconds, "requests": sum(each.requests for each in clients) + prober.requests,
         "errors": sum(errors.values()), "kinds_of_errors": dict(errors.most_common(5)),
         "status_ms": {"p50": round(percentile[499], 1), "p99": round(percentile[989], 1), "most": round(max(times), 1), "count": len(times)},
-        "daemon_rss_mb": {"first": round(first / 1e6, 1), "last": round(last / 1e6, 1), "most": round(largest / 1e6, 1)},
+        "daemon_rss_mb": {"over_time": [round(size / 1e6, 1) for size in sizes], "most": round(largest / 1e6, 1)},
+        "percent_of_the_machine": {
+            who: round(100 * seconds / options.seconds / os.cpu_count(), 1)
+            for who, seconds in zip(("daemon", "planning", "clients"), spent)},
         "tokens_per_second": {"before": before, "during": during, "after": after},
         "slowed_by_percent": round(100 * (1 - during / statistics.mean([before, after])), 1)}))
 
@@ -155,6 +174,7 @@ def main():
     parser.add_argument("--model", type=Path, default=ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--pause", type=float, default=20, help="mean seconds between two requests of a client")
     parser.add_argument("--alone", type=float, default=60, help="seconds of training alone, before and after")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

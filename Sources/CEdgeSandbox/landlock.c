@@ -89,10 +89,21 @@ int edge_landlock_confine(const struct edge_sandbox_rule *rules, size_t count, s
     return error;
 }
 
+static int has_capabilities(void) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct own[_LINUX_CAPABILITY_U32S_3] = {0};
+    if (syscall(SYS_capget, &header, own) != 0) return 1;
+    for (int i = 0; i < _LINUX_CAPABILITY_U32S_3; i++) {
+        if (own[i].effective | own[i].permitted | own[i].inheritable) return 1;
+    }
+    return 0;
+}
+
 int edge_drop_privileges(void) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {0};
-    if (syscall(SYS_capset, &header, none) != 0) return errno;
+    // The service's unit refuses capset itself, to a process that has nothing to drop.
+    if (has_capabilities() && syscall(SYS_capset, &header, none) != 0) return errno;
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 ? 0 : errno;
 }
 

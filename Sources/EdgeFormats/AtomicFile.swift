@@ -125,9 +125,14 @@ package enum DirectoryPublish {
     /// - Returns: the names removed, sorted.
     @discardableResult
     package static func removeLeftovers(in directory: String) throws(FileError) -> [String] {
-        let leftovers = try entries(of: directory).filter(TemporaryName.isTemporary)
+        let leftovers = try leftovers(in: directory)
         for name in leftovers { try removeTree(directory + "/" + name) }
         return leftovers
+    }
+
+    /// Names that interrupted writes and publishes have left in `directory`, sorted.
+    package static func leftovers(in directory: String) throws(FileError) -> [String] {
+        try entries(of: directory).filter(TemporaryName.isTemporary)
     }
 
     private static func moveIntoPlace(_ temporary: String, _ path: String) throws(FileError) {

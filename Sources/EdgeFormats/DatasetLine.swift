@@ -177,7 +177,8 @@ package struct DatasetReader: ~Copyable {
     private var chunkOffset = 0
     private var isAtEnd = false
     /// Lines begun so far.
-    private var lineNumber = 0
+    /// Of the line that was read last, from 1, blank lines included.
+    package private(set) var lineNumber = 0
     private static let chunkBytes = 256 << 10
 
     package static func open(path: String) throws(DatasetError) -> DatasetReader {

@@ -1,5 +1,6 @@
 // One metadata value of a GGUF file: its type, and where in the file it lies. Values are decoded when asked for, so
-// opening a file with 50 000 tokens allocates none of them. GGUFFile.open has checked every length inside.
+// opening a file with 50 000 tokens allocates none of them. GGUFFile.open has checked every length inside; those of strings
+// are checked again, for the file may have been written to since.
 
 package struct GGUFValue: Sendable {
     /// GGUF's `gguf_metadata_value_type`.
@@ -41,11 +42,11 @@ package struct GGUFValue: Sendable {
     package var bool: Bool? { kind == .bool ? region.bytes[offset] != 0 : nil }
 
     /// As stored; not necessarily UTF-8.
-    package var stringBytes: [UInt8]? { kind == .string ? Array(region[stringRange(at: offset)]) : nil }
+    package var stringBytes: [UInt8]? { kind == .string ? stringRange(at: offset).map { Array(region[$0]) } : nil }
 
     /// nil when this is not a string, or not UTF-8.
     package var string: String? {
-        kind == .string ? String(validating: region[stringRange(at: offset)], as: UTF8.self) : nil
+        kind == .string ? stringRange(at: offset).flatMap { String(validating: region[$0], as: UTF8.self) } : nil
     }
 
     package var integerArray: [Int]? { elements(Self.integer) }
@@ -81,17 +82,20 @@ package struct GGUFValue: Sendable {
         decoded.reserveCapacity(count)
         var position = offset
         for _ in 0..<count {
-            let range = stringRange(at: position)
-            guard let element = decode(region[range]) else { return nil }
+            guard let range = stringRange(at: position), let element = decode(region[range]) else { return nil }
             decoded.append(element)
             position = range.upperBound
         }
         return decoded
     }
 
-    private func stringRange(at offset: Int) -> Range<Int> {
+    /// Nil when it would not lie inside the region.
+    private func stringRange(at offset: Int) -> Range<Int>? {
         let start = offset + 8
-        return start..<start + Int(region.integer(at: offset, as: UInt64.self))
+        guard start <= region.bytes.count else { return nil }
+        let byteCount: UInt64 = region.integer(at: offset)
+        guard byteCount <= UInt64(region.bytes.count - start) else { return nil }
+        return start..<start + Int(byteCount)
     }
 
     private static func integer(_ kind: Kind, at offset: Int, in region: ByteRegion) -> Int? {

@@ -46,6 +46,8 @@ package struct SHA256: Sendable {
         return hash.finalize()
     }
 
+    package static func hash(_ bytes: [UInt8]) -> [UInt8] { bytes.withUnsafeBytes { hash($0) } }
+
     /// Lower case, two digits per byte.
     package static func hex(_ digest: [UInt8]) -> String {
         let digits = Array("0123456789abcdef".utf8)

@@ -135,6 +135,8 @@ package struct SafetensorsTensor: Sendable {
 
 package final class SafetensorsFile: Sendable {
     package static let headerLimitBytes = 16 << 20
+    /// PyTorch's.
+    package static let dimensionLimit = 64
 
     package let metadata: [String: String]
     /// In the order of their bytes in the file.
@@ -236,6 +238,9 @@ package final class SafetensorsFile: Sendable {
         }
         guard let offsets = sizes(member.value["data_offsets"]), offsets.count == 2 else {
             throw .badHeader(tensor: name, reason: "has no data_offsets of two non-negative integers")
+        }
+        guard shape.count <= dimensionLimit else {
+            throw .badHeader(tensor: name, reason: "has \(shape.count) dimensions, the limit is \(dimensionLimit)")
         }
         guard let needed = byteCount(shape, dtype) else { throw .tooLarge(tensor: name, shape: shape) }
         let (begin, end) = (offsets[0], offsets[1])

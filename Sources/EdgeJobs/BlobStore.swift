@@ -129,6 +129,15 @@ package actor BlobStore {
         try BlobDigest("sha256:" + (try await BlobUpload.sha256(ofFile: path)))
     }
 
+    /// The file a piece at a time, on the calling thread.
+    package static func sha256(ofFile path: String) throws -> String {
+        let handle = try FileHandle(forReadingFrom: URL(fileURLWithPath: path))
+        defer { try? handle.close() }
+        var hash = SHA256()
+        while let piece = try handle.read(upToCount: 1 << 20), !piece.isEmpty { hash.update(data: piece) }
+        return Hex.text(hash.finalize())
+    }
+
     /// Takes a complete and synced file of this file system under its digest, which the caller has computed.
     package func adopt(_ file: String, as digest: BlobDigest) throws {
         chmod(file, 0o400)
@@ -176,9 +185,10 @@ package actor BlobStore {
         return UInt64(status.f_bavail) * UInt64(status.f_frsize)
     }
 
+    /// Of a regular file; a link is none, wherever it leads.
     private static func size(_ path: String) -> UInt64? {
         var status = stat()
-        guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return nil }
+        guard lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return nil }
         return UInt64(status.st_size)
     }
 
@@ -269,14 +279,7 @@ package final class BlobUpload {
     fileprivate static func sha256(ofFile path: String) async throws -> String {
         try await withCheckedThrowingContinuation { continuation in
             DispatchQueue.global().async {
-                continuation.resume(
-                    with: Result {
-                        let handle = try FileHandle(forReadingFrom: URL(fileURLWithPath: path))
-                        defer { try? handle.close() }
-                        var hash = SHA256()
-                        while let piece = try handle.read(upToCount: 1 << 20), !piece.isEmpty { hash.update(data: piece) }
-                        return Hex.text(hash.finalize())
-                    })
+                continuation.resume(with: Result { try BlobStore.sha256(ofFile: path) })
             }
         }
     }

@@ -286,6 +286,9 @@ package actor JobQueue {
                     .stopped, to: id, reason: isStopping ? "the daemon stopped; resumes at step \(step)" : nil, at: now)
             }
         case .answered(.yielded(let step, let why)): try await yield(id, Obstacle(.memory, why), "goes on from step \(step)")
+        case .answered(.salvaged(let problem)):
+            write("\(problem.title): \(problem.detail)", to: id, at: now)
+            try await store.apply(.salvaged, to: id, reason: problem.detail, problem: problem, at: now)
         case .answered(.failure(let problem)): try await end(id, with: problem)
         case .answered(let other):
             try await crash(id, Problem(.internalError, "the worker gave an answer to another order: \(other)"))

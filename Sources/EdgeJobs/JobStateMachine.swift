@@ -19,6 +19,8 @@ package enum JobTransition: String, CaseIterable, Sendable {
     case restarted
     case trained
     case failed
+    /// It failed, and the best adapter until then is published.
+    case salvaged
     /// The run cannot go on as the machine is (its disk is full), and its checkpoint stands: a person has to act.
     case obstructed
 }
@@ -66,12 +68,12 @@ package enum JobStateMachine {
 
         // A failure while it is being cancelled is what was asked for.
         case (.cancelling, .stopped), (.cancelling, .yielded), (.cancelling, .lost), (.cancelling, .restarted),
-            (.cancelling, .failed), (.cancelling, .obstructed):
+            (.cancelling, .failed), (.cancelling, .salvaged), (.cancelling, .obstructed):
             .cancelled
 
         // The artifact is published: a request that came too late does not unmake it.
         case (.running, .trained), (.pausing, .trained), (.cancelling, .trained): .succeeded
-        case (.running, .failed), (.pausing, .failed): .failed
+        case (.running, .failed), (.pausing, .failed), (.running, .salvaged), (.pausing, .salvaged): .failed
 
         case (.queued, _), (.running, _), (.pausing, _), (.paused, _), (.cancelling, _), (.cancelled, _), (.failed, _),
             (.succeeded, _):

@@ -31,7 +31,7 @@ extension JobStore {
     /// Forgets those that nothing needs, and returns them.
     static func release(_ digests: some Sequence<String>, _ db: Database) throws -> [String] {
         try digests.filter { digest in
-            guard try !isNeeded(digest, byJobs: .unfinished, db) else { return false }
+            guard try !isNeeded(digest, db) else { return false }
             try db.execute(sql: "DELETE FROM blobs WHERE digest = ?", arguments: [digest])
             return true
         }
@@ -43,19 +43,29 @@ extension JobStore {
         try await queue.write { db in
             let old = try String.fetchAll(
                 db, sql: "SELECT digest FROM blobs WHERE created_at < ?", arguments: [limit.timeIntervalSince1970])
-            let unused = try old.filter { try !Self.isNeeded($0, byJobs: .all, db) }
-            for digest in unused { try db.execute(sql: "DELETE FROM blobs WHERE digest = ?", arguments: [digest]) }
-            let known = Set(try String.fetchAll(db, sql: "SELECT digest FROM blobs"))
-            return try present.filter { try !known.contains($0) && !Self.isNeeded($0, byJobs: .all, db) }
+            let needed = try Self.needed(db)
+            for digest in old where !needed.contains(digest) {
+                try db.execute(sql: "DELETE FROM blobs WHERE digest = ?", arguments: [digest])
+            }
+            let known = needed.union(try String.fetchAll(db, sql: "SELECT digest FROM blobs"))
+            return present.filter { !known.contains($0) }
         }
     }
 
-    private enum JobSet: String {
-        case unfinished = "state NOT IN ('cancelled', 'failed', 'succeeded')"
-        case all = "TRUE"
+    /// Every blob that anything names, finished jobs too.
+    private static func needed(_ db: Database) throws -> Set<String> {
+        try String.fetchSet(
+            db,
+            sql: """
+                SELECT blob FROM models UNION SELECT blob FROM datasets
+                UNION SELECT json_extract(file.value, '$.blob') FROM imports, json_each(imports.files) AS file
+                UNION SELECT model_blob FROM jobs
+                UNION SELECT value FROM (SELECT DISTINCT dataset_blobs FROM jobs) AS sets, json_each(sets.dataset_blobs)
+                """)
     }
 
-    private static func isNeeded(_ digest: String, byJobs jobs: JobSet, _ db: Database) throws -> Bool {
+    /// By a model, a data set, an import, or a job that is not finished.
+    private static func isNeeded(_ digest: String, _ db: Database) throws -> Bool {
         try Bool.fetchOne(
             db,
             sql: """
@@ -63,7 +73,7 @@ extension JobStore {
                     OR EXISTS (SELECT 1 FROM datasets WHERE blob = ?1)
                     OR EXISTS (SELECT 1 FROM imports, json_each(imports.files) AS file
                         WHERE json_extract(file.value, '$.blob') = ?1)
-                    OR EXISTS (SELECT 1 FROM jobs WHERE \(jobs.rawValue) AND
+                    OR EXISTS (SELECT 1 FROM jobs WHERE \(unfinished) AND
                         (model_blob = ?1 OR EXISTS (SELECT 1 FROM json_each(dataset_blobs) WHERE value = ?1)))
                 """, arguments: [digest]) == true
     }

@@ -74,7 +74,7 @@ extension JobStore {
             return try Row.fetchAll(
                 db, sql: "SELECT seq, line FROM events WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?",
                 arguments: [id, after, limit]
-            ).map { row in try StoredEvent(seq: StoredRow(row)["seq"], line: StoredRow(row)["line"]) }
+            ).map { StoredEvent(seq: try $0.read("seq"), line: try $0.read("line")) }
         }
     }
 }

@@ -140,13 +140,11 @@ extension JobStore {
         }
     }
 
-    private static func modelImport(_ row: Row) throws -> StoredImport {
-        let row = StoredRow(row)
-        return try StoredImport(
-            name: row["name"], id: row["id"], ownerUid: row["owner_uid"],
-            createdAt: StoredRow.date(row["created_at"]),
-            files: Column.value([ModelFile].self, row["files"]), source: row["source"],
-            totalBytes: row["total_bytes"], peakBytes: row["peak_bytes"],
-            problem: (row["problem"] as String?).map { try Column.value(Problem.self, $0) })
+    static func modelImport(_ row: Row) throws(StoreError) -> StoredImport {
+        StoredImport(
+            name: try row.read("name"), id: try row.read("id"), ownerUid: try row.read("owner_uid"),
+            createdAt: try row.readDate("created_at"), files: try row.readJSON("files"),
+            source: try row.readIfThere("source"), totalBytes: try row.readBytes("total_bytes"),
+            peakBytes: try row.readBytes("peak_bytes"), problem: try row.readJSONIfThere("problem"))
     }
 }

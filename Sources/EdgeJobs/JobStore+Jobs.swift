@@ -20,6 +20,10 @@ package struct IdempotencyKey: Equatable, Sendable {
 }
 
 extension JobStore {
+    /// As SQL. Listed and not negated: SQLite finds them by the index of states.
+    static let unfinished =
+        "state IN (" + JobState.allCases.filter { !$0.isFinal }.map { "'\($0.rawValue)'" }.joined(separator: ", ") + ")"
+
     /// The job that this key made before, or nil. Another body under the same key is a conflict.
     package func submitted(_ key: IdempotencyKey, ownerUid: UInt32) async throws -> Job? {
         try await queue.read { db in try Self.submitted(key, ownerUid: ownerUid, db) }
@@ -31,11 +35,11 @@ extension JobStore {
                 db, sql: "SELECT body_digest, job FROM idempotency_keys WHERE owner_uid = ? AND key = ?",
                 arguments: [ownerUid, key.key])
         else { return nil }
-        guard try StoredRow(row)["body_digest"] == key.bodyDigest else {
+        guard try row.read("body_digest") == key.bodyDigest else {
             throw Problem(
                 .conflict, "this Idempotency-Key was used for another request", hint: "use a new key for a new job")
         }
-        return try job(StoredRow(row)["job"], db)
+        return try job(row.read("job"), db)
     }
 
     /// Stores the job and its first events, unless its key, its name or the queue's length forbid it.
@@ -47,16 +51,14 @@ extension JobStore {
         let result: Submission = try await queue.write { db in
             if let key, let existing = try Self.submitted(key, ownerUid: job.ownerUid, db) { return .existing(existing) }
             let waiting = try Int.fetchOne(
-                db, sql: "SELECT count(*) FROM jobs WHERE state NOT IN ('cancelled', 'failed', 'succeeded')") ?? 0
+                db, sql: "SELECT count(*) FROM jobs WHERE \(Self.unfinished)") ?? 0
             guard waiting < queueLimit else {
                 throw Problem(.queueFull, "\(waiting) jobs are waiting, the limit is \(queueLimit)")
             }
             if let ownLimit {
                 let own = try Int.fetchOne(
                     db,
-                    sql: """
-                        SELECT count(*) FROM jobs WHERE state NOT IN ('cancelled', 'failed', 'succeeded') AND owner_uid = ?
-                        """, arguments: [job.ownerUid]) ?? 0
+                    sql: "SELECT count(*) FROM jobs WHERE \(Self.unfinished) AND owner_uid = ?", arguments: [job.ownerUid]) ?? 0
                 guard own < ownLimit else {
                     throw Problem(
                         .queueFull, "\(own) jobs of yours are waiting, the limit of a user is \(ownLimit)",
@@ -98,7 +100,7 @@ extension JobStore {
         }
         let unfinished = try String.fetchOne(
             db,
-            sql: "SELECT id FROM jobs WHERE name = ? AND state NOT IN ('cancelled', 'failed', 'succeeded')",
+            sql: "SELECT id FROM jobs WHERE name = ? AND \(unfinished)",
             arguments: [name])
         if let unfinished {
             throw Problem(.conflict, "job \(unfinished) has the name \"\(name)\" and is not finished", hint: "another name")
@@ -106,21 +108,6 @@ extension JobStore {
     }
 
     package func job(_ id: String) async throws -> Job? { try await queue.read { db in try Self.job(id, db) } }
-
-    /// Newest first. `state` nil: all.
-    package func jobs(in state: JobState?, limit: Int) async throws -> [Job] {
-        try await queue.read { db in
-            let rows =
-                if let state {
-                    try Row.fetchAll(
-                        db, sql: "SELECT * FROM jobs WHERE state = ? ORDER BY place DESC LIMIT ?",
-                        arguments: [state.rawValue, limit])
-                } else {
-                    try Row.fetchAll(db, sql: "SELECT * FROM jobs ORDER BY place DESC LIMIT ?", arguments: [limit])
-                }
-            return try rows.map(Self.job)
-        }
-    }
 
     package func count(of state: JobState) async throws -> Int {
         try await queue.read { db in
@@ -163,7 +150,7 @@ extension JobStore {
                 job.problem = problem
                 events.append(.problem(problem))
             }
-            if job.state == .succeeded {
+            if job.state == .succeeded || (job.state == .failed && transition == .salvaged) {
                 job.adapter = job.name
                 try Self.insertAdapter(of: job, at: now, db)
             }
@@ -206,27 +193,27 @@ extension JobStore {
         try Row.fetchOne(db, sql: "SELECT * FROM jobs WHERE id = ?", arguments: [id]).map(job)
     }
 
-    private static func job(_ row: Row) throws -> Job {
-        let row = StoredRow(row)
-        let word: String = try row["state"]
-        guard let state = JobState(rawValue: word) else { throw StoreError.damaged("state: \(word)") }
-        var job = try Job(
-            id: row["id"], name: row["name"], ownerUid: row["owner_uid"],
-            createdAt: StoredRow.date(row["created_at"]),
-            request: Column.value(JobRequest.self, row["request"]), modelBlob: row["model_blob"],
-            datasetBlobs: Column.value([String].self, row["dataset_blobs"]),
-            plan: (row["plan"] as String?).map { try Column.value(PlanReport.self, $0) })
+    static func job(_ row: Row) throws(StoreError) -> Job {
+        let id: String = try row.read("id")
+        let stored: String = try row.read("state")
+        guard let state = JobState(rawValue: stored) else { throw .damaged("state of \"\(id)\" is \"\(stored)\"") }
+        var job = Job(
+            id: id, name: try row.read("name"), ownerUid: try row.read("owner_uid"),
+            createdAt: try row.readDate("created_at"), request: try row.readJSON("request"),
+            modelBlob: try row.read("model_blob"), datasetBlobs: try row.readJSON("dataset_blobs"),
+            plan: try row.readJSONIfThere("plan"))
         job.state = state
-        job.reason = try row["reason"]
-        job.startedAt = try (row["started_at"] as Double?).map(StoredRow.date)
-        job.finishedAt = try (row["finished_at"] as Double?).map(StoredRow.date)
-        job.runs = try row["runs"]
-        job.fruitlessRuns = try row["fruitless_runs"]
-        job.interruptedRuns = try row["interrupted_runs"]
-        job.runSeconds = try row["run_seconds"]
-        job.progress = try (row["progress"] as String?).map { try Column.value(JobProgress.self, $0) }
-        job.problem = try (row["problem"] as String?).map { try Column.value(Problem.self, $0) }
-        job.adapter = try row["adapter"]
+        job.reason = try row.readIfThere("reason")
+        job.startedAt = try row.readDateIfThere("started_at")
+        job.finishedAt = try row.readDateIfThere("finished_at")
+        job.runs = try row.read("runs")
+        job.fruitlessRuns = try row.read("fruitless_runs")
+        // Of the third schema.
+        job.interruptedRuns = try row.readIfThere("interrupted_runs") ?? 0
+        job.runSeconds = try row.readSecondsIfThere("run_seconds") ?? 0
+        job.progress = try row.readJSONIfThere("progress")
+        job.problem = try row.readJSONIfThere("problem")
+        job.adapter = try row.readIfThere("adapter")
         return job
     }
 }

@@ -14,14 +14,15 @@ extension JobStore {
             let entries = try Row.fetchAll(
                 db, sql: "SELECT id, owner_uid, priority, place FROM jobs WHERE state = 'queued' OR id = ? ORDER BY place",
                 arguments: [running]
-            ).map {
-                let row = StoredRow($0)
-                return try QueueEntry(id: row["id"], ownerUid: row["owner_uid"], priority: row["priority"], place: row["place"])
+            ).map { row in
+                QueueEntry(
+                    id: try row.read("id"), ownerUid: try row.read("owner_uid"), priority: try row.read("priority"),
+                    place: try row.read("place"))
             }
             guard !entries.isEmpty else { return ([], [:]) }
             var usage: [UInt32: Double] = [:]
             for row in try Row.fetchAll(db, sql: "SELECT owner_uid, seconds, counted_at FROM usage") {
-                usage[try StoredRow(row)["owner_uid"]] = try Self.decayedUsage(row, at: now)
+                usage[try row.read("owner_uid")] = try Self.decayedUsage(row, at: now)
             }
             return (entries, usage)
         }
@@ -79,9 +80,8 @@ extension JobStore {
             arguments: [owner, before + seconds, now.timeIntervalSince1970])
     }
 
-    private static func decayedUsage(_ row: Row, at now: Date) throws -> Double {
-        let row = StoredRow(row)
-        let countedAt: Double = try row["counted_at"]
-        return FairShare.decayed(try row["seconds"], age: now.timeIntervalSince1970 - countedAt)
+    static func decayedUsage(_ row: Row, at now: Date) throws(StoreError) -> Double {
+        let countedAt: Double = try row.read("counted_at")
+        return FairShare.decayed(try row.read("seconds"), age: now.timeIntervalSince1970 - countedAt)
     }
 }

@@ -30,6 +30,10 @@ extension JobStore {
         try await queue.read { db in try Row.fetchAll(db, sql: "SELECT * FROM models ORDER BY name").map(Self.model) }
     }
 
+    package func modelCount() async throws -> Int {
+        try await queue.read { db in try Int.fetchOne(db, sql: "SELECT count(*) FROM models") ?? 0 }
+    }
+
     package func model(_ name: String) async throws -> ModelRecord? {
         try await queue.read { db in
             try Row.fetchOne(db, sql: "SELECT * FROM models WHERE name = ?", arguments: [name]).map(Self.model)
@@ -65,18 +69,16 @@ extension JobStore {
             guard let row = try Row.fetchOne(db, sql: "SELECT blob FROM models WHERE name = ?", arguments: [name]) else {
                 throw Problem(.notFound, "there is no model \"\(name)\"")
             }
-            try Self.requireUnused(StoredRow(row)["blob"], what: "model \"\(name)\"", db)
+            try Self.requireUnused(row.read("blob"), what: "model \"\(name)\"", db)
             try db.execute(sql: "DELETE FROM models WHERE name = ?", arguments: [name])
         }
     }
 
-    private static func model(_ row: Row) throws -> ModelRecord {
-        let row = StoredRow(row)
-        return try ModelRecord(
-            name: row["name"], blob: row["blob"], ownerUid: row["owner_uid"],
-            createdAt: StoredRow.date(row["created_at"]),
-            model: Column.value(ModelReport.self, row["report"]),
-            files: (row["files"] as String?).map { try Column.value([ModelFile].self, $0) }, source: row["source"])
+    static func model(_ row: Row) throws(StoreError) -> ModelRecord {
+        ModelRecord(
+            name: try row.read("name"), blob: try row.read("blob"), ownerUid: try row.read("owner_uid"),
+            createdAt: try row.readDate("created_at"), model: try row.readJSON("report"),
+            files: try row.readJSONIfThere("files"), source: try row.readIfThere("source"))
     }
 
     // MARK: data sets
@@ -114,17 +116,16 @@ extension JobStore {
             guard let row = try Row.fetchOne(db, sql: "SELECT blob FROM datasets WHERE name = ?", arguments: [name]) else {
                 throw Problem(.notFound, "there is no data set \"\(name)\"")
             }
-            try Self.requireUnused(StoredRow(row)["blob"], what: "data set \"\(name)\"", db)
+            try Self.requireUnused(row.read("blob"), what: "data set \"\(name)\"", db)
             try db.execute(sql: "DELETE FROM datasets WHERE name = ?", arguments: [name])
         }
     }
 
-    private static func dataset(_ row: Row) throws -> DatasetRecord {
-        let row = StoredRow(row)
-        return try DatasetRecord(
-            name: row["name"], blob: row["blob"], bytes: row["bytes"], ownerUid: row["owner_uid"],
-            createdAt: StoredRow.date(row["created_at"]),
-            dataset: Column.value(DatasetReport.self, row["report"]))
+    static func dataset(_ row: Row) throws(StoreError) -> DatasetRecord {
+        DatasetRecord(
+            name: try row.read("name"), blob: try row.read("blob"), bytes: try row.readBytes("bytes"),
+            ownerUid: try row.read("owner_uid"), createdAt: try row.readDate("created_at"),
+            dataset: try row.readJSON("report"))
     }
 
     /// The same name for the same bytes is the same import made again; for other bytes, or another user, it is a conflict.
@@ -144,7 +145,7 @@ extension JobStore {
         let user = try String.fetchOne(
             db,
             sql: """
-                SELECT id FROM jobs WHERE state NOT IN ('cancelled', 'failed', 'succeeded')
+                SELECT id FROM jobs WHERE \(unfinished)
                 AND (model_blob = ?1 OR EXISTS (SELECT 1 FROM json_each(dataset_blobs) WHERE value = ?1)) LIMIT 1
                 """, arguments: [blob])
         guard let user else { return }
@@ -157,6 +158,10 @@ extension JobStore {
         try await queue.read { db in
             try Row.fetchAll(db, sql: "SELECT * FROM adapters ORDER BY name").map(Self.adapter)
         }
+    }
+
+    package func adapterCount() async throws -> Int {
+        try await queue.read { db in try Int.fetchOne(db, sql: "SELECT count(*) FROM adapters") ?? 0 }
     }
 
     package func adapter(_ name: String) async throws -> StoredAdapter? {
@@ -180,14 +185,14 @@ extension JobStore {
             let rows = try Row.fetchAll(
                 db,
                 sql: """
-                    SELECT id, state NOT IN ('cancelled', 'failed', 'succeeded')
+                    SELECT id, \(Self.unfinished)
                         OR EXISTS (SELECT 1 FROM adapters WHERE job = jobs.id) AS with_adapter FROM jobs
                     UNION SELECT job, TRUE FROM adapters
                     """)
             var kept: [String: KeptDirectory] = [:]
             for row in rows {
-                let withAdapter: Bool = row["with_adapter"]
-                if withAdapter || kept[row["id"]] == nil { kept[row["id"]] = withAdapter ? .withAdapter : .withoutAdapter }
+                let (id, withAdapter): (String, Bool) = (try row.read("id"), try row.read("with_adapter"))
+                if withAdapter || kept[id] == nil { kept[id] = withAdapter ? .withAdapter : .withoutAdapter }
             }
             return kept
         }
@@ -208,7 +213,7 @@ extension JobStore {
             let user = try String.fetchOne(
                 db,
                 sql: """
-                    SELECT id FROM jobs WHERE state NOT IN ('cancelled', 'failed', 'succeeded')
+                    SELECT id FROM jobs WHERE \(Self.unfinished)
                     AND json_extract(request, '$.init_from_adapter') = ? LIMIT 1
                     """, arguments: [name])
             if let user {
@@ -239,10 +244,10 @@ extension JobStore {
             ])
     }
 
-    private static func adapter(_ row: Row) throws -> StoredAdapter {
-        let row = StoredRow(row)
-        return try StoredAdapter(
-            name: row["name"], job: row["job"], baseModel: row["base_model"], modelBlob: row["model_blob"],
-            ownerUid: row["owner_uid"], createdAt: StoredRow.date(row["created_at"]))
+    static func adapter(_ row: Row) throws(StoreError) -> StoredAdapter {
+        StoredAdapter(
+            name: try row.read("name"), job: try row.read("job"), baseModel: try row.read("base_model"),
+            modelBlob: try row.read("model_blob"), ownerUid: try row.read("owner_uid"),
+            createdAt: try row.readDate("created_at"))
     }
 }

@@ -1,5 +1,5 @@
-// The job store: one SQLite file, one connection, one process. Opening and migrations live here; jobs, events and
-// resources each have their file. Everything that was answered to a client was committed before.
+// The job store: one SQLite file, one connection, one process. The connection and migrations live here; how a file is opened,
+// jobs, events and resources each have their file. Everything that was answered to a client was committed before.
 // One DatabaseQueue and never a pool: SQLite before 3.51.3 can corrupt a WAL with two writers.
 import EdgeWire
 import Foundation
@@ -9,12 +9,29 @@ package enum StoreError: Error, Equatable, Sendable, CustomStringConvertible {
     /// Written by a later release: its migrations are not known here.
     case newerSchema(unknown: [String])
     case damaged(String)
+    /// The upgrade of an older schema was not begun, or was undone; the file is as it was.
+    case notUpgraded(from: String, reason: String)
 
     package var description: String {
         switch self {
         case .newerSchema(let unknown):
             "the job store was written by a newer edgetuned (\(unknown.joined(separator: ", "))); install that release"
-        case .damaged(let what): "the job store is damaged: \(what)"
+        case .damaged(let what):
+            "the job store is damaged: \(what); stop edgetuned and run: edgetuned check, then edgetuned check --repair"
+        case .notUpgraded(let from, let reason):
+            "the job store has the schema \"\(from)\" and could not be upgraded: \(reason); it is as it was"
+        }
+    }
+
+    /// SQLite's own words for damage, wherever they come up; nil for any other error.
+    package init?(_ error: any Error) {
+        switch error {
+        case let error as StoreError: self = error
+        case let error as DatabaseError
+        where [.SQLITE_CORRUPT, .SQLITE_NOTADB].contains(error.resultCode) || error.message == "malformed JSON":
+            self = .damaged(error.message ?? "SQLite error \(error.resultCode.rawValue)")
+        case let error as RowDecodingError: self = .damaged("\(error)")
+        default: return nil
         }
     }
 }
@@ -25,33 +42,12 @@ package final class JobStore: Sendable {
 
     /// Opens or creates the store and brings its schema up to date.
     package init(path: String) throws {
-        var configuration = Configuration()
-        configuration.foreignKeysEnabled = true
-        configuration.busyMode = .timeout(5)
-        configuration.prepareDatabase { db in
-            try db.execute(sql: "PRAGMA journal_mode = WAL")
-            try db.execute(sql: "PRAGMA synchronous = FULL")
-            try db.execute(sql: "PRAGMA mmap_size = 0")
-        }
-        queue = try DatabaseQueue(path: path, configuration: configuration)
-        var migrator = DatabaseMigrator()
-        for migration in Self.migrations {
-            migrator.registerMigration(migration.name) { db in try db.execute(sql: migration.sql) }
-        }
-        let known = Set(Self.migrations.map(\.name))
-        let complete = migrator
-        try queue.read { db in
-            let unknown = try complete.appliedIdentifiers(db).subtracting(known)
-            guard unknown.isEmpty else { throw StoreError.newerSchema(unknown: unknown.sorted()) }
-            let check = try String.fetchOne(db, sql: "PRAGMA quick_check(1)") ?? "no answer"
-            guard check == "ok" else { throw StoreError.damaged(check) }
-        }
-        try complete.migrate(queue)
+        do { queue = try JobStore.opened(path) } catch { throw StoreError(error) ?? error }
     }
 
     /// Answers when the store can be read. Writes nothing.
     package func ping() async throws {
-        _ = try await queue.read { db in try Int.fetchOne(db, sql: "SELECT count(*) FROM jobs") }
+        _ = try await queue.read { db in try Bool.fetchOne(db, sql: "SELECT EXISTS (SELECT 1 FROM jobs)") }
     }
 
     package func close() throws { try queue.close() }
@@ -141,38 +137,15 @@ package final class JobStore: Sendable {
                     owner_uid INTEGER PRIMARY KEY NOT NULL, seconds REAL NOT NULL, counted_at REAL NOT NULL
                 );
                 """),
+        // What a store of 10,000 jobs is asked often, without reading their rows.
+        Migration(
+            name: "4 indices",
+            sql: """
+                CREATE INDEX jobs_by_name ON jobs (name);
+                CREATE INDEX jobs_by_blobs ON jobs (model_blob, dataset_blobs);
+                CREATE INDEX jobs_by_adapter ON jobs (adapter) WHERE adapter IS NOT NULL;
+                """),
     ]
-}
-
-/// JSON columns hold values as the API writes them.
-enum Column {
-    static func text(_ value: some Encodable) throws -> String {
-        String(decoding: try Wire.encoder().encode(value), as: UTF8.self)
-    }
-
-    static func value<Value: Decodable>(_ type: Value.Type, _ text: String) throws(StoreError) -> Value {
-        do { return try Wire.decoder().decode(type, from: Data(text.utf8)) } catch { throw .damaged("a \(type): \(error)") }
-    }
-}
-
-/// A row as it was stored. SQLite's own checks leave values of other types and ranges through, and GRDB's `row["name"]` would
-/// trap on one.
-struct StoredRow {
-    private let row: Row
-
-    init(_ row: Row) { self.row = row }
-
-    subscript<Value: DatabaseValueConvertible>(column: String) -> Value {
-        get throws(StoreError) {
-            do { return try row.decode(Value.self, forColumn: column) } catch { throw .damaged("\(column): \(error)") }
-        }
-    }
-
-    /// Of 1970 to 9999: Foundation traps when it writes a date that is far outside.
-    static func date(_ seconds: Double) throws(StoreError) -> Date {
-        guard (0..<253_402_300_800).contains(seconds) else { throw .damaged("a date of \(seconds) seconds") }
-        return Date(timeIntervalSince1970: seconds)
-    }
 }
 
 extension Date {

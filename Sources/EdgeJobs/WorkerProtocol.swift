@@ -234,6 +234,8 @@ package enum WorkMessage: Codable, Sendable {
     /// Left because memory became short, with a checkpoint.
     case yielded(step: Int, reason: String)
     case trained
+    /// Training failed; the best adapter until then is published.
+    case salvaged(Problem)
     case planned(PlanReport)
     case calibrated
     case inspectedModel(ModelReport)
@@ -249,7 +251,7 @@ package enum WorkMessage: Codable, Sendable {
     package var isLast: Bool {
         switch self {
         case .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .imported: false
-        case .stopped, .yielded, .trained, .planned, .calibrated, .inspectedModel, .plannedImport, .importedModel,
+        case .stopped, .yielded, .trained, .salvaged, .planned, .calibrated, .inspectedModel, .plannedImport, .importedModel,
             .inspectedDataset, .importedAdapter, .exported, .failure:
             true
         }

@@ -60,6 +60,9 @@ package enum AdapterError: Error, Equatable, Sendable {
     /// rsLoRA with several ranks: a GGUF adapter has one alpha.
     case mixedRanks([Int])
     case badMetadata(key: String, found: String, expected: String)
+    /// A file of a published artifact is gone, or is not what was published.
+    case missingFile(String)
+    case badChecksum(file: String)
 }
 
 extension AdapterError: CustomStringConvertible {
@@ -90,6 +93,8 @@ extension AdapterError: CustomStringConvertible {
         case .mixedRanks(let ranks):
             "rank-stabilized scaling with ranks \(ranks) does not fit a GGUF adapter's one alpha"
         case .badMetadata(let key, let found, let expected): "\(key) of the GGUF adapter is \(found), not \(expected)"
+        case .missingFile(let file): "\(file) is missing"
+        case .badChecksum(let file): "\(file) does not have its checksum"
         }
     }
 }
@@ -127,9 +132,16 @@ package struct AdapterArtifact: Equatable, Sendable {
                     }
                 }
             }
-            try staging.write("training.json", trainingJSON)
-            try staging.write("README.md", Array(modelCard.utf8))
-            try readBack(staging.path, config, digest: written.finalize())
+            let card = Array(modelCard.utf8)
+            try staging.write(recordName, trainingJSON)
+            try staging.write(cardName, card)
+            let frame = try readBack(staging.path, config, digest: written.finalize())
+            try staging.write(
+                checksumsName,
+                checksums([
+                    configName: SHA256.hash(config.json), framedName: frame, recordName: SHA256.hash(trainingJSON),
+                    cardName: SHA256.hash(card),
+                ]))
         }
     }
 
@@ -224,7 +236,10 @@ extension AdapterArtifact {
     }
 
     /// What is on the disk is what was written, bit for bit: piece by piece, for a board may have no room for a second copy.
-    private static func readBack(_ directory: String, _ config: AdapterConfig, digest: [UInt8]) throws {
+    ///
+    /// - Parameter digest: of the tensors as they were before the frame.
+    /// - Returns: the frame's own digest.
+    private static func readBack(_ directory: String, _ config: AdapterConfig, digest: [UInt8]) throws -> [UInt8] {
         guard try AdapterConfig(json: ByteRegion.map(path: directory + "/" + configName)) == config else {
             throw AdapterError.readBackDiffers(tensor: configName)
         }
@@ -237,6 +252,7 @@ extension AdapterArtifact {
             }
         }
         guard read.finalize() == digest else { throw AdapterError.readBackDiffers(tensor: framedName) }
+        return digestByPieces(framed)
     }
 }
 
@@ -267,7 +283,7 @@ extension AdapterArtifact {
         return ByteRegion.copy(of: content)
     }
 
-    private static func mapIfThere(_ path: String) throws(FileError) -> ByteRegion? {
+    static func mapIfThere(_ path: String) throws(FileError) -> ByteRegion? {
         do {
             return try ByteRegion.map(path: path)
         } catch where error.isNotFound {

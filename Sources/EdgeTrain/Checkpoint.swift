@@ -121,6 +121,42 @@ package struct CheckpointStore {
         }
     }
 
+    /// A file of some run's, and what is wrong with it.
+    package struct VerifiedFile: Sendable {
+        package let name: String
+        package let error: CheckpointError?
+        /// Whether a run would pass over it, and not stop.
+        package var isDamaged: Bool { error?.isDamage ?? false }
+    }
+
+    /// Every checkpoint and best adapter in a directory against its checksum, without the run that they are of. The best
+    /// adapters come first, then checkpoints from the oldest on.
+    package static func verify(directory: String) throws -> [VerifiedFile] {
+        let best = try names(in: directory, prefix: "best-").map { name in
+            VerifiedFile(name: name, error: try damage(directory + "/" + name, bestMagic) { _ in nil })
+        }
+        let whole = Set(best.filter { $0.error == nil }.map(\.name))
+        let checkpoints = try names(in: directory, prefix: "step-").map { name in
+            let path = directory + "/" + name
+            let error = try damage(path, checkpointMagic) { file in
+                let best = try readHeader(&file).state.bestEvaluation.map { bestName($0.step) }
+                return best.flatMap { whole.contains($0) ? nil : CheckpointError.noBest(path: path, best: $0) }
+            }
+            return VerifiedFile(name: name, error: error)
+        }
+        return best + checkpoints
+    }
+
+    private static func damage(
+        _ path: String, _ magic: String, _ body: (inout SealedFile.Reader) throws -> CheckpointError?
+    ) throws -> CheckpointError? {
+        do {
+            return try SealedFile.withBytes(path, magic: magic, version: version, runFingerprint: nil, body)
+        } catch let error as CheckpointError {
+            return error
+        }
+    }
+
     // MARK: Names
 
     private static func checkpointName(_ step: Int) -> String { "step-\(nineDigits(step)).ckpt" }
@@ -131,8 +167,10 @@ package struct CheckpointStore {
     }
     private func path(_ name: String) -> String { directory + "/" + name }
 
+    private func names(prefix: String) throws -> [String] { try Self.names(in: directory, prefix: prefix) }
+
     /// Finished files only: what an interrupted write leaves has another ending.
-    private func names(prefix: String) throws -> [String] {
+    private static func names(in directory: String, prefix: String) throws -> [String] {
         // Before the first checkpoint there is no directory.
         guard access(directory, F_OK) == 0 || errno != ENOENT else { return [] }
         return try entries(of: directory).filter {
@@ -169,7 +207,7 @@ package struct CheckpointStore {
         do {
             return try SealedFile.withUncheckedBytes(
                 path, magic: Self.checkpointMagic, version: Self.version, runFingerprint: runFingerprint
-            ) { try readHeader(&$0).state.bestEvaluation?.step }
+            ) { try Self.readHeader(&$0).state.bestEvaluation?.step }
         } catch is CheckpointError {
             return nil
         }
@@ -208,7 +246,7 @@ package struct CheckpointStore {
         return header.bytes
     }
 
-    private func readHeader(_ file: inout SealedFile.Reader) throws -> Header {
+    private static func readHeader(_ file: inout SealedFile.Reader) throws -> Header {
         func nextEvaluation() throws -> Evaluation {
             Evaluation(
                 step: Int(truncatingIfNeeded: try file.next()), loss: Double(bitPattern: try file.next()),
@@ -237,7 +275,7 @@ package struct CheckpointStore {
         try SealedFile.withBytes(
             path, magic: Self.checkpointMagic, version: Self.version, runFingerprint: runFingerprint
         ) { file in
-            let header = try readHeader(&file)
+            let header = try Self.readHeader(&file)
             try Self.checkSize(header.parameterCount, adapters, path)
             guard header.optimizerKind == optimizer.kind.rawValue,
                 header.optimizerBytes == UInt64(optimizer.state.count)

@@ -8,10 +8,13 @@ func cosine(_ x: Double) -> Double { cos(x) }
 
 package struct Dataset: Sendable {
     package let training: [TokenizedSample]
+    /// Of each of them, its index among the samples that were parted.
+    package let trainingIndices: [Int]
     package let heldOut: [TokenizedSample]
 
     package init(training: [TokenizedSample], heldOut: [TokenizedSample]) {
         self.training = training
+        trainingIndices = Array(training.indices)
         self.heldOut = heldOut
     }
 
@@ -24,7 +27,8 @@ package struct Dataset: Sendable {
         let count = min(wanted, max(0, samples.count - 1))
         let chosen = Set(RandomSource(seed: seed, .split).permutation(samples.count).prefix(count))
         self.heldOut = samples.indices.filter(chosen.contains).map { samples[$0] }
-        training = samples.indices.filter { !chosen.contains($0) }.map { samples[$0] }
+        trainingIndices = samples.indices.filter { !chosen.contains($0) }
+        training = trainingIndices.map { samples[$0] }
     }
 
     /// Tokens that count in the loss.

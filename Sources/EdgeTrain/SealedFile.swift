@@ -70,9 +70,10 @@ enum SealedFile {
         }
     }
 
+    /// - Parameter runFingerprint: nil: any run's.
     /// - Throws: `CheckpointError` unless the file has its checksum, and this magic, version and fingerprint.
     static func withBytes<R>(
-        _ path: String, magic: String, version: UInt32, runFingerprint: [UInt8], _ body: (inout Reader) throws -> R
+        _ path: String, magic: String, version: UInt32, runFingerprint: [UInt8]?, _ body: (inout Reader) throws -> R
     ) throws -> R {
         let region = try ByteRegion.map(path: path)
         let end = region.bytes.count - SHA256.byteCount
@@ -100,14 +101,17 @@ enum SealedFile {
     }
 
     private static func open<R>(
-        _ region: ByteRegion, _ path: String, _ magic: String, _ version: UInt32, _ runFingerprint: [UInt8],
+        _ region: ByteRegion, _ path: String, _ magic: String, _ version: UInt32, _ runFingerprint: [UInt8]?,
         _ body: (inout Reader) throws -> R
     ) throws -> R {
         var reader = Reader(region, path: path)
         guard try reader.take(magic.utf8.count).elementsEqual(magic.utf8) else { throw CheckpointError.damaged(path: path) }
-        let found = UInt32(truncatingIfNeeded: try reader.next())
-        guard found == version else { throw CheckpointError.wrongVersion(path: path, found: found, known: version) }
-        guard try reader.take(SHA256.byteCount) == runFingerprint else { throw CheckpointError.otherRun(path: path) }
+        let foundVersion = UInt32(truncatingIfNeeded: try reader.next())
+        guard foundVersion == version else {
+            throw CheckpointError.wrongVersion(path: path, found: foundVersion, known: version)
+        }
+        let found = try reader.take(SHA256.byteCount)
+        guard runFingerprint == nil || found == runFingerprint else { throw CheckpointError.otherRun(path: path) }
         return try body(&reader)
     }
 }

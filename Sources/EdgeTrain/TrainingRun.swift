@@ -36,14 +36,24 @@ package struct Evaluation: Equatable, Sendable {
 }
 
 package enum TrainingError: Error, Equatable, CustomStringConvertible {
-    case nonFinite(step: Int, loss: Double, gradNorm: Double, samples: [Int])
+    /// `samples` are indices of training samples: of the micro-batch whose loss it is, or of the whole step where only a
+    /// gradient is not finite. `gradNorm` is nil where the loss was enough to know.
+    case nonFinite(step: Int, loss: Double, gradNorm: Double?, samples: [Int])
+    /// Of the held-out samples, after `step` steps.
+    case nonFiniteEvaluation(step: Int, loss: Double)
+    /// The last update left it so.
+    case nonFiniteAdapter(step: Int)
     case noSamples(lines: Int, tooLong: Int, sequenceLength: Int)
     case noLossTokens
 
     package var description: String {
         switch self {
         case .nonFinite(let step, let loss, let gradNorm, let samples):
-            "step \(step): loss \(loss), gradient norm \(gradNorm); training samples \(samples.map(String.init).joined(separator: ", "))"
+            "step \(step): loss \(loss)" + (gradNorm.map { ", gradient norm \($0)" } ?? "")
+                + "; training samples \(samples.map(String.init).joined(separator: ", "))"
+        case .nonFiniteEvaluation(0, let loss): "before the first step the held-out loss is \(loss)"
+        case .nonFiniteEvaluation(let step, let loss): "after step \(step) the held-out loss is \(loss)"
+        case .nonFiniteAdapter(let step): "after step \(step), the last, the adapter has values that are not finite"
         case .noSamples(let lines, let tooLong, let sequenceLength):
             "no sample to train on: \(tooLong) of \(lines) are longer than sequence_len \(sequenceLength)"
         case .noLossTokens: "no token of the training samples carries loss"
@@ -161,6 +171,9 @@ package final class TrainingRun {
                 emit(.step(report(done, epoch: Double(state.step) / Double(order.stepsPerEpoch))))
             }
         }
+        guard (0..<adapters.parameterCount).allSatisfy({ adapters.parameters[$0].isFinite }) else {
+            throw TrainingError.nonFiniteAdapter(step: state.step)
+        }
         // Published from here on; a crash before the artifact is in place does this much again, not the training.
         if checkpointed != state.step { try checkpoint() }
         return .finished(try finish())
@@ -230,6 +243,11 @@ package final class TrainingRun {
                     adapters.slotRange(layer), adapters.layerGradients(layer), count: adapters.layerRanges[layer].count,
                     loss: loss / Double(max(1, lossTokens)), indices)
                 step.clearGradients()
+            }
+            guard loss.isFinite else {
+                throw TrainingError.nonFinite(
+                    step: state.step + 1, loss: loss, gradNorm: nil,
+                    samples: Array(indices.dropFirst(firstSample).prefix(batch.count)))
             }
             firstSample += batch.count
         }
@@ -314,6 +332,7 @@ package final class TrainingRun {
         do {
             try heed()
             let (loss, tokens) = try step.heldOutLoss(dataset.heldOut, tokenBudget: plan.tokenBudget) { _ in try heed() }
+            guard loss.isFinite else { throw TrainingError.nonFiniteEvaluation(step: state.step, loss: loss) }
             return Evaluation(step: state.step, loss: loss, tokens: tokens)
         } catch is Stopped {
             return nil
@@ -330,6 +349,14 @@ package final class TrainingRun {
         model.releaseResidentWeights()
         arena.discard(after: adapters.parameters + adapters.parameterCount)
         return adapters.tensors(model.spec)
+    }
+
+    /// After `run` has thrown that a number is not finite: leaves the best adapter so far in `adapters`. Nil when none has
+    /// been measured.
+    package func salvage() throws -> FinishedRun? {
+        guard state.bestEvaluation != nil else { return nil }
+        state.endedEarly = true
+        return try finish()
     }
 
     /// Leaves the adapter to publish in `adapters`.

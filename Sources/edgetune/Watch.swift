@@ -89,8 +89,8 @@ enum JobWatch {
         lines.finish()
         if !json {
             let adapter =
-                end == .succeeded
-                ? try await client.get(JobStatus.self, Endpoint.job(client.escaped(job))).adapter : nil
+                end == .cancelled
+                ? nil : try await client.get(JobStatus.self, Endpoint.job(client.escaped(job))).adapter
             Terminal.print(
                 TerminalFilter.line("\(status.id) \(end.rawValue)" + (adapter.map { ": adapter \($0)" } ?? "")))
         }

@@ -94,6 +94,12 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
         keepLogs = try values.decodeIfPresent(Int.self, forKey: .keepLogs) ?? keepLogs
     }
 
+    /// Nil: the installed file, or every default where there is none.
+    static func read(pathOrDefault path: String?) throws -> DaemonConfig {
+        if let path { return try read(path: path) }
+        return FileManager.default.fileExists(atPath: defaultPath) ? try read(path: defaultPath) : DaemonConfig()
+    }
+
     static func read(path: String) throws -> DaemonConfig {
         let text: String
         do { text = try String(contentsOfFile: path, encoding: .utf8) } catch {
@@ -216,4 +222,6 @@ struct Places: Equatable, Sendable {
         return "\(calibrations)/\(Edgetuned.version)-\(kernelSet)-\(request.precision.rawValue)-\(threads).json"
     }
     var lock: String { state + "/lock" }
+    /// What `edgetuned check --repair` has moved aside.
+    var quarantine: String { state + "/quarantine" }
 }

@@ -1,4 +1,4 @@
-// The executable: `serve`, the daemon, and `work`, which serve starts.
+// The executable: `serve`, the daemon; `work`, which serve starts; `check`, which looks at what a stopped daemon has stored.
 import ArgumentParser
 import Dispatch
 import Foundation
@@ -22,7 +22,7 @@ import Foundation
 struct Edgetuned: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "edgetuned", abstract: "Fine-tunes language models on this machine, within its memory.",
-        version: "edgetuned \(Edgetuned.version)", subcommands: [Serve.self], defaultSubcommand: Serve.self)
+        version: "edgetuned \(Edgetuned.version)", subcommands: [Serve.self, Check.self], defaultSubcommand: Serve.self)
 
     static let version = "0.1.0"
 }

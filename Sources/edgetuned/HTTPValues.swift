@@ -8,10 +8,13 @@ import Synchronization
 
 extension Response {
     init(json value: some Encodable, status: HTTPResponse.Status = .ok, headers: HTTPFields = [:]) throws {
+        self.init(jsonText: try Wire.encoder().encode(value), status: status, headers: headers)
+    }
+
+    init(jsonText: Data, status: HTTPResponse.Status = .ok, headers: HTTPFields = [:]) {
         var headers = headers
         headers[.contentType] = "application/json"
-        self.init(
-            status: status, headers: headers, body: ResponseBody(byteBuffer: ByteBuffer(bytes: try Wire.encoder().encode(value))))
+        self.init(status: status, headers: headers, body: ResponseBody(byteBuffer: ByteBuffer(bytes: jsonText)))
     }
 
     init(_ problem: Problem, headers: HTTPFields = [:]) {

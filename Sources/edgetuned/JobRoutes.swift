@@ -25,8 +25,8 @@ extension Daemon {
             cores: ProcessFacts.coreCount, memoryTotalBytes: memory.total.bytes,
             memoryAvailableBytes: memory.available.bytes, diskFreeBytes: BlobStore.freeBytes(places.state),
             temperatures: temperatures, runningJob: await queue.runningJob,
-            queuedJobs: try await store.count(of: .queued), models: try await store.models().count,
-            adapters: try await store.adapters().count)
+            queuedJobs: try await store.count(of: .queued), models: try await store.modelCount(),
+            adapters: try await store.adapterCount())
         status.policies = policies.report(conditions, pressure: MemoryPressure(host.text("/proc/pressure/memory")))
         status.waits = await queue.waits
         return try Response(json: status)
@@ -160,7 +160,7 @@ extension Daemon {
             }
             state = known
         }
-        return try Response(json: JobList(jobs: try await store.jobs(in: state, limit: limit).map { JobStatus($0, for: call.caller) }))
+        return Response(jsonText: try await store.listing(in: state, limit: limit) { call.caller.owns($0) })
     }
 
     func showJob(_ call: Call) async throws -> Response {

@@ -4,27 +4,38 @@ import EdgeModel
 
 /// The data sets of an order, tokenised.
 struct LoadedSamples {
+    /// Where a sample stands.
+    struct Origin {
+        /// Index among the order's data sets.
+        let dataset: Int32
+        /// From 1.
+        let line: Int32
+    }
+
     var tokenized: [TokenizedSample] = []
+    /// Of every sample in `tokenized`.
+    var origins: [Origin] = []
     /// Counted over all data sets of the order, from 1.
     var tooLongLines: [Int] = []
 
     init(_ paths: [String], model: BaseModel, sequenceLength: Int, lossScope: LossScope) throws {
         let text = try ModelText(model)
-        var number = 0
-        for path in paths {
+        var linesBefore = 0
+        for (dataset, path) in paths.enumerated() {
             var reader = try DatasetReader.open(path: path)
             while let sample = try reader.next() {
-                number += 1
                 let tokens = try TrainingText(
                     sample, chatTemplate: text.chatTemplate, tokenizer: text.tokenizer, lossScope: lossScope
                 ).tokenized(by: text.tokenizer)
                 // One token predicts nothing.
                 if tokens.tokens.count > sequenceLength {
-                    tooLongLines.append(number)
+                    tooLongLines.append(linesBefore + reader.lineNumber)
                 } else if tokens.tokens.count > 1 {
                     tokenized.append(tokens)
+                    origins.append(Origin(dataset: Int32(dataset), line: Int32(clamping: reader.lineNumber)))
                 }
             }
+            linesBefore += reader.lineNumber
         }
     }
 }

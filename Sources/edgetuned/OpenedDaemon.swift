@@ -24,6 +24,7 @@ extension Daemon {
         _ config: LiveConfig, _ places: Places, worker: WorkerLaunch, host: HostFiles, access: AccessRules, logger: Logger,
         lookInterval: Duration? = nil
     ) async throws -> Daemon {
+        try StrayFiles.requireStore(places)
         let store = try JobStore(path: places.store)
         let blobs = try BlobStore(directory: places.blobs)
         let log = JobLog(directory: places.logs)

@@ -20,20 +20,9 @@ extension Caller {
 }
 
 extension JobStatus {
-    /// The job as `caller` may see it: another user's without names, reasons and problems, which may quote a data set.
+    /// The job as `caller` may see it.
     init(_ job: Job, for caller: Caller) {
-        self.init(job)
-        guard !caller.owns(job.ownerUid) else { return }
-        name = id
-        reason = nil
-        request = JobRequest(baseModel: job.request.baseModel, datasets: [])
-        plan = nil
-        problem = problem.map { problem in
-            var bare = problem
-            (bare.detail, bare.hint) = ("of another user's job", nil)
-            return bare
-        }
-        adapter = nil
+        self = caller.owns(job.ownerUid) ? JobStatus(job) : JobStatus(job).forOthers
     }
 }
 

@@ -52,16 +52,12 @@ struct Serve: AsyncParsableCommand {
         let places = Places(
             config: loaded, socketOption: socket, stateOption: stateDir, environment: environment, uid: getuid())
         do { try await serve(loaded, places, environment, logger) } catch {
-            logger.critical("\(error)")
+            logger.critical("\((StoreError(error) ?? error) as any Error)")
             throw ExitCode.failure
         }
     }
 
-    private func readConfig() throws -> DaemonConfig {
-        if let config { return try DaemonConfig.read(path: config) }
-        guard FileManager.default.fileExists(atPath: DaemonConfig.defaultPath) else { return DaemonConfig() }
-        return try DaemonConfig.read(path: DaemonConfig.defaultPath)
-    }
+    private func readConfig() throws -> DaemonConfig { try DaemonConfig.read(pathOrDefault: config) }
 
     private func serve(
         _ loaded: DaemonConfig, _ places: Places, _ environment: [String: String], _ logger: Logger
@@ -69,11 +65,8 @@ struct Serve: AsyncParsableCommand {
         let signals = Signals()
         umask(0o077)
         try places.make()
-        let lock = open(places.lock, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        guard lock >= 0, flock(lock, LOCK_EX | LOCK_NB) == 0 else {
-            throw ConfigError("another edgetuned uses \(places.state)")
-        }
-        defer { close(lock) }
+        guard let lock = StateLock(places.lock) else { throw ConfigError("another edgetuned uses \(places.state)") }
+        defer { lock.release() }
 
         let config = LiveConfig(loaded)
         let access = AccessRules.of(loaded)
@@ -105,7 +98,7 @@ struct Serve: AsyncParsableCommand {
         // The store failing is the end: what cannot be stored must not be promised.
         let jobs = Task {
             do { try await daemon.queue.run() } catch {
-                logger.critical("the queue ended: \(error)")
+                logger.critical("the queue ended: \((StoreError(error) ?? error) as any Error)")
                 kill(getpid(), SIGTERM)
                 throw error
             }

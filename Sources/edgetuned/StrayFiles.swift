@@ -10,6 +10,15 @@ struct StrayFiles {
     let store: JobStore
     let logger: Logger
 
+    /// A store that is gone would make strays of everything.
+    static func requireStore(_ places: Places) throws {
+        guard try !StoreInspection.isStore(places.store) else { return }
+        let count = try [places.jobs, places.blobs].reduce(0) { try $0 + StateCheck.names(in: $1).count }
+        guard count == 0 else {
+            throw StoreError.damaged("\(places.store) is missing or empty, and there are \(count) blobs and jobs' directories")
+        }
+    }
+
     func remove() async throws {
         let kept = try await store.keptDirectories()
         for name in try names(in: places.jobs) {

@@ -16,6 +16,8 @@ struct TrainingRecord: Encodable {
     let steps: Int
     let lastLoss: Double
     let endedEarly: Bool
+    /// What training ended by, when that was no end that was asked for.
+    let problem: String?
 
     var modelCard: String {
         var lines = [
@@ -29,6 +31,7 @@ struct TrainingRecord: Encodable {
             "| learning rate | \(request.learningRate), \(request.lrScheduler.rawValue) |",
             "| seed | \(request.seed) |",
         ]
+        if let problem { lines.append("| training failed | \(problem.replacing("|", with: "/")) |") }
         if let first = evaluations.first, let kept = evaluations.first(where: { $0.step == keptStep }) {
             lines.append("| held-out loss, base | \(first.loss) |")
             lines.append("| held-out loss, this adapter | \(kept.loss) |")
@@ -45,7 +48,8 @@ struct TrainingRecord: Encodable {
 extension EvaluationReport {
     init(_ evaluation: Evaluation, isBest: Bool) {
         self.init(
-            step: evaluation.step, loss: evaluation.loss, perplexity: evaluation.perplexity,
+            // JSON has no infinity, and e^710 is one.
+            step: evaluation.step, loss: evaluation.loss, perplexity: min(evaluation.perplexity, .greatestFiniteMagnitude),
             tokens: evaluation.tokens, isBest: isBest)
     }
 }

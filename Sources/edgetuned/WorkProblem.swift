@@ -30,7 +30,7 @@ extension Problem {
         case let error as TrainingTextError: self.init(.badDataset, error.description)
         case let error as TrainingError:
             switch error {
-            case .nonFinite:
+            case .nonFinite, .nonFiniteEvaluation, .nonFiniteAdapter:
                 self.init(.nonFinite, error.description, hint: "a lower learning_rate, or max_grad_norm: 1")
             case .noSamples, .noLossTokens: self.init(.badDataset, error.description)
             }

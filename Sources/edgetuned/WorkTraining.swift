@@ -92,16 +92,28 @@ struct WorkTraining {
                 .log("left out \(samples.tooLongLines.count) samples longer than \(spec.sequenceLength) tokens, lines "
                     + samples.tooLongLines.prefix(20).map(String.init).joined(separator: ", ")))
         }
-        guard let (finished, tensors) = try run(channel, host) else { return }
+        guard let end = try run(channel, host) else { return }
         // The arena is gone here: publishing has its memory.
-        try publish(tensors, finished)
+        do { try publish(end) } catch {
+            guard var problem = end.problem else { throw error }
+            problem.detail += "; its best adapter cannot be published: \(Problem(workError: error).detail)"
+            throw problem
+        }
         let peak = ProcessFacts.residentBytes().peak
         channel.send(.log("peak memory \(peak >> 20) MiB, planned \(plan.peak.mebibytes) MiB"))
-        channel.send(.trained)
+        channel.send(end.problem.map(WorkMessage.salvaged) ?? .trained)
+    }
+
+    /// What is to be published.
+    private struct RunEnd {
+        let finished: FinishedRun
+        let tensors: [LoRATensors]
+        /// Why training went no further than that, when it failed.
+        var problem: Problem?
     }
 
     /// Nil when the run was stopped, which has been reported.
-    private func run(_ channel: WorkChannel, _ host: HostFiles) throws -> (FinishedRun, [LoRATensors])? {
+    private func run(_ channel: WorkChannel, _ host: HostFiles) throws -> RunEnd? {
         let watch = MemoryWatch(host, plannedPeakBytes: UInt64(plan.peak.bytes), group: order.controlGroup)
         defer { watch.end() }
         let progress = ProgressMeter(plan: plan, budgetBytes: order.budgetBytes)
@@ -130,7 +142,19 @@ struct WorkTraining {
                 if let note { channel.send(.log(note)) }
                 return direction == .stop ? .stop : channel.isFinishRequested ? .finish : direction
             })
-        switch try run.run() {
+        let outcome: RunOutcome
+        do { outcome = try run.run() } catch let error as TrainingError {
+            guard var problem = divergence(error) else { throw error }
+            guard let kept = try run.salvage() else {
+                problem.detail += "; no adapter was measured before that"
+                throw problem
+            }
+            let best = kept.evaluations.first { $0.step == kept.keptStep }
+            problem.detail += "; the adapter of step \(kept.keptStep) is kept"
+            if let best { problem.detail += ", its held-out loss is \(best.loss)" }
+            return RunEnd(finished: kept, tensors: run.takeTensors(), problem: problem)
+        }
+        switch outcome {
         case .stopped(let step):
             switch watch.stop {
             case nil: channel.send(.stopped(step: step))
@@ -140,8 +164,32 @@ struct WorkTraining {
             }
             return nil
         case .finished(let finished):
-            return (finished, run.takeTensors())
+            return RunEnd(finished: finished, tensors: run.takeTensors())
         }
+    }
+
+    /// The problem of numbers that are not finite, with the lines whose samples they came up in; nil: another error.
+    private func divergence(_ error: TrainingError) -> Problem? {
+        var problem = Problem(workError: error)
+        guard problem.kind == .nonFinite else { return nil }
+        if case .nonFinite(let step, let loss, let gradNorm, let indices) = error {
+            let what =
+                loss.isFinite
+                ? "a gradient is not finite (their norm is \(gradNorm ?? .nan), the loss \(loss))" : "the loss is \(loss)"
+            problem.detail = "step \(step): \(what); \(lines(ofTrainingSamples: indices))"
+        }
+        return problem
+    }
+
+    /// "lines 3, 9 of "chats"; line 1 of "notes"": at most a hundred of them.
+    private func lines(ofTrainingSamples indices: [Int]) -> String {
+        let origins = indices.map { samples.origins[dataset.trainingIndices[$0]] }
+        return order.request.datasets.enumerated().compactMap { number, set in
+            let lines = Set(origins.filter { $0.dataset == number }.map(\.line)).sorted()
+            guard !lines.isEmpty else { return nil }
+            let shown = lines.prefix(100).map(String.init).joined(separator: ", ") + (lines.count > 100 ? ", …" : "")
+            return "\(lines.count == 1 ? "line" : "lines") \(shown) of \"\(set.path)\""
+        }.joined(separator: "; ")
     }
 
     /// SHA-256 over everything that decides the adapter's bytes: a checkpoint of another run is never continued.
@@ -157,7 +205,8 @@ struct WorkTraining {
         return digest.finalize()
     }
 
-    private func publish(_ tensors: [LoRATensors], _ finished: FinishedRun) throws {
+    private func publish(_ end: RunEnd) throws {
+        let finished = end.finished
         let record = TrainingRecord(
             baseFingerprint: order.modelDigest, baseModel: order.request.baseModel,
             quantisation: model.quantisation, kernelSet: kernels.name, precision: plan.shape.compute.rawValue, request: order.request, plan: planReport,
@@ -165,11 +214,11 @@ struct WorkTraining {
                 EvaluationReport($0, isBest: $0.step == finished.keptStep && $0.step > 0)
             },
             keptStep: finished.keptStep, steps: finished.steps, lastLoss: finished.lastLoss,
-            endedEarly: finished.endedEarly)
+            endedEarly: finished.endedEarly, problem: end.problem?.detail)
         let encoder = Wire.encoder()
         encoder.outputFormatting.insert(.prettyPrinted)
         try AdapterArtifact.publish(
-            to: order.directory + "/adapter", tensors: tensors,
+            to: order.directory + "/adapter", tensors: end.tensors,
             config: AdapterConfig(
                 rank: spec.lora.rank, loraAlpha: Double(spec.lora.alpha), loraDropout: Double(spec.lora.dropout),
                 targetModules: Array(Set(memory.modules.map { model.spec.linear(doing: $0.module).name })),

@@ -7,16 +7,17 @@ private let allowed: [JobState: [JobTransition: JobState]] = [
     .queued: [.start: .running, .pause: .paused, .cancel: .cancelled, .failed: .failed, .waits: .queued],
     .running: [
         .pause: .pausing, .cancel: .cancelling, .stopped: .queued, .yielded: .queued, .lost: .queued,
-        .restarted: .queued, .trained: .succeeded, .failed: .failed, .obstructed: .paused,
+        .restarted: .queued, .trained: .succeeded, .failed: .failed, .salvaged: .failed,
+        .obstructed: .paused,
     ],
     .pausing: [
         .cancel: .cancelling, .stopped: .paused, .yielded: .paused, .lost: .paused, .restarted: .paused,
-        .trained: .succeeded, .failed: .failed, .obstructed: .paused,
+        .trained: .succeeded, .failed: .failed, .salvaged: .failed, .obstructed: .paused,
     ],
     .paused: [.resume: .queued, .cancel: .cancelled],
     .cancelling: [
         .stopped: .cancelled, .yielded: .cancelled, .lost: .cancelled, .restarted: .cancelled,
-        .failed: .cancelled, .obstructed: .cancelled, .trained: .succeeded,
+        .failed: .cancelled, .salvaged: .cancelled, .obstructed: .cancelled, .trained: .succeeded,
     ],
 ]
 

@@ -27,7 +27,7 @@ struct AdapterArtifactTests {
         try Self.publish(Self.tensors, scratch.path + "/a")
         #expect(
             try scratch.names("a")
-                == ["README.md", "adapter_config.json", "adapter_model.safetensors.lz4", "training.json"])
+                == ["README.md", "SHA256SUMS", "adapter_config.json", "adapter_model.safetensors.lz4", "training.json"])
         let artifact = try AdapterArtifact.open(directory: scratch.path + "/a")
         #expect(artifact.config == Self.config)
         #expect(artifact.provenance == ["base": "sha256:00"])

@@ -31,9 +31,11 @@ extension FuzzTarget {
         let store = try JobStore(path: path)
         let result: Result<Void, any Error>
         do {
-            for job in try await store.jobs(in: nil, limit: 100) {
-                _ = try Wire.encoder().encode(JobStatus(job))
-                _ = try await store.events(of: job.id, after: 0, limit: 100)
+            // Of both kinds: j-1's owner sees it, and j-2's is another user.
+            _ = try await store.listing(in: nil, limit: 100) { $0 == 7 }
+            for id in ["j-1", "j-2"] {
+                if let job = try await store.job(id) { _ = try Wire.encoder().encode(JobStatus(job)) }
+                _ = try await store.events(of: id, after: 0, limit: 100)
             }
             _ = try await (store.queueEntries(with: "j-1", at: now), store.interruptedJobs())
             _ = try Wire.encoder().encode(try await store.models())
@@ -55,7 +57,7 @@ extension FuzzTarget {
             let store = try JobStore(path: path)
             for id in ["j-1", "j-2"] {
                 let job = Job(
-                    id: id, name: id, ownerUid: 7, createdAt: now,
+                    id: id, name: id, ownerUid: id == "j-1" ? 7 : 8, createdAt: now,
                     request: JobRequest(baseModel: "m", datasets: [DatasetReference(path: "d")]), modelBlob: "sha256:m",
                     datasetBlobs: ["sha256:d"], plan: nil)
                 _ = try await store.submit(job, key: IdempotencyKey(key: id, bodyDigest: "a"), queueLimit: 9, at: now)
