@@ -364,6 +364,10 @@ def connections():
         ("generate", user | stays, request("POST /v1/generate", json.dumps(
             {"model": "m", "adapter": "own", "messages": [{"role": "user", "content": "\u00e9"}]}).encode())),
         ("browser", user, request("GET /v1/jobs", b"", "Origin: http://a", "Connection: close")),
+        ("most", user, lines(f"GET /v1/jobs/{finished}/events?after={2**63 - 1}&follow=0", "GET /v1/jobs?limit=1000&state=cancelled",
+                             f"GET /v1/jobs?limit={2**63}")),
+        ("offset", user, request(f"PATCH /v1/blobs/sha256:{upload}", b"hello", f"Upload-Offset: {2**64 - 1}", "Upload-Length: 5")),
+        ("length", user, request(f"PATCH /v1/blobs/sha256:{upload}", b"hello", "Upload-Offset: 0", f"Upload-Length: {2**64 - 1}")),
         ("beside", user, lines("GET /v1/adapters/own/files/..%2Fbeside")),
         ("unreadable", admin | stays, b"GET /v1/health HTTP/1.1\r\nHost : a\r\n\r\n"),
         ("old", admin | stays, b"GET /v1/health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
