@@ -86,12 +86,10 @@ package final class ServedDaemon: Sendable {
         try daemon?.store.close()
     }
 
-    /// Ends what readers of events wait for: jobs that do not run.
-    package func cancelJobs() async throws {
-        guard let daemon = shared.values.withLock(\.daemon) else { return }
-        for job in try await daemon.store.jobs(in: nil, limit: WireLimit.listedJobs) where !job.state.isFinal {
-            _ = try await daemon.queue.act(.cancel, on: job.id)
-        }
+    /// Ends what readers of a job's events wait for, unless it has ended.
+    package func cancel(_ id: String) async throws {
+        guard let daemon = shared.values.withLock(\.daemon), let job = try await daemon.store.job(id), !job.state.isFinal else { return }
+        _ = try await daemon.queue.act(.cancel, on: id)
     }
 
     /// Whoever connects from now on is this user.

@@ -85,7 +85,7 @@ private struct HTTPExchange {
                 isSending = false
             } else if isReadingEvents, exchanges.last?.path.contains("events") == true {
                 // Of a job that is not finished they go on.
-                try FuzzTarget.waitFor { try await daemon.cancelJobs() }
+                try FuzzTarget.waitFor { for id in HTTPState.unfinished { try await daemon.cancel(id) } }
                 isReadingEvents = false
             }
         }
