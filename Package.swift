@@ -115,7 +115,7 @@ let package = Package(
         .testTarget(
             name: "FuzzTests",
             dependencies: [
-                "EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels", "EdgeJobs", "EdgeWire", "EdgeYAML",
+                "EdgeTrain", "EdgeModel", "EdgeFormats", "EdgeTensor", "CEdgeKernels", "EdgeJobs", "EdgeWire", "EdgeYAML", "edgetuned",
                 "EdgeTestSupport", .product(name: "GRDB", package: "GRDB.swift"),
             ],
             path: "Tests/Fuzz",

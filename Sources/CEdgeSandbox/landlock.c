@@ -53,7 +53,9 @@ static uint64_t known_rights(int abi) {
 }
 
 static int add(int ruleset, uint64_t known, const struct edge_sandbox_rule *rule) {
-    int file = open(rule->path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    int file;
+    do file = open(rule->path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    while (file < 0 && errno == EINTR);
     if (file < 0) return errno == ENOENT || errno == ENOTDIR ? 0 : errno;
     struct stat status;
     struct statfs system;

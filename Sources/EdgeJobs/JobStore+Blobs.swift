@@ -12,6 +12,12 @@ extension JobStore {
         }
     }
 
+    package func hasBlob(_ digest: String) async throws -> Bool {
+        try await queue.read { db in
+            try Bool.fetchOne(db, sql: "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?)", arguments: [digest]) == true
+        }
+    }
+
     /// Bytes that a user's blobs take, and those that his imports make: of an import that failed and may go on what it has
     /// written is kept.
     package func blobBytes(ofOwner uid: UInt32) async throws -> UInt64 {

@@ -7,7 +7,11 @@ import NIOCore
 
 extension Daemon {
     func blobStatus(_ call: Call) async throws -> Response {
-        try Response(json: blobs.status(try BlobDigest(call.parameters[0])))
+        let digest = try BlobDigest(call.parameters[0])
+        var status = blobs.status(digest)
+        // Published and not stored, for the disk was full just then: the client's next request, without a byte, stores it.
+        if status.complete { status.complete = try await store.hasBlob(digest.text) }
+        return try Response(json: status)
     }
 
     func uploadBlob(_ call: Call) async throws -> Response {

@@ -64,90 +64,20 @@ struct Serve: AsyncParsableCommand {
     ) async throws {
         let signals = Signals()
         umask(0o077)
-        for directory in [places.state, places.jobs, places.imports, places.logs, places.exports, places.calibrations] {
-            try FileManager.default.createDirectory(
-                atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-        }
-        try DurableDirectory.sync(places.state)
+        try places.make()
         guard let lock = StateLock(places.lock) else { throw ConfigError("another edgetuned uses \(places.state)") }
         defer { lock.release() }
 
         let config = LiveConfig(loaded)
         let access = AccessRules.of(loaded)
-        try StrayFiles.requireStore(places)
-        let store = try JobStore(path: places.store)
-        let blobs = try BlobStore(directory: places.blobs)
-        let log = JobLog(directory: places.logs)
         let host = hostRoot.map(HostFiles.init(root:)) ?? .machine
         let launch = WorkerLaunch(
             executable: workerExecutable ?? Self.ownExecutable,
             environment: Self.workerEnvironment(environment, host))
-        // Before READY, and before there is a worker: the kernel lets a group with processes in it have no children.
-        let controlGroup = claimControlGroup(host, logger)
-        let kernelSet = (try? ProcessFacts.kernelSet().name) ?? "unknown"
-        let obstacle: @Sendable (UInt64) -> String? = {
-            startObstacle(
-                planned: $0, memory: HostMemory(host), pressure: MemoryPressure(host.text("/proc/pressure/memory")))
-        }
-        let runGroup: @Sendable (String, UInt64) -> RunGroup? = { name, planned in
-            do { return try controlGroup?.makeRun(name, planned: planned, cpuQuota: config.now.scheduling.cpuQuota) } catch {
-                logger.error("\(name) runs without a cgroup of its own: \(error)")
-                return nil
-            }
-        }
-        var settings = JobQueueSettings(
-            worker: launch, jobsDirectory: places.jobs,
-            // Stored digests were checked when they came in.
-            blobPath: { (try? BlobDigest($0)).map(blobs.path) ?? "" },
-            budget: {
-                let budget = HostMemory(host).budget(asked: $0.memoryBudget, allowed: config.now.memoryBudget)
-                return (budget.bytes, budget.name)
-            },
-            defaultSaveSteps: { config.now.defaultSaveSteps }, now: { Date().inWholeSeconds },
-            stopTimeout: .seconds(loaded.stopTimeoutSeconds), report: { logger.error("\($0)") })
-        settings.calibrationPath = { places.calibration(of: $0, kernelSet: kernelSet) }
-        settings.availableBytes = { HostMemory(host).available.bytes }
-        settings.look = {
-            let (policies, conditions) = (config.now.policies, HostConditions(host, disk: places.state))
-            let (memory, pressure) = (HostMemory(host), MemoryPressure(host.text("/proc/pressure/memory")))
-            return { job, phase in
-                if let found = policies.obstacle(
-                    conditions, jobHours: job.request.runBetween.flatMap(DayWindow.init), spill: job.plan?.spillBytes ?? 0, phase)
-                {
-                    return found
-                }
-                // A running one watches its memory itself, closer.
-                guard phase == .start, let plan = job.plan else { return nil }
-                return startObstacle(planned: plan.peakBytes, memory: memory, pressure: pressure).map { Obstacle(.memory, $0) }
-            }
-        }
-        if let lookMilliseconds { settings.obstacleInterval = .milliseconds(lookMilliseconds) }
-        settings.turn = { config.now.turnLength }
-        settings.retryAfter = { config.now.retryDelay }
-        settings.patience = { Self.patience(with: $0.plan) }
-        settings.scheduling = { config.now.scheduling }
-        settings.runGroup = runGroup
-        let queue = JobQueue(store: store, log: log, settings: settings)
-        try await queue.recover()
-        try await StrayFiles(places: places, store: store, logger: logger).remove()
-        let imports = ModelImports(
-            store: store, blobs: blobs,
-            settings: ModelImportSettings(
-                worker: launch, directory: places.imports,
-                budget: { try await Self.importBudget(queue, store, HostMemory(host), config.now) },
-                obstacle: obstacle,
-                runGroup: runGroup,
-                inspect: { try await SmallOrders(worker: launch, logger: logger).inspectedModel($0) },
-                now: { Date().inWholeSeconds }),
-            logger: logger)
-        try await imports.recover()
-
+        let daemon = try await Daemon.opened(
+            config, places, worker: launch, host: host, access: access, logger: logger,
+            lookInterval: lookMilliseconds.map { Duration.milliseconds($0) })
         let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
-        let daemon = Daemon(
-            config: config, places: places, store: store, queue: queue, blobs: blobs, imports: imports, log: log,
-            worker: launch, host: host, access: access, logger: logger, startedAt: Date().inWholeSeconds,
-            kernelSet: kernelSet, now: { Date() },
-            random: { UInt64.random(in: .min ... .max) })
         let listening =
             if let adopted = Systemd.adoptedSocket() {
                 ListeningSocket.adopted(adopted)
@@ -167,14 +97,14 @@ struct Serve: AsyncParsableCommand {
         let tidying = Task { await background.removeOldJobs() }
         // The store failing is the end: what cannot be stored must not be promised.
         let jobs = Task {
-            do { try await queue.run() } catch {
+            do { try await daemon.queue.run() } catch {
                 logger.critical("the queue ended: \((StoreError(error) ?? error) as any Error)")
                 kill(getpid(), SIGTERM)
                 throw error
             }
         }
         let importing = Task {
-            do { try await imports.run() } catch {
+            do { try await daemon.imports.run() } catch {
                 logger.critical("imports ended: \(error)")
                 kill(getpid(), SIGTERM)
                 throw error
@@ -200,50 +130,18 @@ struct Serve: AsyncParsableCommand {
         reporting.cancel()
         tidying.cancel()
         server.cancel()
-        await queue.stop { Systemd.extendTimeout(seconds: 10) }
+        await daemon.queue.stop { Systemd.extendTimeout(seconds: 10) }
         let outcome = await jobs.result
-        await imports.stop()
+        await daemon.imports.stop()
         let importOutcome = await importing.result
         watchdog.cancel()
         await server.value
         await tidying.value
         listening.close()
         try await group.shutdownGracefully()
-        try store.close()
+        try daemon.store.close()
         try outcome.get()
         try importOutcome.get()
-    }
-
-    /// How long a worker may say nothing. It says something with every step, and every half a minute of micro-batches: an hour
-    /// is a hundred of those, unless the plan has steps that long.
-    private static func patience(with plan: PlanReport?) -> Duration {
-        let step = (plan?.totalSeconds ?? 0) / Double(max(1, plan?.totalSteps ?? 1))
-        return .seconds(max(3600, 20 * step))
-    }
-
-    /// What a job may have, less what the running one has not taken yet of its plan.
-    private static func importBudget(
-        _ queue: JobQueue, _ store: JobStore, _ memory: HostMemory, _ config: DaemonConfig
-    ) async throws -> MemoryBound {
-        let bound = memory.budget(asked: nil, allowed: config.memoryBudget)
-        guard let id = await queue.runningJob, let job = try await store.job(id), let plan = job.plan else { return bound }
-        let held = job.progress?.rssBytes ?? 0
-        guard plan.peakBytes > held else { return bound }
-        let growth = plan.peakBytes - held
-        return MemoryBound(
-            bytes: bound.bytes - min(bound.bytes, growth),
-            name: "\(bound.name), less the \(growth >> 20) MiB that \(id) may still take")
-    }
-
-    private func claimControlGroup(_ host: HostFiles, _ logger: Logger) -> ControlGroup? {
-        do {
-            let group = try ControlGroup.claim(host, pid: getpid())
-            for left in group.removeLeftovers() { logger.warning("the cgroup of an earlier run stays: \(left)") }
-            return group
-        } catch {
-            logger.info("runs get no cgroup of their own and watch themselves: \(error)")
-            return nil
-        }
     }
 
     /// Not argv[0]: that need not be a path.

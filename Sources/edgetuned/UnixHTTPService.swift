@@ -2,6 +2,7 @@
 // accepted here and not by NIO, for the peer's groups need the descriptor. Knows no routes.
 import EdgeWire
 import Foundation
+import HTTPTypes
 import Hummingbird
 import HummingbirdCore
 import Logging
@@ -156,11 +157,20 @@ struct UnixHTTPService: Sendable {
     private func serve(_ connection: Accepted) async {
         defer { connections.closed(connection.id) }
         let (respond, peer, connections, patience) = (respond, connection.peer, connections, patience)
+        let hasAnsweredLast = Mutex(false)
         let http = HTTP1Channel(
-            responder: { request, writer, _ in
+            responder: { request, writer, channel in
+                guard !hasAnsweredLast.withLock({ $0 }) else { throw ConnectionHasEnded() }
                 var response = await respond(request, peer)
                 response.headers[.server] = "edgetuned"
-                try await writer.write(response: response.head, body: response.body)
+                if request.endsConnection { response.headers[.connection] = "close" }
+                let isLast = response.headers[.connection] == "close"
+                hasAnsweredLast.withLock { $0 = isLast }
+                try await writer.write(
+                    response: response.head, body: request.method == .head ? ResponseBody() : response.body)
+                // What the client still sends is taken and thrown away for as long as StallGuard lets it, or it would not come to
+                // reading the answer; another request is not.
+                if isLast { try await channel.close(mode: .output) }
             },
             configuration: .init(
                 additionalChannelHandlers: [StallGuard(patience) { connections.note($0, of: connection.id) }]))
@@ -173,6 +183,18 @@ struct UnixHTTPService: Sendable {
             await http.handle(value: channel, logger: logger)
         } catch {
             logger.debug("connection of uid \(peer.uid): \(error)")
+        }
+    }
+}
+
+/// A request came after an answer that said `Connection: close`.
+private struct ConnectionHasEnded: Error {}
+
+extension Request {
+    /// In any case, and beside other words.
+    fileprivate var endsConnection: Bool {
+        headers[values: .connection].contains { value in
+            value.split(separator: ",").contains { $0.trimmingCharacters(in: .whitespaces).lowercased() == "close" }
         }
     }
 }

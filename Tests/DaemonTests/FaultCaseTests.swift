@@ -61,6 +61,20 @@ import Testing
         #expect(later.first?.kind == .sync && later.first?.path == "blobs", "\(later.map { "\($0.kind) \($0.path)" })")
     }
 
+    @Test func aBlobThatTheStoreCouldNotTakeIsNotCalledComplete() throws {
+        let directory = try TemporaryDirectory()
+        let client = try StubbornClient(try FaultyFiles(in: directory.path))
+        client.files.arm(.fail(ENOSPC), at: 1, only: "write jobs.db-wal")
+        let bytes = Data("abc".utf8)
+        let digest = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        let headers = [Header.uploadOffset: "0", Header.uploadLength: "3"]
+        #expect(try client.daemon.call("PATCH", Endpoint.blob(digest), headers: headers, body: bytes).status == 500)
+        #expect(client.files.hasStruck)
+        #expect(try client.get(BlobStatus.self, Endpoint.blob(digest)) == BlobStatus(digest: digest, receivedBytes: 3, complete: false))
+        #expect(try client.upload(bytes) == digest)
+        #expect(try client.get(BlobStatus.self, Endpoint.blob(digest)).complete)
+    }
+
     @Test func aStartRemovesWhatNobodyKnowsOf() throws {
         let directory = try TemporaryDirectory()
         let client = try Self.start(directory)

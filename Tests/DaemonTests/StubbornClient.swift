@@ -125,6 +125,7 @@ final class StubbornClient {
             let digests = try bytes.map(upload)
             let answer = try post(endpoint, value(digests), accepting: accepting.union([200, 201, 202, 404]))
             if answer.status != 404 { return answer }
+            refusals.append("POST \(endpoint): 404 \(answer.text)")
         }
         throw TestFailure("\(endpoint): \(refusals.suffix(3).joined(separator: "\n"))")
     }

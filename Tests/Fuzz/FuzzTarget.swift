@@ -1,5 +1,6 @@
 // What a fuzzer runs: the product's entry points that read bytes from elsewhere, and what is claimed of them. The same
 // functions are run by libFuzzer (`run`) and, over the committed corpora, by `swift test` (ReplayTests).
+import Dispatch
 
 struct FuzzTarget: Sendable {
     let name: String
@@ -10,6 +11,8 @@ struct FuzzTarget: Sendable {
     var seconds = 5
     /// All that may be thrown: the product's typed errors for such bytes.
     let errors: [any Error.Type]
+    /// What runs share, as the next one wants it. Not measured.
+    var prepare: @Sendable () throws -> Void = {}
     /// Gives the bytes to the product and looks at what comes back.
     let read: @Sendable (UnsafeRawBufferPointer) throws -> Void
 
@@ -24,6 +27,7 @@ struct FuzzTarget: Sendable {
     /// Nil when the claims hold; else what was broken.
     func broken(by bytes: UnsafeRawBufferPointer) -> String? {
         do {
+            try prepare()
             try read(bytes)
             return nil
         } catch {
@@ -31,6 +35,20 @@ struct FuzzTarget: Sendable {
             // The text of an error is made from the same bytes.
             return "\(error)".isEmpty ? "\(type(of: error)) says nothing" : nil
         }
+    }
+}
+
+extension FuzzTarget {
+    /// Claims are about what is thrown, not about threads.
+    static func waitFor(_ body: @escaping @Sendable () async throws -> Void) throws {
+        final class Box: @unchecked Sendable { var result: Result<Void, any Error> = .success(()) }
+        let box = Box(), done = DispatchSemaphore(value: 0)
+        Task.detached {
+            do { try await body() } catch { box.result = .failure(error) }
+            done.signal()
+        }
+        done.wait()
+        try box.result.get()
     }
 }
 

@@ -27,7 +27,6 @@ enum ScratchDirectory {
     static func removeFile(_ name: String) { _ = unlink("\(path)/\(name)") }
 
     static func remove() {
-        for name in (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? [] { removeFile(name) }
-        rmdir(path)
+        try? FileManager.default.removeItem(atPath: path)
     }
 }

@@ -4,6 +4,7 @@
 Standard library and the lz4 command. Anew: `python3 Tests/Fuzz/make_seeds.py` (same files, same bytes). Files in corpus/ whose names
 begin with "found-" are inputs that once broke a claim; they are not made here and stay.
 """
+import hashlib
 import json
 import pathlib
 import random
@@ -311,6 +312,69 @@ def bodies():
     save("http-body", "digest", b"\5" + digest.encode())
 
 
+def connections():
+    """Two bytes (who, and where the bytes are cut in two), then what is sent."""
+    user, admin, stranger, stays = 0, 1, 2, 4
+    finished, others = "j-0000000000aa", "j-0000000000cc"
+    upload = hashlib.sha256(b"hello").hexdigest()
+
+    def request(line, body=b"", *fields):
+        if body:
+            fields += (f"Content-Length: {len(body)}",)
+        return "\r\n".join([line + " HTTP/1.1", "Host: localhost", *fields, "", ""]).encode() + body
+
+    def chunked(line, *chunks):
+        return request(line, b"", "Transfer-Encoding: chunked") + b"".join(b"%x\r\n%s\r\n" % (len(c), c) for c in (*chunks, b""))
+
+    def lines(*each):
+        return b"".join(request(line) for line in each)
+
+    job = {"base_model": "m", "datasets": [{"path": "d"}], "name": "n"}
+    key = "Idempotency-Key: " + finished
+    for name, who, sent in [
+        ("health", stranger, lines("GET /v1/health", "GET /v1/status")),
+        ("lists", user, lines("GET /v1/status", "GET /v1/jobs?limit=2&state=queued", "GET /v1/models", "GET /v1/datasets",
+                              "GET /v1/adapters")),
+        ("job", user, lines(f"GET /v1/jobs/{finished}", f"GET /v1/jobs/{finished}/events?after=1&follow=1",
+                            f"GET /v1/jobs/{finished}/log")),
+        ("follow", user, lines("GET /v1/jobs/j-0000000000bb/events?follow=1")),
+        ("others", user, lines(f"GET /v1/jobs/{others}", f"GET /v1/jobs/{others}/log")),
+        ("another", user, lines("GET /v1/adapters/b/files/adapter_config.json")),
+        ("actions", user, lines("POST /v1/jobs/j-0000000000bb/pause", "POST /v1/jobs/j-0000000000bb/resume",
+                                "POST /v1/jobs/j-0000000000bb/cancel", "DELETE /v1/jobs/j-0000000000bb")),
+        ("adapter", user, lines("GET /v1/adapters/own", "GET /v1/adapters/own/files/adapter%5Fconfig.json",
+                                "GET /v1/adapters/own/files/adapter.gguf", "DELETE /v1/adapters/own/merged", "DELETE /v1/adapters/own")),
+        ("merged", user, lines("GET /v1/adapters/own/merged/..%2F..%2Fbeside") + request("POST /v1/adapters/own/merged", b'{"format":"q8_0"}')),
+        ("paths", admin | stays, lines("GET //v1/./jobs/%2e%2e%2f", "OPTIONS *", "GET http://host/v1/health?a=b#c")),
+        ("removed", admin, lines("DELETE /v1/jobs/j-0000000000aa", "GET /v1/datasets/d", "DELETE /v1/datasets/d", "GET /v1/models/m",
+                                 "GET /v1/imports/i", "DELETE /v1/models/i", "DELETE /v1/models/m")),
+        ("imports", user, lines("GET /v1/imports/m", "DELETE /v1/models/i", "DELETE /v1/models/m")),
+        ("submit", user, request("POST /v1/jobs", json.dumps(job).encode(), "Idempotency-Key: k")),
+        ("again", user, request("POST /v1/jobs", json.dumps({"base_model": "m", "datasets": [{"path": "d"}]}).encode(), key)),
+        ("plan", admin | stays, chunked("POST /v1/plan", b'{"base_model":"m",', b'"datasets":[{"path":"sha256:%s"}]}' % (b"f" * 64))),
+        ("upload", user, request(f"PATCH /v1/blobs/sha256:{upload}", b"hello", "Upload-Offset: 0", "Upload-Length: 5")
+         + lines(f"GET /v1/blobs/sha256:{upload}")),
+        ("held", user, request("PATCH /v1/blobs/sha256:" + "f" * 64, b"", "Upload-Offset: 0", "Upload-Length: 6")),
+        ("large", user, request(f"PATCH /v1/blobs/sha256:{upload}", b"hello", "Upload-Offset: 0", "Upload-Length: 68719476736")),
+        ("part", user, request(f"PATCH /v1/blobs/sha256:{upload}", b"hell", "Upload-Offset: 0", "Upload-Length: 5", "Expect: 100-continue")),
+        ("model", user, request("POST /v1/models", json.dumps({"name": "n", "blob": "sha256:" + "f" * 64}).encode())),
+        ("dataset", user, request("POST /v1/datasets", json.dumps({"name": "n", "blob": "sha256:" + "f" * 64}).encode())),
+        ("import", user, request("POST /v1/adapters", json.dumps(
+            {"name": "n", "base_model": "m", "tensors": "sha256:" + "f" * 64}).encode())),
+        ("generate", user | stays, request("POST /v1/generate", json.dumps(
+            {"model": "m", "adapter": "own", "messages": [{"role": "user", "content": "\u00e9"}]}).encode())),
+        ("browser", user, request("GET /v1/jobs", b"", "Origin: http://a", "Connection: close")),
+        ("most", user, lines(f"GET /v1/jobs/{finished}/events?after={2**63 - 1}&follow=0", "GET /v1/jobs?limit=1000&state=cancelled",
+                             f"GET /v1/jobs?limit={2**63}")),
+        ("offset", user, request(f"PATCH /v1/blobs/sha256:{upload}", b"hello", f"Upload-Offset: {2**64 - 1}", "Upload-Length: 5")),
+        ("length", user, request(f"PATCH /v1/blobs/sha256:{upload}", b"hello", "Upload-Offset: 0", f"Upload-Length: {2**64 - 1}")),
+        ("beside", user, lines("GET /v1/adapters/own/files/..%2Fbeside")),
+        ("unreadable", admin | stays, b"GET /v1/health HTTP/1.1\r\nHost : a\r\n\r\n"),
+        ("old", admin | stays, b"GET /v1/health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
+    ]:
+        save("http-head", name, bytes([who, len(name) * 8 if who & stays else 0]) + sent)
+
+
 def databases():
     save("database", "whole", b"")
     save("database", "header", struct.pack("<BHB", 0, 18, 9))
@@ -318,5 +382,5 @@ def databases():
 
 
 for make in (gguf_files, models, safetensors_files, tokenizers, templates, datasets, adapters, frames, checkpoints, configs, imports,
-             blocks, job_files, bodies, databases):
+             blocks, job_files, bodies, connections, databases):
     make()

@@ -1,5 +1,5 @@
 // The targets of the control plane.
 
 extension FuzzTarget {
-    static let control: [FuzzTarget] = [jobFile, httpBody, database]
+    static let control: [FuzzTarget] = [jobFile, httpBody, httpHead, database]
 }

@@ -83,16 +83,4 @@ extension FuzzTarget {
         }
         return Array(try Data(contentsOf: URL(filePath: path)))
     }
-
-    /// Claims are about what is thrown, not about threads.
-    private static func waitFor(_ body: @escaping @Sendable () async throws -> Void) throws {
-        final class Box: @unchecked Sendable { var result: Result<Void, any Error> = .success(()) }
-        let box = Box(), done = DispatchSemaphore(value: 0)
-        Task.detached {
-            do { try await body() } catch { box.result = .failure(error) }
-            done.signal()
-        }
-        done.wait()
-        try box.result.get()
-    }
 }

@@ -30,6 +30,11 @@ func select(_ text: UnsafePointer<CChar>) {
 @_cdecl("edge_fuzz_heap_limit")
 func heapLimit(_ inputBytes: Int) -> Int { selected.heap.limit(inputBytes) }
 
+@_cdecl("edge_fuzz_prepare")
+func prepare() {
+    do { try selected.prepare() } catch { fatalError("\(error)") }
+}
+
 /// Ends the process with what was broken.
 @_cdecl("edge_fuzz_read")
 func read(_ bytes: UnsafePointer<UInt8>?, _ count: Int) {

@@ -12,6 +12,7 @@ size_t __sanitizer_get_allocated_size(const volatile void *);
 
 void edge_fuzz_select(const char *text);
 ptrdiff_t edge_fuzz_heap_limit(size_t input_bytes);
+void edge_fuzz_prepare(void);
 void edge_fuzz_read(const uint8_t *bytes, size_t count);
 
 /// Runs in which tables that live as long as the process are still being made.
@@ -47,6 +48,7 @@ int LLVMFuzzerInitialize(int *argument_count, char ***arguments) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count) {
+    edge_fuzz_prepare();
     const ptrdiff_t before = atomic_load(&live);
     atomic_store(&peak, before);
     edge_fuzz_read(bytes, count);
