@@ -36,7 +36,8 @@ package final class ServedDaemon: Sendable {
             }
             guard let daemon else { return Response(Problem(.internalError, "no state is open")) }
             let response = await daemon.respond(to: request, from: peer)
-            values.withLock { $0.exchanges[index].status = response.status.code }
+            // Of one that was given up there is another list by now.
+            values.withLock { if $0.exchanges.indices.contains(index) { $0.exchanges[index].status = response.status.code } }
             return response
         }
     }

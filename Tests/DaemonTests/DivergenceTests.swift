@@ -7,7 +7,7 @@ import Testing
 
 @Suite(.serialized) struct DivergenceTests {
     /// Saturated by its learning rate and scaling; its gradients are nothing then, and moments divided by nothing have no end.
-    private static func request(_ name: String) -> JobRequest {
+    static func request(_ name: String) -> JobRequest {
         var request = KillTests.request(name)
         request.loraDropout = 0
         request.loraR = 1

@@ -45,18 +45,23 @@ import Testing
         }
     }
 
+    private static let abc = Data("abc".utf8)
+    private static let digestOfABC = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+    private static func sendABC(_ client: StubbornClient) throws -> Int {
+        let headers = [Header.uploadOffset: "0", Header.uploadLength: "3"]
+        return try client.daemon.call("PATCH", Endpoint.blob(digestOfABC), headers: headers, body: abc).status
+    }
+
     @Test func aBlobThatIsThereAlreadyHasItsNameSyncedBeforeTheClientIsTold() throws {
         let directory = try TemporaryDirectory()
         let client = try StubbornClient(try FaultyFiles(in: directory.path))
         // The first is the file's, the second comes after the rename.
         client.files.arm(.fail(EIO), at: 2, only: "sync blobs")
-        let bytes = Data("abc".utf8)
-        let digest = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        let headers = [Header.uploadOffset: "0", Header.uploadLength: "3"]
-        #expect(try client.daemon.call("PATCH", Endpoint.blob(digest), headers: headers, body: bytes).status == 500)
+        #expect(try Self.sendABC(client) == 500)
         #expect(client.files.hasStruck)
         let before = client.files.sequence
-        #expect(try client.daemon.call("PATCH", Endpoint.blob(digest), headers: headers, body: bytes).status == 200)
+        #expect(try Self.sendABC(client) == 200)
         let later = try client.files.operations().drop { $0.sequence <= before }
         #expect(later.first?.kind == .sync && later.first?.path == "blobs", "\(later.map { "\($0.kind) \($0.path)" })")
     }
@@ -65,14 +70,12 @@ import Testing
         let directory = try TemporaryDirectory()
         let client = try StubbornClient(try FaultyFiles(in: directory.path))
         client.files.arm(.fail(ENOSPC), at: 1, only: "write jobs.db-wal")
-        let bytes = Data("abc".utf8)
-        let digest = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        let headers = [Header.uploadOffset: "0", Header.uploadLength: "3"]
-        #expect(try client.daemon.call("PATCH", Endpoint.blob(digest), headers: headers, body: bytes).status == 500)
+        #expect(try Self.sendABC(client) == 500)
         #expect(client.files.hasStruck)
-        #expect(try client.get(BlobStatus.self, Endpoint.blob(digest)) == BlobStatus(digest: digest, receivedBytes: 3, complete: false))
-        #expect(try client.upload(bytes) == digest)
-        #expect(try client.get(BlobStatus.self, Endpoint.blob(digest)).complete)
+        let held = try client.get(BlobStatus.self, Endpoint.blob(Self.digestOfABC))
+        #expect(held == BlobStatus(digest: Self.digestOfABC, receivedBytes: 3, complete: false))
+        #expect(try client.upload(Self.abc) == Self.digestOfABC)
+        #expect(try client.get(BlobStatus.self, Endpoint.blob(Self.digestOfABC)).complete)
     }
 
     @Test func aStartRemovesWhatNobodyKnowsOf() throws {

@@ -28,12 +28,8 @@ struct Bystanders {
         }
         adapter = try KillTests.files(of: "kept", client.daemon)
         // Its loss is soon not finite, and there is no best adapter to keep.
-        var diverging = KillTests.request("failed")
+        var diverging = DivergenceTests.request("failed")
         (diverging.valSetSize, diverging.evalSteps) = (0, nil)
-        (diverging.loraR, diverging.loraAlpha, diverging.learningRate) = (1, 65536, 1)
-        (diverging.adamBeta2, diverging.adamEpsilon, diverging.maxGradNorm) = (0, 1e-30, 0)
-        (diverging.lrScheduler, diverging.warmupSteps, diverging.precision) = (.constant, 0, .f32)
-        diverging.gradientAccumulationSteps = 1
         let failed = try client.post(Endpoint.jobs, diverging, accepting: [201]).decoded(JobStatus.self).id
         guard try client.wait(for: failed, until: { $0.state.isFinal }).state == .failed else {
             throw TestFailure("the second job did not fail:\n\(client.daemon.log)")

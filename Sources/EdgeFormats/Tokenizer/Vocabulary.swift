@@ -59,14 +59,26 @@ struct Vocabulary: Sendable {
 extension Vocabulary {
     /// "left right", one space between.
     func merges(_ merges: [String]) throws(TokenizerError) -> [TokenMerge] {
+        let space = UInt8(ascii: " ")
         var resolved: [TokenMerge] = []
         resolved.reserveCapacity(merges.count)
+        // Of all merges: fifty thousand of them would else be a quarter of a million allocations.
+        var (text, joined): ([UInt8], [UInt8]) = ([], [])
         for (rank, merge) in merges.enumerated() {
-            let parts = merge.utf8.split(separator: UInt8(ascii: " "), omittingEmptySubsequences: false)
-            guard parts.count == 2, !parts[0].isEmpty, !parts[1].isEmpty else {
+            text.removeAll(keepingCapacity: true)
+            text.append(contentsOf: merge.utf8)
+            guard let end = text.firstIndex(of: space), end > 0, end + 1 < text.count, !text[(end + 1)...].contains(space) else {
                 throw .malformedMerge(rank: rank, merge: merge)
             }
-            resolved.append(try self.merge(rank: rank, Array(parts[0]), Array(parts[1])))
+            joined.removeAll(keepingCapacity: true)
+            joined.append(contentsOf: text[..<end])
+            joined.append(contentsOf: text[(end + 1)...])
+            guard let left = id(of: text[..<end]), let right = id(of: text[(end + 1)...]), let merged = id(of: joined[...]) else {
+                // Says which of them is missing.
+                resolved.append(try self.merge(rank: rank, Array(text[..<end]), Array(text[(end + 1)...])))
+                continue
+            }
+            resolved.append(TokenMerge(left: left, right: right, merged: merged))
         }
         return resolved
     }

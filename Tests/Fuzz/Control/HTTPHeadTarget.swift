@@ -35,6 +35,8 @@ private struct HTTPExchange {
 
     let state: HTTPState
     let role: HTTPState.Role
+    /// Milliseconds that the daemon may be silent. Under libFuzzer it has a core for itself, among other tests it has not.
+    private static let patience = ProcessInfo.processInfo.environment["EDGETUNE_FUZZ"] != nil ? 3000 : 60_000
     private static let statuses: Set<Int> = [200, 201, 202, 204, 400, 403, 404, 405, 409, 410, 413, 422, 429, 507]
 
     func run(_ content: UnsafeRawBufferPointer, cut: Int, _ ending: Ending) throws {
@@ -61,13 +63,13 @@ private struct HTTPExchange {
             let told = Data(client.received).range(of: Data(HTTPState.secret.utf8))
             try BrokenClaim.unless(told == nil, "another user's words are told")
         }
-        for _ in 0..<3000 where daemon.openConnections > 0 { usleep(1000) }
+        for _ in 0..<Self.patience where daemon.openConnections > 0 { usleep(1000) }
         try BrokenClaim.unless(daemon.openConnections == 0, "the connection is given up")
     }
 
     private func readToEnd(_ client: HTTPClient, _ ending: Ending) throws {
         let daemon = state.daemon
-        var (isSending, isReadingEvents, left) = (ending == .listensOn, true, 3000)
+        var (isSending, isReadingEvents, left) = (ending == .listensOn, true, Self.patience)
         while true {
             let wait: Int32 = isSending ? 3 : isReadingEvents ? 30 : 100
             switch client.receive(within: wait) {
