@@ -14,7 +14,7 @@ package struct UnreadableRow: Sendable {
 /// What the readable rows name.
 package struct StoreContents: Sendable {
     package struct Use: Sendable {
-        /// "model \"tiny\"", "job j-…"
+        /// "import \"tiny\"", "job j-…"
         package let user: String
         package let blob: String
     }
@@ -25,9 +25,9 @@ package struct StoreContents: Sendable {
     package var imports: [StoredImport] = []
     /// Digest to size.
     package var blobs: [String: UInt64] = [:]
-    /// What must be there: of models, data sets, imports, and jobs that are not finished.
+    /// What must be there, beside what models and data sets are: of imports, and of jobs that are not finished.
     package var uses: [Use] = []
-    /// What finished jobs name, too.
+    /// All that is named, by finished jobs too.
     package var named: Set<String> = []
     package init() {}
 }
@@ -158,8 +158,6 @@ package final class StoreInspection {
             for (digest, bytes) in try rows("blobs", { (try $0.read("digest") as String, try $0.readBytes("bytes")) }) {
                 contents.blobs[digest] = bytes
             }
-            for model in contents.models { contents.uses.append(.init(user: "model \"\(model.name)\"", blob: model.blob)) }
-            for set in contents.datasets { contents.uses.append(.init(user: "data set \"\(set.name)\"", blob: set.blob)) }
             for one in contents.imports {
                 contents.uses += one.files.map { .init(user: "import \"\(one.name)\"", blob: $0.blob) }
             }
@@ -170,7 +168,7 @@ package final class StoreInspection {
                 contents.named.formUnion(blobs)
                 if !job.state.isFinal { contents.uses += Set(blobs).map { .init(user: "job \(job.id)", blob: $0) } }
             }
-            contents.named.formUnion(contents.uses.map(\.blob))
+            contents.named.formUnion(contents.models.map(\.blob) + contents.datasets.map(\.blob) + contents.uses.map(\.blob))
             return contents
         }
     }

@@ -71,7 +71,7 @@ extension StateCheck {
         for set in contents.datasets where !whole.contains(set.blob) {
             try miss("data set \"\(set.name)\"", set.blob, as: .dataset(set.name), store, hint: "edgetune datasets add")
         }
-        for use in contents.uses where !whole.contains(use.blob) && (use.user.hasPrefix("job ") || use.user.hasPrefix("import ")) {
+        for use in contents.uses where !whole.contains(use.blob) {
             report.add(.damage, use.user, "needs \(use.blob), which is not there whole; upload it again, or give it up")
         }
         for (digest, _) in contents.blobs where !whole.contains(digest) {

@@ -34,16 +34,6 @@ func listed(
         #expect(try await JobStore(path: path).job("j-1") == job)
     }
 
-    @Test func aNewerSchemaIsRefusedAndNamed() throws {
-        let directory = try TemporaryDirectory()
-        let path = directory.path + "/jobs.db"
-        try JobStore(path: path).close()
-        let raw = try DatabaseQueue(path: path)
-        try raw.write { try $0.execute(sql: "INSERT INTO grdb_migrations VALUES ('99 future')") }
-        try raw.close()
-        #expect(throws: StoreError.newerSchema(unknown: ["99 future"])) { try JobStore(path: path) }
-    }
-
     @Test(
         "a damaged row is an error and no trap",
         arguments: [

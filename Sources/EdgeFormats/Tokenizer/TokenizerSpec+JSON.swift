@@ -175,7 +175,7 @@ private struct TokenizerJSON {
                 throw TokenizerError.malformedMerge(
                     rank: merges.count, merge: String(decoding: Array(parts.joined(separator: " ".utf8)), as: UTF8.self))
             }
-            merges.append(try vocabulary.merge(rank: merges.count, parts[0], parts[1]))
+            merges.append(try vocabulary.merge(rank: merges.count, parts[0][...], parts[1][...]))
         }
         return merges
     }

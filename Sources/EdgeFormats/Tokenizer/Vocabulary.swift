@@ -62,30 +62,22 @@ extension Vocabulary {
         let space = UInt8(ascii: " ")
         var resolved: [TokenMerge] = []
         resolved.reserveCapacity(merges.count)
-        // Of all merges: fifty thousand of them would else be a quarter of a million allocations.
-        var (text, joined): ([UInt8], [UInt8]) = ([], [])
+        // One for all of them, of which a vocabulary has fifty thousand.
+        var text: [UInt8] = []
         for (rank, merge) in merges.enumerated() {
             text.removeAll(keepingCapacity: true)
             text.append(contentsOf: merge.utf8)
             guard let end = text.firstIndex(of: space), end > 0, end + 1 < text.count, !text[(end + 1)...].contains(space) else {
                 throw .malformedMerge(rank: rank, merge: merge)
             }
-            joined.removeAll(keepingCapacity: true)
-            joined.append(contentsOf: text[..<end])
-            joined.append(contentsOf: text[(end + 1)...])
-            guard let left = id(of: text[..<end]), let right = id(of: text[(end + 1)...]), let merged = id(of: joined[...]) else {
-                // Says which of them is missing.
-                resolved.append(try self.merge(rank: rank, Array(text[..<end]), Array(text[(end + 1)...])))
-                continue
-            }
-            resolved.append(TokenMerge(left: left, right: right, merged: merged))
+            resolved.append(try self.merge(rank: rank, text[..<end], text[(end + 1)...]))
         }
         return resolved
     }
 
-    func merge(rank: Int, _ left: [UInt8], _ right: [UInt8]) throws(TokenizerError) -> TokenMerge {
-        func id(_ token: [UInt8]) throws(TokenizerError) -> TokenID {
-            guard let id = self.id(of: token[...]) else {
+    func merge(rank: Int, _ left: ArraySlice<UInt8>, _ right: ArraySlice<UInt8>) throws(TokenizerError) -> TokenMerge {
+        func id(_ token: ArraySlice<UInt8>) throws(TokenizerError) -> TokenID {
+            guard let id = self.id(of: token) else {
                 throw .mergeNotInVocabulary(
                     rank: rank,
                     merge: String(decoding: left, as: UTF8.self) + " " + String(decoding: right, as: UTF8.self),
