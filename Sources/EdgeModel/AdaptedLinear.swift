@@ -1,7 +1,8 @@
-// The linear modules of a layer with their adapters: y = x · Wᵀ + scaling · dropout(x) · Aᵀ · Bᵀ, and the gradients.
+// The linear modules of a layer with their adapters: y = o ⊙ ((i ⊙ x) · Wᵀ + bias + scaling · dropout(x) · Aᵀ · Bᵀ), and the gradients.
 //
 // Modules that read the same input run together, so that it is rounded once and the threads meet once. The narrow
-// products with A come first; those with B are added while the frozen product's result is in cache.
+// products with A come first; those with B are added while the frozen product's result is in cache. Scales and factors are
+// what the adapter's method makes of its matrices (Adapters/AdapterMethod.swift); a method that scales inputs has no factors.
 import EdgeTensor
 
 extension DecoderLayer {
@@ -10,24 +11,32 @@ extension DecoderLayer {
     /// - Parameters:
     ///   - x: `[tokens, inFeatures]`.
     ///   - parts: the samples in x.
+    ///   - accumulation: `.overwrite` where a method scales outputs.
     ///   - projected: what `lowRankTerms` leaves there, by module.
     func project(
         _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ parts: [SamplePart],
         _ accumulation: Accumulation = .overwrite, projected: [Tensor]
     ) {
         let terms = lowRankTerms(modules.map(\.module), x, parts, projected: projected)
+        let input = scaledInput(modules.map(\.module), x)
         // One token is a generated one (a training sample has at least two): then decoding bounds the product.
         if x.rows == 1 {
             for ((module, y), term) in zip(modules, terms) {
-                linearVector(x, weights[module], into: y, accumulation, on: pool)
+                linearVector(input, weights[module], into: y, accumulation, on: pool)
                 if let term { linear(term.projected, QuantizedMatrix(term.factor), into: y, .add, on: pool) }
             }
         } else {
             let outputs = zip(modules, terms).map { LinearOutput(weight: weights[$0.module], adapter: $1, y: $0.y) }
             linear(
-                rounding([x], smoothing: smoothingVector(modules[0].module, x), on: pool)[0], outputs, accumulation, on: pool)
+                rounding([input], smoothing: smoothingVector(modules[0].module, input), on: pool)[0], outputs, accumulation, on: pool)
         }
-        for (module, y) in modules { if let bias = weights.bias(module) { addRows(bias, to: y, on: pool) } }
+        for (module, y) in modules {
+            if let bias = weights.bias(module) { addRows(bias, to: y, on: pool) }
+            if let scale = outputScale(module) {
+                precondition(accumulation == .overwrite)
+                scaleColumns(y, by: scale.scale, on: pool)
+            }
+        }
     }
 
     private func smoothingVector(_ module: LinearModule, _ x: Tensor) -> UnsafePointer<Float>? {
@@ -47,11 +56,11 @@ extension DecoderLayer {
         let adapted = adaptedModules(modules)
         func z(_ module: AdaptedModule) -> Tensor { projected[module.slot.id.module.rawValue].prefix(x.rows) }
         withInputs(adapted, x, parts) { modules, input in
-            projectDown(input, modules.map { ($0.loraA, z($0)) }, scale: scaling, on: pool)
+            projectDown(input, modules.map { ($0.factors.a, z($0)) }, scale: scaling, on: pool)
         }
         return modules.map { module in
             adapted.first { $0.slot.linear.parts.contains(module) }.map {
-                LowRankTerm(projected: z($0), factor: rows(of: module, $0.slot, $0.loraB))
+                LowRankTerm(projected: z($0), factor: rows(of: module, $0.slot, $0.factors.b))
             }
         }
     }
@@ -59,73 +68,79 @@ extension DecoderLayer {
     /// dx = Σ dy · W + the adapters' parts, and the adapters' own gradients, which are added to.
     ///
     /// - Parameters:
-    ///   - modules: dy `[tokens, outFeatures]` of every module that read x.
+    ///   - modules: dy `[tokens, outFeatures]` of every module that read x; overwritten where a method scales outputs.
     ///   - dx: `[tokens, inFeatures]`; nil when nothing below needs it.
     func projectBackward(
         _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, _ parts: [SamplePart], into dx: Tensor?,
         _ projected: [Tensor], _ gradients: LayerGradients, _ accumulation: Accumulation = .overwrite
     ) {
         let adapted = adaptedModules(modules.map(\.module))
+        for (module, dy) in modules { scaleBackward(module, dy, x: x, parts) }
         // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
         let narrow = zip(adapted, gradients.own.dProjected).map { module, dz in
-            (
+            NarrowGradient(
                 module: module, dz: dz.prefix(x.rows), dys: modules.filter { module.slot.linear.parts.contains($0.module) },
-                z: projected[module.slot.id.module.rawValue].prefix(x.rows)
-            )
+                z: projected[module.slot.id.module.rawValue].prefix(x.rows))
         }
-        if let adapters, !narrow.isEmpty {
+        if !narrow.isEmpty {
             let factors = narrow.map { one in
-                (parts: one.dys.map { ($0.dy, rows(of: $0.module, one.module.slot, one.module.loraB)) }, dz: one.dz)
+                (parts: one.dys.map { ($0.dy, rows(of: $0.module, one.module.slot, one.module.factors.b)) }, dz: one.dz)
             }
             projectDownBackward(factors, scale: scaling, on: pool)
-            for one in narrow {
-                let gradient = adapters.gradientB(one.module.slot)
-                for (module, dy) in one.dys {
-                    addOuterProduct(dy, one.z, parts, into: rows(of: module, one.module.slot, gradient), on: pool)
-                }
-            }
-            withInputs(adapted, x, parts) { modules, input in
-                for one in narrow where modules.contains(where: { $0.slot == one.module.slot }) {
-                    addOuterProduct(one.dz, input, parts, into: adapters.gradientA(one.module.slot), on: pool)
-                }
-            }
+            addGradients(narrow, x: x, parts)
         }
         guard let dx else { return }
         let dys = rounding(modules.map(\.dy), on: pool)
+        if scalesInputs(modules.map(\.module)) {
+            inputScaleBackward(zip(modules, dys).map { ($0.module, $1) }, x: x, parts, into: dx, accumulation)
+            return
+        }
         linearBackward(
             zip(modules, dys).map { one, dy in
                 let term = narrow.first { $0.module.slot.id.module == one.module && !hasDropout }
                 return LinearGradient(
                     dy: dy, weight: weights[one.module],
-                    adapter: term.map { LowRankTerm(projected: $0.dz, factor: $0.module.loraA) })
+                    adapter: term.map { LowRankTerm(projected: $0.dz, factor: $0.module.factors.a) })
             }, into: dx, accumulation, on: pool)
         guard hasDropout, let dropped else { return }
         let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
         for one in narrow {
-            linearBackward(one.dz, QuantizedMatrix(one.module.loraA), into: masked, on: pool)
+            linearBackward(one.dz, QuantizedMatrix(one.module.factors.a), into: masked, on: pool)
             dropout(masked, parts, one.module, into: masked)
             addScaled(masked, to: dx, on: pool)
         }
     }
 
+    /// A linear with factors.
     struct AdaptedModule {
         let slot: AdapterSet.Slot
-        let loraA: Tensor
-        let loraB: Tensor
+        let factors: AdapterFactors
+    }
+
+    private struct NarrowGradient {
+        let module: AdaptedModule
+        let dz: Tensor
+        let dys: [(module: LinearModule, dy: Tensor)]
+        let z: Tensor
     }
 
     private var scaling: Float { adapters?.spec.scaling ?? 0 }
     private var hasDropout: Bool { masks != nil && (adapters?.spec.dropout ?? 0) > 0 }
 
-    /// The adapted linears that do these products.
-    private func adaptedModules(_ modules: [LinearModule]) -> [AdaptedModule] {
+    /// The adapted linears that do these products, each at its leader; the other products of a fused one come with it.
+    private func slots(_ modules: [LinearModule]) -> [AdapterSet.Slot] {
         guard let adapters else { return [] }
         return modules.compactMap { module in
-            adapters.slot(layer: index, module).flatMap {
-                guard $0.id.module == module else { return nil }  // its leader has brought it
-                return AdaptedModule(slot: $0, loraA: adapters.loraA($0), loraB: adapters.loraB($0))
-            }
+            adapters.slot(layer: index, module).flatMap { $0.id.module == module ? $0 : nil }
         }
+    }
+
+    /// Those with factors, which are made here.
+    private func adaptedModules(_ modules: [LinearModule]) -> [AdaptedModule] {
+        guard let adapters else { return [] }
+        let slots = slots(modules)
+        adapters.derive(slots, on: pool)
+        return slots.compactMap { slot in adapters.factors(slot).map { AdaptedModule(slot: slot, factors: $0) } }
     }
 
     /// What a product of a fused linear has of its B, or of B's gradient.
@@ -155,5 +170,110 @@ extension DecoderLayer {
         EdgeTensor.dropout(
             x, probability: adapters?.spec.dropout ?? 0,
             parts: parts.map { ($0, masks.key(sample: $0.sample, stream: stream)) }, into: y, on: pool)
+    }
+}
+
+// Gradients of the factors, and of what they are made of.
+extension DecoderLayer {
+    private func addGradients(_ narrow: [NarrowGradient], x: Tensor, _ parts: [SamplePart]) {
+        guard let adapters else { return }
+        guard let stored = adapters.spec.method.storedFactors else {
+            addDerivedGradients(narrow, x: x, parts, adapters)
+            return
+        }
+        for one in narrow {
+            guard let b = adapters.gradients(one.module.slot)[stored.b] else { continue }
+            addB(one, parts, into: b)
+        }
+        let trained = narrow.filter { $0.module.slot.places[stored.a].matrix.isTrained }
+        withInputs(trained.map(\.module), x, parts) { modules, input in
+            for one in trained where modules.contains(where: { $0.slot == one.module.slot }) {
+                addOuterProduct(one.dz, input, parts, into: adapters.gradients(one.module.slot)[stored.a]!, on: pool)
+            }
+        }
+    }
+
+    private func addB(_ one: NarrowGradient, _ parts: [SamplePart], into gradient: Tensor) {
+        for (module, dy) in one.dys {
+            addOuterProduct(dy, one.z, parts, into: rows(of: module, one.module.slot, gradient), on: pool)
+        }
+    }
+
+    /// The chain rule is applied to each run of tokens by itself: so what is added to a gradient, and in which order, depends on the
+    /// samples alone, as in `addOuterProduct`.
+    private func addDerivedGradients(_ narrow: [NarrowGradient], x: Tensor, _ parts: [SamplePart], _ adapters: AdapterSet) {
+        withInputs(narrow.map(\.module), x, parts) { modules, input in
+            let together = narrow.filter { one in modules.contains { $0.slot == one.module.slot } }
+            for run in parts.flatMap(\.outerProductRuns) {
+                for one in together {
+                    let gradients = adapters.factorGradients(one.module.slot)
+                    gradients.a.clear()
+                    gradients.b.clear()
+                    addB(one, [run], into: gradients.b)
+                    addOuterProduct(one.dz, input, [run], into: gradients.a, on: pool)
+                }
+                pool.run(together.count) { index, _ in
+                    let slot = together[index].module.slot
+                    adapters.spec.method.chain(
+                        slot.shape, adapters.stored(slot), adapters.shared, adapters.factorGradients(slot), into: adapters.gradients(slot))
+                }
+            }
+        }
+    }
+}
+
+// Scales.
+extension DecoderLayer {
+    /// The columns of a vector over a linear's outputs that `module` has.
+    private func outputScale(_ module: LinearModule) -> (scale: Tensor, gradient: Tensor)? {
+        guard let adapters, let slot = adapters.slot(layer: index, module), let whole = adapters.outputScale(slot) else { return nil }
+        let rows = slot.linear.rows(of: module, spec)
+        func part(_ vector: Tensor) -> Tensor { Tensor(vector.base + rows.lowerBound, rows: 1, columns: rows.count) }
+        return (part(whole.scale), part(whole.gradient))
+    }
+
+    /// Whether what `module` gives is scaled, and so must exist before it is added to anything.
+    func scalesOutput(_ module: LinearModule) -> Bool { outputScale(module) != nil }
+
+    private func inputScale(_ module: LinearModule) -> (scale: Tensor, gradient: Tensor)? {
+        adapters.flatMap { adapters in adapters.slot(layer: index, module).flatMap { adapters.inputScale($0) } }
+    }
+
+    private func scalesInputs(_ modules: [LinearModule]) -> Bool { modules.contains { inputScale($0) != nil } }
+
+    /// i ⊙ x, or x.
+    private func scaledInput(_ modules: [LinearModule], _ x: Tensor) -> Tensor {
+        guard let scale = inputScale(modules[0]), let scaledRows else { return x }
+        precondition(modules.count == 1, "modules that share an input have one scale each")
+        let scaled = Tensor(scaledRows.base, rows: x.rows, columns: x.columns)
+        scaled.copy(from: x)
+        scaleColumns(scaled, by: scale.scale, on: pool)
+        return scaled
+    }
+
+    /// The gradient of an output's scale, for which the output is computed again; and dy becomes that of what was scaled.
+    private func scaleBackward(_ module: LinearModule, _ dy: Tensor, x: Tensor, _ parts: [SamplePart]) {
+        guard let scale = outputScale(module), let scaledRows else { return }
+        let output = Tensor(scaledRows.base, rows: x.rows, columns: weights[module].outFeatures)
+        linear(
+            rounding([x], smoothing: smoothingVector(module, x), on: pool)[0],
+            [LinearOutput(weight: weights[module], adapter: nil, y: output)], on: pool)
+        if let bias = weights.bias(module) { addRows(bias, to: output, on: pool) }
+        addColumnProducts(dy, output, parts, into: scale.gradient, on: pool)
+        scaleColumns(dy, by: scale.scale, on: pool)
+    }
+
+    /// di = Σ over tokens of dx' ⊙ x, and dx = i ⊙ dx'.
+    private func inputScaleBackward(
+        _ modules: [(module: LinearModule, dy: LeftOperand)], x: Tensor, _ parts: [SamplePart], into dx: Tensor, _ accumulation: Accumulation
+    ) {
+        guard let scaledRows, let scale = inputScale(modules[0].module) else { return }
+        precondition(modules.count == 1, "modules that share an input have one scale each")
+        let gradient = Tensor(scaledRows.base, rows: x.rows, columns: x.columns)
+        linearBackward(
+            [LinearGradient(dy: modules[0].dy, weight: weights[modules[0].module], adapter: nil)], into: gradient, on: pool)
+        addColumnProducts(gradient, x, parts, into: scale.gradient, on: pool)
+        scaleColumns(gradient, by: scale.scale, on: pool)
+        if accumulation == .overwrite { dx.copy(from: gradient) } else { addScaled(gradient, to: dx, on: pool) }
     }
 }

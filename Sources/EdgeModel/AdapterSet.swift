@@ -1,31 +1,170 @@
-// The trainable parameters of a job: every module's A and B, one after the other in one block of memory, and their
-// gradients in another of the same layout, so that optimizer, clipping and checkpoint see plain vectors.
+// What a job trains: every module's matrices, one after the other in one block of memory, and their gradients in another of the same
+// layout, so that optimizer, clipping and checkpoint see plain vectors. What a method stores and does not train comes last.
 import EdgeTensor
 
-package struct AdapterSet {
-    /// Where a module's matrices begin in the block, in elements.
+/// Where the matrices of an adapter lie. Arithmetic alone: a plan is made of it.
+package struct AdapterLayout {
+    /// A matrix of a module, or of all, in the block.
+    package struct Place: Equatable, Sendable {
+        package let matrix: AdapterMatrix
+        /// In elements.
+        package let offset: Int
+        package var elements: Range<Int> { offset..<offset + matrix.count }
+    }
+
     package struct Slot: Equatable, Sendable {
         package let id: ModuleID
         package let linear: LinearGroup
-        package let inFeatures: Int
-        package let outFeatures: Int
-        package let offsetA: Int
-        package let offsetB: Int
+        package let shape: LinearShape
+        package var inFeatures: Int { shape.inFeatures }
+        package var outFeatures: Int { shape.outFeatures }
+        package let places: [Place]
+        /// Where its derived factors begin among those of the modules that work together, in elements.
+        let factorOffset: Int
     }
 
-    package let spec: LoRASpec
+    package let spec: AdapterSpec
     package let slots: [Slot]
+    package let shared: [Place]
+    /// Elements of the block, with the padding between matrices.
     package let parameterCount: Int
+    /// The first so many are trained.
+    package let trainedCount: Int
+    /// Elements of each layer's trained matrices, by layer; empty where a layer has none.
+    package let layerRanges: [Range<Int>]
+    /// Elements of the derived factors of the modules that work together.
+    private let factorCount: Int
+
+    /// Each matrix starts at a cache line.
+    package init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec) {
+        self.spec = adapter
+        let method = adapter.method
+        // Layers are alike: what their linears have is made once.
+        let ofModule = Dictionary(Set(modules.map(\.module)).map { ($0, spec.shape($0)) }) { first, _ in first }
+        let shapes = modules.map { ofModule[$0.module]! }
+        let matrices = shapes.map { method.matrices($0, adapter) }
+        var count = 0
+        func place(_ matrix: AdapterMatrix) -> Place {
+            defer { count += Self.padded(matrix.count) }
+            return Place(matrix: matrix, offset: count)
+        }
+        var places: [[Place?]] = []
+        var ranges = [Range<Int>](repeating: 0..<0, count: spec.layerCount)
+        for (id, matrices) in zip(modules, matrices) {
+            let first = count
+            places.append(matrices.map { $0.isTrained ? place($0) : nil })
+            if count > first { ranges[id.layer] = (ranges[id.layer].isEmpty ? first : ranges[id.layer].lowerBound)..<count }
+        }
+        trainedCount = count
+        layerRanges = ranges
+        for module in modules.indices {
+            for (index, matrix) in matrices[module].enumerated() where places[module][index] == nil {
+                places[module][index] = place(matrix)
+            }
+        }
+        let widest = LinearShape(
+            inFeatures: shapes.map(\.inFeatures).max() ?? 0, outFeatures: shapes.map(\.outFeatures).max() ?? 0, isDown: false)
+        shared = method.shared(widest, adapter).map(place)
+        parameterCount = count
+
+        let rank = method.derivesFactors(adapter) ? adapter.factorRank : 0
+        var (slots, largest) = ([Slot](), 0)
+        var together: (layer: Int, input: LinearModule, count: Int)?
+        for (index, id) in modules.enumerated() {
+            if together?.layer != id.layer || together?.input != id.module.sharesInputWith {
+                together = (id.layer, id.module.sharesInputWith, 0)
+            }
+            let shape = shapes[index]
+            slots.append(
+                Slot(
+                    id: id, linear: spec.linear(doing: id.module), shape: shape, places: places[index].map { $0! },
+                    factorOffset: together!.count))
+            together!.count += Self.padded(rank * shape.inFeatures) + Self.padded(rank * shape.outFeatures)
+            largest = max(largest, together!.count)
+        }
+        self.slots = slots
+        factorCount = largest
+    }
+
+    static func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }
+
+    /// In the block's order.
+    package var trained: [TrainedMatrix] {
+        slots.flatMap(\.places).filter(\.matrix.isTrained).map {
+            TrainedMatrix(elements: $0.elements, learningRateFactor: $0.matrix.learningRateFactor)
+        }
+    }
+
+    /// Parameters that are trained, without the padding between matrices.
+    package var trainableCount: Int { trained.reduce(0) { $0 + $1.elements.count } }
+
+    /// Elements that the gradients take.
+    package func gradientCount(_ extent: AdapterSet.GradientExtent) -> Int {
+        switch extent {
+        case .allLayers: trainedCount
+        case .oneLayer: layerRanges.map(\.count).max() ?? 0
+        }
+    }
+
+    package var modules: Set<LinearModule> { Set(slots.map(\.id.module)) }
+
+    /// Elements of derived factors, and of their gradients where there is training.
+    package func factorCount(isTrained: Bool) -> Int { isTrained ? 2 * factorCount : factorCount }
+
+    /// Widest input, and output, of a module that the method scales there; 0: none.
+    package var widestScaledInput: Int { slots.filter { spec.method.inputScale($0.shape) != nil }.map(\.inFeatures).max() ?? 0 }
+    package var widestScaledOutput: Int { slots.filter { spec.method.outputScale($0.shape) != nil }.map(\.outFeatures).max() ?? 0 }
+}
+
+extension DecoderSpec {
+    fileprivate func shape(_ module: LinearModule) -> LinearShape {
+        LinearShape(
+            inFeatures: module.inFeatures(self), outFeatures: linear(doing: module).outFeatures(self), isDown: module == .down,
+            rowOrder: rowOrder(module))
+    }
+}
+
+extension LinearModule {
+    /// The first of those that read the same input.
+    fileprivate var sharesInputWith: LinearModule {
+        switch self {
+        case .query, .key, .value: .query
+        case .output: .output
+        case .gate, .up: .gate
+        case .down: .down
+        }
+    }
+}
+
+/// What the optimizer updates as one.
+package struct TrainedMatrix: Equatable, Sendable {
+    /// Of the adapters' block.
+    package let elements: Range<Int>
+    package let learningRateFactor: Double
+    package init(elements: Range<Int>, learningRateFactor: Double = 1) {
+        self.elements = elements
+        self.learningRateFactor = learningRateFactor
+    }
+}
+
+package struct AdapterSet {
+    package typealias Slot = AdapterLayout.Slot
+
+    package let layout: AdapterLayout
     package let parameters: UnsafeMutablePointer<Float>
     package let gradients: UnsafeMutablePointer<Float>
     package let extent: GradientExtent
-    package var gradientCount: Int {
-        Self.gradientCount(extent, parameterCount: parameterCount, layerRanges)
-    }
-    /// Elements of each layer's matrices in the block.
-    package let layerRanges: [Range<Int>]
+    /// Of derived factors, and then of their gradients.
+    private let factorSpace: UnsafeMutablePointer<Float>
     /// `[layer · 7 + module]`, an index into `slots`.
     private let slotOfModule: [Int?]
+
+    package var spec: AdapterSpec { layout.spec }
+    package var slots: [Slot] { layout.slots }
+    package var parameterCount: Int { layout.parameterCount }
+    package var trainedCount: Int { layout.trainedCount }
+    package var gradientCount: Int { layout.gradientCount(extent) }
+    package var layerRanges: [Range<Int>] { layout.layerRanges }
 
     /// Gradients of which layers exist at once.
     package enum GradientExtent: String, Equatable, Sendable {
@@ -34,76 +173,23 @@ package struct AdapterSet {
         case oneLayer
     }
 
-    /// Elements of each layer in the block, by layer; empty where a layer has no adapter.
-    package static func layerRanges(_ slots: [Slot], count: Int, of spec: DecoderSpec) -> [Range<Int>] {
-        var end = count
-        var ranges = [Range<Int>](repeating: 0..<0, count: spec.layerCount)
-        for slot in slots.reversed() {
-            let layer = slot.id.layer
-            if ranges[layer].isEmpty { ranges[layer] = slot.offsetA..<end }
-            ranges[layer] = slot.offsetA..<ranges[layer].upperBound
-            end = slot.offsetA
-        }
-        return ranges
-    }
-
-    /// Elements that the gradients take.
-    package static func gradientCount(_ modules: [ModuleID], rank: Int, of spec: DecoderSpec, _ extent: GradientExtent) -> Int {
-        let (slots, count) = layout(modules, rank: rank, of: spec)
-        return gradientCount(extent, parameterCount: count, layerRanges(slots, count: count, of: spec))
-    }
-
-    private static func gradientCount(_ extent: GradientExtent, parameterCount: Int, _ layerRanges: [Range<Int>]) -> Int {
-        switch extent {
-        case .allLayers: parameterCount
-        case .oneLayer: layerRanges.map(\.count).max() ?? 0
-        }
-    }
-
-    /// Each matrix starts at a cache line.
-    package static func layout(_ modules: [ModuleID], rank: Int, of spec: DecoderSpec) -> (slots: [Slot], count: Int) {
-        func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }
-        var count = 0
-        let slots = modules.map { id in
-            let linear = spec.linear(doing: id.module)
-            let (inFeatures, outFeatures) = (linear.inFeatures(spec), linear.outFeatures(spec))
-            let offsetA = count
-            let offsetB = offsetA + padded(rank * inFeatures)
-            count = offsetB + padded(outFeatures * rank)
-            return Slot(
-                id: id, linear: linear, inFeatures: inFeatures, outFeatures: outFeatures, offsetA: offsetA, offsetB: offsetB)
-        }
-        return (slots, count)
-    }
-
-    /// The elements of each matrix in the block, without padding: A then B of each slot.
-    package static func matrices(of slots: [Slot], rank: Int) -> [Range<Int>] {
-        slots.flatMap {
-            [$0.offsetA..<$0.offsetA + rank * $0.inFeatures, $0.offsetB..<$0.offsetB + $0.outFeatures * rank]
-        }
-    }
-
-    /// - Parameter gradients: nil when nothing is trained; then `gradients` must not be touched.
+    /// - Parameters:
+    ///   - gradients: nil when nothing is trained; then `gradients` must not be touched.
+    ///   - factorSpace: of `layout.factorCount` elements; nil when there are none.
     package init(
-        _ lora: LoRASpec, modules: [ModuleID], of spec: DecoderSpec, parameters: UnsafeMutablePointer<Float>,
-        gradients: UnsafeMutablePointer<Float>?, _ extent: GradientExtent = .allLayers
+        _ layout: AdapterLayout, of spec: DecoderSpec, parameters: UnsafeMutablePointer<Float>,
+        gradients: UnsafeMutablePointer<Float>?, factorSpace: UnsafeMutablePointer<Float>?, _ extent: GradientExtent = .allLayers
     ) {
-        self.spec = lora
+        self.layout = layout
         self.extent = extent
-        (slots, parameterCount) = Self.layout(modules, rank: lora.rank, of: spec)
-        layerRanges = Self.layerRanges(slots, count: parameterCount, of: spec)
         self.parameters = parameters
         self.gradients = gradients ?? parameters
+        self.factorSpace = factorSpace ?? parameters
         var slotOfModule = [Int?](repeating: nil, count: spec.layerCount * LinearModule.allCases.count)
-        for (index, slot) in slots.enumerated() {
+        for (index, slot) in layout.slots.enumerated() {
             for part in slot.linear.parts { slotOfModule[slot.id.layer * LinearModule.allCases.count + part.rawValue] = index }
         }
         self.slotOfModule = slotOfModule
-    }
-
-    /// Parameters that are trained, without the padding between matrices.
-    package var trainableCount: Int {
-        slots.reduce(0) { $0 + spec.rank * ($1.inFeatures + $1.outFeatures) }
     }
 
     package var lowestLayer: Int { slots.map(\.id.layer).min() ?? 0 }
@@ -113,25 +199,25 @@ package struct AdapterSet {
         slotOfModule[layer * LinearModule.allCases.count + module.rawValue].map { slots[$0] }
     }
 
-    /// `[rank, inFeatures]`, PEFT's orientation.
-    package func loraA(_ slot: Slot) -> Tensor {
-        Tensor(parameters + slot.offsetA, rows: spec.rank, columns: slot.inFeatures)
-    }
-    /// `[outFeatures, rank]`; rows in the base file's order.
-    package func loraB(_ slot: Slot) -> Tensor {
-        Tensor(parameters + slot.offsetB, rows: slot.outFeatures, columns: spec.rank)
-    }
-    package func gradientA(_ slot: Slot) -> Tensor {
-        Tensor(layerGradients(slot.id.layer) + slot.offsetA - layerRanges[slot.id.layer].lowerBound, rows: spec.rank, columns: slot.inFeatures)
-    }
-    package func gradientB(_ slot: Slot) -> Tensor {
-        Tensor(layerGradients(slot.id.layer) + slot.offsetB - layerRanges[slot.id.layer].lowerBound, rows: slot.outFeatures, columns: spec.rank)
+    // MARK: matrices
+
+    package func tensor(_ place: AdapterLayout.Place) -> Tensor {
+        Tensor(parameters + place.offset, rows: place.matrix.rows, columns: place.matrix.columns)
     }
 
-    /// A layer's slots.
-    package func slotRange(_ layer: Int) -> Range<Int> {
-        let first = slots.firstIndex { $0.id.layer == layer } ?? 0
-        return first..<first + slots[first...].prefix { $0.id.layer == layer }.count
+    /// A module's matrices, as its method stores them.
+    package func stored(_ slot: Slot) -> [Tensor] { slot.places.map(tensor) }
+    package var shared: [Tensor] { layout.shared.map(tensor) }
+
+    /// Of a trained matrix of a layer.
+    package func gradient(_ place: AdapterLayout.Place, layer: Int) -> Tensor {
+        Tensor(
+            layerGradients(layer) + place.offset - layerRanges[layer].lowerBound, rows: place.matrix.rows, columns: place.matrix.columns)
+    }
+
+    /// Nil for what is not trained.
+    package func gradients(_ slot: Slot) -> [Tensor?] {
+        slot.places.map { $0.matrix.isTrained ? gradient($0, layer: slot.id.layer) : nil }
     }
 
     /// A layer's gradients, as long as its `layerRanges`.
@@ -139,15 +225,65 @@ package struct AdapterSet {
         extent == .oneLayer ? gradients : gradients + layerRanges[layer].lowerBound
     }
 
-    /// PEFT's default start: A uniform in ±1/√inFeatures (Kaiming with a = √5), B zero, so that the adapted model
-    /// begins as the base.
+    // MARK: factors
+
+    /// A and B; nil where the method has none. Derived ones are those of the last `derive`.
+    package func factors(_ slot: Slot) -> AdapterFactors? {
+        guard spec.factorRank > 0 else { return nil }
+        if let stored = spec.method.storedFactors {
+            return AdapterFactors(a: tensor(slot.places[stored.a]), b: tensor(slot.places[stored.b]))
+        }
+        return derived(slot, from: factorSpace)
+    }
+
+    /// Gradients of derived factors.
+    func factorGradients(_ slot: Slot) -> AdapterFactors {
+        derived(slot, from: factorSpace + layout.factorCount(isTrained: false))
+    }
+
+    private func derived(_ slot: Slot, from space: UnsafeMutablePointer<Float>) -> AdapterFactors {
+        let (rank, first) = (spec.factorRank, space + slot.factorOffset)
+        return AdapterFactors(
+            a: Tensor(first, rows: rank, columns: slot.inFeatures),
+            b: Tensor(first + AdapterLayout.padded(rank * slot.inFeatures), rows: slot.outFeatures, columns: rank))
+    }
+
+    /// To be called before `factors` of modules that work together, again when others have.
+    func derive(_ slots: [Slot], on pool: WorkerPool) {
+        guard spec.method.derivesFactors(spec) else { return }
+        pool.run(slots.count) { index, _ in
+            spec.method.derive(slots[index].shape, stored(slots[index]), shared, into: factors(slots[index])!)
+        }
+    }
+
+    package func inputScale(_ slot: Slot) -> (scale: Tensor, gradient: Tensor)? { scale(slot, spec.method.inputScale(slot.shape)) }
+    package func outputScale(_ slot: Slot) -> (scale: Tensor, gradient: Tensor)? { scale(slot, spec.method.outputScale(slot.shape)) }
+
+    private func scale(_ slot: Slot, _ index: Int?) -> (scale: Tensor, gradient: Tensor)? {
+        index.map { (tensor(slot.places[$0]), gradient(slot.places[$0], layer: slot.id.layer)) }
+    }
+
+    /// The method's own start: the adapted model begins as the base.
     package func initialize(seed: UInt64) {
         parameters.update(repeating: 0, count: parameterCount)
         for slot in slots {
             let random = RandomSource(seed: seed, .adapterInit, UInt64(slot.id.layer), UInt64(slot.id.module.rawValue))
-            let bound = 1 / Float(slot.inFeatures).squareRoot()
-            let a = loraA(slot)
-            for i in 0..<a.count { a.base[i] = (2 * random.uniform(i) - 1) * bound }
+            initialize(slot.places, random)
+        }
+        initialize(layout.shared, RandomSource(seed: seed, .adapterInit))
+    }
+
+    private func initialize(_ places: [AdapterLayout.Place], _ random: RandomSource) {
+        var drawn = 0
+        for place in places {
+            let tensor = tensor(place)
+            switch place.matrix.start {
+            case .constant(let value):
+                for i in 0..<tensor.count { tensor.base[i] = value }
+            case .uniform(let bound):
+                for i in 0..<tensor.count { tensor.base[i] = (2 * random.uniform(drawn + i) - 1) * bound }
+                drawn += tensor.count
+            }
         }
     }
 }

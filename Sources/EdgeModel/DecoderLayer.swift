@@ -17,6 +17,8 @@ package struct DecoderLayer {
     let rotaries: [RotaryEmbedding]
     /// `[tokens, widest input]` when there is dropout.
     let dropped: Tensor?
+    /// Room for a product's inputs or outputs, `[tokens, widest]`, when the adapter scales some.
+    let scaledRows: Tensor?
     /// Nil: no dropout (evaluation, generation).
     let masks: DropoutMasks?
     /// The type that products with frozen weights are computed in, and the memory for their operands.
@@ -33,7 +35,7 @@ package struct DecoderLayer {
 
     package init(
         index: Int, spec: DecoderSpec, weights: LayerWeights, adapters: AdapterSet?, rotaries: [RotaryEmbedding],
-        dropped: Tensor?, masks: DropoutMasks?, rounding: RoundedRows, smoothing: Smoothing, pool: WorkerPool
+        dropped: Tensor?, scaledRows: Tensor?, masks: DropoutMasks?, rounding: RoundedRows, smoothing: Smoothing, pool: WorkerPool
     ) {
         self.index = index
         self.spec = spec
@@ -41,6 +43,7 @@ package struct DecoderLayer {
         self.adapters = adapters
         self.rotaries = rotaries
         self.dropped = dropped
+        self.scaledRows = scaledRows
         self.masks = masks
         self.rounding = rounding
         self.smoothing = smoothing
@@ -157,7 +160,7 @@ package struct DecoderLayer {
         _ module: LinearModule, _ x: Tensor, _ parts: [SamplePart], residual: Tensor, into sum: Tensor, norm: Norm?,
         output: Tensor, inverse: UnsafeMutablePointer<Float>, projected: [Tensor]
     ) {
-        guard spec.hasOwnOutputs else {
+        guard spec.hasOwnOutputs || scalesOutput(module) else {
             sum.copy(from: residual)
             project([(module, sum)], x, parts, .add, projected: projected)
             return
@@ -235,7 +238,7 @@ package struct DecoderLayer {
                     _ = lowRankTerms([.down], activated, chunk.parts, projected: projected)
                 }
             }
-            let dOutput = ofOutput(dH, output, weights.mlpOutput, inverse, into: dNormed)
+            let dOutput = ofOutput(.down, dH, output, weights.mlpOutput, inverse, into: dNormed)
             projectBackward([(.down, dOutput)], x: activated, chunk.parts, into: dActivated, projected, g)
             activateBackward(spec.activation, dy: dActivated, gate: gate, up: up, on: pool)
             throughInput(
@@ -259,7 +262,7 @@ package struct DecoderLayer {
         let dQ = g.attention.dQ.prefix(tokens), dK = g.attention.dK.prefix(tokens), dV = g.attention.dV.prefix(tokens)
         let dAttended = g.attention.dAttended.prefix(tokens)
         let dOutput = ofOutput(
-            dH, a.attentionOutput.prefix(tokens), weights.attentionOutput, a.inverses.attentionOutput, into: dNormed)
+            .output, dH, a.attentionOutput.prefix(tokens), weights.attentionOutput, a.inverses.attentionOutput, into: dNormed)
         projectBackward([(.output, dOutput)], x: a.attended.prefix(tokens), parts, into: dAttended, a.projected, g)
         let heads = attentionHeads(a, w, tokens)
         attention.backward(
@@ -284,9 +287,9 @@ package struct DecoderLayer {
 
     /// The gradient of x · Wᵀ, given that of what became of it in the residual: the same, or made in `place`.
     private func ofOutput(
-        _ dH: Tensor, _ output: Tensor, _ norm: Norm?, _ inverse: UnsafePointer<Float>, into place: Tensor
+        _ module: LinearModule, _ dH: Tensor, _ output: Tensor, _ norm: Norm?, _ inverse: UnsafePointer<Float>, into place: Tensor
     ) -> Tensor {
-        guard spec.hasOwnOutputs else { return dH }
+        guard spec.hasOwnOutputs || scalesOutput(module) else { return dH }
         if let norm {
             normalizeBackward(dH, output, norm, inverse: inverse, into: place, .overwrite, on: pool)
         } else {

@@ -25,6 +25,46 @@ package func addRows(_ x: UnsafePointer<Float>, to y: Tensor, on pool: WorkerPoo
     }
 }
 
+/// Every row of y is multiplied by `scale`, element by element.
+///
+/// - Parameters:
+///   - y: `[tokens, columns]`.
+///   - scale: as many values as y has columns.
+package func scaleColumns(_ y: Tensor, by scale: Tensor, on pool: WorkerPool) {
+    precondition(scale.count == y.columns)
+    pool.run(rowPieces(y.rows), as: .elementwise, .pass(y.count, streams: 2, flopEach: 1)) { piece, _ in
+        for i in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, y.rows) {
+            let row = y.row(i)
+            for column in 0..<y.columns { row[column] *= scale.base[column] }
+        }
+    }
+}
+
+/// sums += Σ over tokens of x ⊙ y: run by run, as `addOuterProduct` adds, so that the order depends on the samples alone.
+///
+/// - Parameters:
+///   - x, y: `[tokens, columns]`.
+///   - parts: the samples in x, in order.
+///   - sums: as many values as x has columns.
+package func addColumnProducts(_ x: Tensor, _ y: Tensor, _ parts: [SamplePart], into sums: Tensor, on pool: WorkerPool) {
+    precondition(x.rows == y.rows && x.columns == y.columns && sums.count == x.columns)
+    let chunk = 256
+    let runs = parts.flatMap(\.outerProductRuns)
+    let cost = OperationCost.pass(x.count, streams: 2, flopEach: 2)
+    pool.run((x.columns + chunk - 1) / chunk, as: .adapterGradient, cost) { piece, scratch in
+        let columns = piece * chunk..<min((piece + 1) * chunk, x.columns)
+        for run in runs {
+            scratch.update(repeating: 0, count: columns.count)
+            for token in run.rows {
+                let (first, second) = (x.row(token) + columns.lowerBound, y.row(token) + columns.lowerBound)
+                for column in 0..<columns.count { scratch[column] += first[column] * second[column] }
+            }
+            let target = sums.base + columns.lowerBound
+            for column in 0..<columns.count { target[column] += scratch[column] }
+        }
+    }
+}
+
 /// x · scale, in place; nothing is done for 1, as most models have it.
 package func multiply(_ x: Tensor, by scale: Float, on pool: WorkerPool) {
     guard scale != 1 else { return }

@@ -248,6 +248,15 @@ package struct SamplePart: Equatable, Sendable {
         self.sample = sample
         self.firstToken = firstToken
     }
+
+    /// By `outerProductTokens`; the part begins or goes on at a multiple of them.
+    package var outerProductRuns: [SamplePart] {
+        precondition(firstToken % outerProductTokens == 0)
+        return stride(from: rows.lowerBound, to: rows.upperBound, by: outerProductTokens).map {
+            SamplePart(
+                rows: $0..<min($0 + outerProductTokens, rows.upperBound), sample: sample, firstToken: firstToken + $0 - rows.lowerBound)
+        }
+    }
 }
 
 /// Tokens that one sum of an outer product runs over before it is added to the gradient.
@@ -270,12 +279,7 @@ package func addOuterProduct(_ dy: Tensor, _ x: Tensor, _ parts: [SamplePart], i
     let pieces = (max(dw.rows, dw.columns) + chunk - 1) / chunk
     let cost = OperationCost(
         flop: 2 * Double(dy.rows) * Double(dw.count), bytes: 4 * Double(dy.count + x.count + dw.count))
-    let sums = parts.flatMap { part in
-        precondition(part.firstToken % outerProductTokens == 0)
-        return stride(from: part.rows.lowerBound, to: part.rows.upperBound, by: outerProductTokens).map {
-            $0..<min($0 + outerProductTokens, part.rows.upperBound)
-        }
-    }
+    let sums = parts.flatMap(\.outerProductRuns).map(\.rows)
     pool.run(pieces, as: .adapterGradient, cost) { piece, scratch in
         let part = piece * chunk..<min((piece + 1) * chunk, max(dw.rows, dw.columns))
         for tokens in sums {

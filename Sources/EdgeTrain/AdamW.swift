@@ -11,27 +11,31 @@ package struct AdamW {
         let stored: OptimizerState
         /// Of its moments in `state`, in bytes.
         let offset: Int
+        let learningRateFactor: Double
     }
 
     package let kind: OptimizerState
     /// All moments: what a checkpoint saves. Zero bytes are moments of zero.
     package let state: UnsafeMutableRawBufferPointer
-    /// A and B of each slot.
+    /// In the order of the block.
     private let matrices: [Matrix]
 
-    /// What the moments of `matrices` (element counts) take.
-    package static func bytes(_ matrices: [Range<Int>], _ kind: OptimizerState) -> ByteCount {
-        matrices.reduce(.zero) { $0 + kind.bytes(count: $1.count) }
+    /// What the moments of `matrices` take.
+    package static func bytes(_ matrices: [TrainedMatrix], _ kind: OptimizerState) -> ByteCount {
+        matrices.reduce(.zero) { $0 + kind.bytes(count: $1.elements.count) }
     }
 
-    /// - Parameter matrices: as `AdapterSet.matrices` lists them.
-    package init(_ matrices: [Range<Int>], _ kind: OptimizerState, arena: Arena) {
+    /// - Parameter matrices: as `AdapterLayout.trained` lists them.
+    package init(_ matrices: [TrainedMatrix], _ kind: OptimizerState, arena: Arena) {
         self.kind = kind
         state = arena.bytes(Self.bytes(matrices, kind))
         var offset = 0
-        self.matrices = matrices.map { elements in
+        self.matrices = matrices.map { matrix in
+            let elements = matrix.elements
             defer { offset += kind.bytes(count: elements.count).bytes }
-            return Matrix(elements: elements, stored: kind.stored(count: elements.count), offset: offset)
+            return Matrix(
+                elements: elements, stored: kind.stored(count: elements.count), offset: offset,
+                learningRateFactor: matrix.learningRateFactor)
         }
     }
 
@@ -40,38 +44,42 @@ package struct AdamW {
         spec.maxGradNorm.map { min(1, $0 / (norm + 1e-6)) } ?? 1
     }
 
-    /// Applies step `step` (from 0) to the matrices of some of the adapters' slots.
+    /// Applies step `step` (from 0) to some of the adapters' trained matrices.
     ///
     /// - Parameters:
-    ///   - slots: neighbours, all of them or one layer's.
-    ///   - gradients: those of these slots alone, in the adapters' layout: the first is of the first slot's A.
+    ///   - elements: of the block: all that is trained, or one layer's.
+    ///   - gradients: those of these elements alone.
     ///   - gradientScale: what gradients are multiplied by first.
     package func update(
-        slots: Range<Int>, parameters: UnsafeMutablePointer<Float>, gradients: UnsafePointer<Float>,
+        elements: Range<Int>, parameters: UnsafeMutablePointer<Float>, gradients: UnsafePointer<Float>,
         gradientScale: Double, step: Int, learningRate: Double, _ spec: TrainingSpec, on pool: WorkerPool
     ) {
-        let settings = edge_adamw(
-            decay: Float(1 - learningRate * Double(spec.weightDecay)),
-            step: Float(learningRate / (1 - pow(spec.beta1, Double(step + 1)))),
-            root_correction2: Float((1 - pow(spec.beta2, Double(step + 1))).squareRoot()),
-            beta1: Float(spec.beta1), rate1: Float(1 - spec.beta1), beta2: Float(spec.beta2), rate2: Float(1 - spec.beta2),
-            epsilon: spec.adamEpsilon, gradient_scale: Float(gradientScale))
-        update(slots: slots, parameters: parameters, gradients: gradients, settings, on: pool)
+        update(elements: elements, parameters: parameters, gradients: gradients, on: pool) { factor in
+            let learningRate = learningRate * factor
+            return edge_adamw(
+                decay: Float(1 - learningRate * Double(spec.weightDecay)),
+                step: Float(learningRate / (1 - pow(spec.beta1, Double(step + 1)))),
+                root_correction2: Float((1 - pow(spec.beta2, Double(step + 1))).squareRoot()),
+                beta1: Float(spec.beta1), rate1: Float(1 - spec.beta1), beta2: Float(spec.beta2), rate2: Float(1 - spec.beta2),
+                epsilon: spec.adamEpsilon, gradient_scale: Float(gradientScale))
+        }
     }
 
+    /// - Parameter settings: by what a matrix's learning rate is multiplied by.
     func update(
-        slots: Range<Int>, parameters: UnsafeMutablePointer<Float>, gradients: UnsafePointer<Float>, _ settings: edge_adamw,
-        on pool: WorkerPool
+        elements: Range<Int>, parameters: UnsafeMutablePointer<Float>, gradients: UnsafePointer<Float>, on pool: WorkerPool,
+        settings: (_ learningRateFactor: Double) -> edge_adamw
     ) {
-        let group = matrices[2 * slots.lowerBound..<2 * slots.upperBound]
-        guard let first = group.first?.elements.lowerBound else { return }
+        let group = matrices.filter { elements.contains($0.elements.lowerBound) }
+        let first = elements.lowerBound
+        let settings = group.map { settings($0.learningRateFactor) }
         // Matrices are independent of each other: as many threads as there are, the same bits.
         let count = group.reduce(0) { $0 + $1.elements.count }
         pool.run(group.count, as: .optimizer, Self.cost(count, kind)) { piece, _ in
-            let matrix = group[group.startIndex + piece]
+            let matrix = group[piece]
             update(
                 matrix, parameters + matrix.elements.lowerBound, gradients + (matrix.elements.lowerBound - first),
-                settings, pool.kernels)
+                settings[piece], pool.kernels)
         }
     }
 

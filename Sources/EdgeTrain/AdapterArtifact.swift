@@ -4,52 +4,38 @@
 import EdgeFormats
 import EdgeTensor
 
-/// One adapted linear, in PEFT's orientation.
-package struct LoRATensors: Equatable, Sendable {
-    /// "model.layers.0.self_attn.q_proj"
-    package var modulePath: String
-    /// "blk.0.attn_q.weight"; nil when it was read from a PEFT directory, which does not know.
-    package var ggufName: String?
-    package var rank: Int
-    package var inFeatures: Int
-    package var outFeatures: Int
-    /// `[rank, inFeatures]`, row-major.
-    package var loraA: [Float]
-    /// `[outFeatures, rank]`, row-major, rows in Hugging Face's order.
-    package var loraB: [Float]
-    /// Row i of the GGUF's matrix is Hugging Face's row `ggufRowOrder[i]`; nil: the same order.
-    package var ggufRowOrder: [Int]?
+/// A tensor of an adapter file, rows and columns in Hugging Face's order.
+package struct AdapterTensor: Equatable, Sendable {
+    /// The whole key.
+    package let name: String
+    package let shape: [Int]
+    package var values: [Float]
+    /// The one value that it had before training; nil: it was random.
+    package var start: Float?
 
-    package init(
-        modulePath: String, ggufName: String?, rank: Int, inFeatures: Int, outFeatures: Int, loraA: [Float],
-        loraB: [Float], ggufRowOrder: [Int]?
-    ) {
-        self.modulePath = modulePath
-        self.ggufName = ggufName
-        self.rank = rank
-        self.inFeatures = inFeatures
-        self.outFeatures = outFeatures
-        self.loraA = loraA
-        self.loraB = loraB
-        self.ggufRowOrder = ggufRowOrder
+    package init(name: String, shape: [Int], values: [Float], start: Float? = nil) {
+        self.name = name
+        self.shape = shape
+        self.values = values
+        self.start = start
     }
 }
 
 package enum AdapterError: Error, Equatable, Sendable {
     case noTensors
-    case duplicateModule(String)
+    case duplicateTensor(String)
     /// `expected` and `found` are element counts of `tensor`.
     case wrongSize(tensor: String, expected: Int, found: Int)
-    case wrongRank(module: String, rank: Int, configured: Int)
     case nonFinite(tensor: String, index: Int)
-    /// Nothing was learned: every B is zero.
-    case allZero(modules: Int)
+    /// Nothing was learned: all of it is as it began.
+    case nothingLearned(tensors: Int)
     case readBackDiffers(tensor: String)
     case unsupported(key: String, value: String)
     case badConfig(key: String, value: String)
     case unknownTensor(String)
     case missingTensor(String)
     case badShape(tensor: String, shape: [Int])
+    case unexpectedShape(tensor: String, shape: [Int], expected: [Int])
     case badDType(tensor: String, dtype: String)
     /// Ranks of A and B of one module.
     case rankMismatch(module: String, loraA: Int, loraB: Int)
@@ -57,6 +43,8 @@ package enum AdapterError: Error, Equatable, Sendable {
     case ambiguousTensorFiles(directory: String)
     case noGGUFName(module: String)
     case badRowOrder(module: String)
+    /// llama.cpp's adapters have no place for this.
+    case notForGGUF(method: String)
     /// rsLoRA with several ranks: a GGUF adapter has one alpha.
     case mixedRanks([Int])
     case badMetadata(key: String, found: String, expected: String)
@@ -69,19 +57,18 @@ extension AdapterError: CustomStringConvertible {
     package var description: String {
         switch self {
         case .noTensors: "the adapter has no tensors"
-        case .duplicateModule(let module): "the module \(module) occurs twice"
+        case .duplicateTensor(let tensor): "the tensor \(tensor) occurs twice"
         case .wrongSize(let tensor, let expected, let found):
             "\(tensor) has \(found) values, its shape needs \(expected)"
-        case .wrongRank(let module, let rank, let configured):
-            "\(module) has rank \(rank), the configuration says \(configured)"
         case .nonFinite(let tensor, let index): "\(tensor) is not finite at index \(index)"
-        case .allZero(let modules): "lora_B is zero in all \(modules) modules: nothing was learned"
+        case .nothingLearned(let tensors): "\(tensors) tensors are all as they began: nothing was learned"
         case .readBackDiffers(let tensor): "\(tensor) reads back differently from what was written"
         case .unsupported(let key, let value): "adapter_config.json: \(key) = \(value) is not supported"
         case .badConfig(let key, let value): "adapter_config.json: \(key) cannot be \(value)"
-        case .unknownTensor(let name): "the tensor \(name) is not part of a LoRA adapter"
+        case .unknownTensor(let name): "the tensor \(name) is not part of an adapter of its peft_type"
         case .missingTensor(let name): "the tensor \(name) is missing"
         case .badShape(let tensor, let shape): "\(tensor) has shape \(shape), not two positive dimensions"
+        case .unexpectedShape(let tensor, let shape, let expected): "\(tensor) has shape \(shape), not \(expected)"
         case .badDType(let tensor, let dtype): "\(tensor) is \(dtype); F32, F16 and BF16 are supported"
         case .rankMismatch(let module, let a, let b): "\(module) has rank \(a) in lora_A and \(b) in lora_B"
         case .noTensorFile(let directory):
@@ -92,6 +79,9 @@ extension AdapterError: CustomStringConvertible {
         case .badRowOrder(let module): "the row order of \(module) is not a permutation of its rows"
         case .mixedRanks(let ranks):
             "rank-stabilized scaling with ranks \(ranks) does not fit a GGUF adapter's one alpha"
+        case .notForGGUF(let method):
+            "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
+                + "edgetune models merge makes a model that has it"
         case .badMetadata(let key, let found, let expected): "\(key) of the GGUF adapter is \(found), not \(expected)"
         case .missingFile(let file): "\(file) is missing"
         case .badChecksum(let file): "\(file) does not have its checksum"
@@ -109,17 +99,17 @@ package struct AdapterArtifact: Equatable, Sendable {
     package let config: AdapterConfig
     /// `__metadata__` without "format".
     package let provenance: [String: String]
-    /// Sorted by module path. Without GGUF names.
-    package let tensors: [LoRATensors]
+    /// By name.
+    package let stored: [AdapterTensor]
 
     /// Checks, writes, reads back, compares, and only then gives the directory its name.
     ///
     /// - Throws: `AdapterError` and `FileError`; nothing is left behind.
     package static func publish(
-        to directory: String, tensors: [LoRATensors], config: AdapterConfig, provenance: [String: String],
+        to directory: String, tensors: [AdapterTensor], config: AdapterConfig, provenance: [String: String],
         trainingJSON: [UInt8], modelCard: String
     ) throws {
-        try check(tensors, against: config)
+        try check(tensors)
         let file = try safetensors(tensors, provenance)
         var written = SHA256()
         try DirectoryPublish.publish(to: directory) { staging in
@@ -177,7 +167,7 @@ package struct AdapterArtifact: Equatable, Sendable {
         let file = try SafetensorsFile(plain)
         return AdapterArtifact(
             config: try AdapterConfig(json: config), provenance: file.metadata.filter { $0.key != "format" },
-            tensors: try read(file))
+            stored: try file.tensors.map { try tensor($0) }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
     }
 
     /// The plain `adapter_model.safetensors`, byte for byte as framed.
@@ -201,37 +191,26 @@ package struct AdapterArtifact: Equatable, Sendable {
 
 // Writing.
 extension AdapterArtifact {
-    private static func check(_ tensors: [LoRATensors], against config: AdapterConfig) throws(AdapterError) {
+    private static func check(_ tensors: [AdapterTensor]) throws(AdapterError) {
         guard !tensors.isEmpty else { throw .noTensors }
         var seen: Set<String> = []
         for each in tensors {
-            guard seen.insert(each.modulePath).inserted else { throw .duplicateModule(each.modulePath) }
-            guard each.rank == config.rank else {
-                throw .wrongRank(module: each.modulePath, rank: each.rank, configured: config.rank)
-            }
-            try check(key(each.modulePath, "A"), each.loraA, count: each.rank * each.inFeatures)
-            try check(key(each.modulePath, "B"), each.loraB, count: each.outFeatures * each.rank)
+            guard seen.insert(each.name).inserted else { throw .duplicateTensor(each.name) }
+            let count = each.shape.reduce(1, *)
+            guard each.values.count == count else { throw .wrongSize(tensor: each.name, expected: count, found: each.values.count) }
+            if let index = each.values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: each.name, index: index) }
         }
-        guard tensors.contains(where: { $0.loraB.contains { $0 != 0 } }) else {
-            throw .allZero(modules: tensors.count)
+        let constant = tensors.filter { $0.start != nil }
+        guard constant.contains(where: { tensor in tensor.values.contains { $0 != tensor.start } }) else {
+            throw .nothingLearned(tensors: constant.count)
         }
-    }
-
-    private static func check(_ name: String, _ values: [Float], count: Int) throws(AdapterError) {
-        guard values.count == count else { throw .wrongSize(tensor: name, expected: count, found: values.count) }
-        if let index = values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: name, index: index) }
     }
 
     private static func safetensors(
-        _ tensors: [LoRATensors], _ provenance: [String: String]
+        _ tensors: [AdapterTensor], _ provenance: [String: String]
     ) throws(SafetensorsError) -> SafetensorsWriter {
         var file = SafetensorsWriter(metadata: provenance.merging(["format": "pt"]) { $1 })
-        for each in tensors {
-            try file.add(
-                key(each.modulePath, "A"), dtype: .f32, shape: [each.rank, each.inFeatures], body: .floats(each.loraA))
-            try file.add(
-                key(each.modulePath, "B"), dtype: .f32, shape: [each.outFeatures, each.rank], body: .floats(each.loraB))
-        }
+        for each in tensors { try file.add(each.name, dtype: .f32, shape: each.shape, body: .floats(each.values)) }
         return file
     }
 
@@ -258,12 +237,6 @@ extension AdapterArtifact {
 
 // Reading.
 extension AdapterArtifact {
-    private static let keyPrefix = "base_model.model."
-
-    private static func key(_ modulePath: String, _ matrix: String) -> String {
-        "\(keyPrefix)\(modulePath).lora_\(matrix).weight"
-    }
-
     private static func tensorFile(of directory: String) throws -> ByteRegion {
         let framed = try mapIfThere(directory + "/" + framedName)
         let plain = try mapIfThere(directory + "/" + plainName)
@@ -291,42 +264,12 @@ extension AdapterArtifact {
         }
     }
 
-    private static func read(_ file: SafetensorsFile) throws(AdapterError) -> [LoRATensors] {
-        var modules: Set<String> = []
-        for tensor in file.tensors { modules.insert(try modulePath(of: tensor.name)) }
-        var tensors: [LoRATensors] = []
-        for module in modules.sorted(by: { $0.utf8.lexicographicallyPrecedes($1.utf8) }) {
-            let (loraA, aShape) = try matrix(key(module, "A"), in: file)
-            let (loraB, bShape) = try matrix(key(module, "B"), in: file)
-            guard aShape[0] == bShape[1] else {
-                throw .rankMismatch(module: module, loraA: aShape[0], loraB: bShape[1])
-            }
-            tensors.append(
-                LoRATensors(
-                    modulePath: module, ggufName: nil, rank: aShape[0], inFeatures: aShape[1], outFeatures: bShape[0],
-                    loraA: loraA, loraB: loraB, ggufRowOrder: nil))
+    private static func tensor(_ tensor: SafetensorsTensor) throws(AdapterError) -> AdapterTensor {
+        guard (1...2).contains(tensor.shape.count), tensor.shape.allSatisfy({ $0 > 0 }) else {
+            throw .badShape(tensor: tensor.name, shape: tensor.shape)
         }
-        guard !tensors.isEmpty else { throw .noTensors }
-        return tensors
-    }
-
-    private static func modulePath(of name: String) throws(AdapterError) -> String {
-        for suffix in [".lora_A.weight", ".lora_B.weight"] where name.hasPrefix(keyPrefix) && name.hasSuffix(suffix) {
-            let module = name.dropFirst(keyPrefix.count).dropLast(suffix.count)
-            if !module.isEmpty { return String(module) }
-        }
-        throw .unknownTensor(name)
-    }
-
-    private static func matrix(
-        _ name: String, in file: SafetensorsFile
-    ) throws(AdapterError) -> (values: [Float], shape: [Int]) {
-        guard let tensor = file.tensor(named: name) else { throw .missingTensor(name) }
-        guard tensor.shape.count == 2, tensor.shape.allSatisfy({ $0 > 0 }) else {
-            throw .badShape(tensor: name, shape: tensor.shape)
-        }
-        guard let values = tensor.floats() else { throw .badDType(tensor: name, dtype: tensor.dtype.rawValue) }
-        if let index = values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: name, index: index) }
-        return (values, tensor.shape)
+        guard let values = tensor.floats() else { throw .badDType(tensor: tensor.name, dtype: tensor.dtype.rawValue) }
+        if let index = values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: tensor.name, index: index) }
+        return AdapterTensor(name: tensor.name, shape: tensor.shape, values: values)
     }
 }

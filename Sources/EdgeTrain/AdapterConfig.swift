@@ -1,8 +1,11 @@
-// `adapter_config.json` as PEFT's LoraConfig reads and writes it (huggingface/peft, tuners/lora/config.py). What this
-// program cannot represent (DoRA, biases, extra modules) is refused by name, never dropped.
+// `adapter_config.json` as PEFT's configuration classes read and write it (huggingface/peft, tuners/*/config.py). What this
+// program cannot represent (biases, extra modules) is refused by name, never dropped.
 import EdgeFormats
+import EdgeModel
 
 package struct AdapterConfig: Equatable, Sendable {
+    /// PEFT's, of `AdapterMethods.all`.
+    package private(set) var peftType = "LORA"
     package var rank: Int
     package var loraAlpha: Double
     package var loraDropout: Double
@@ -16,6 +19,8 @@ package struct AdapterConfig: Equatable, Sendable {
     /// Regular expressions of module paths, the first that matches counting, with an alpha of their own. Ranks need no such list
     /// here: the tensors' shapes say them.
     private var alphaPattern: [AlphaOfPattern] = []
+    /// Those of the targets that are the MLP's last: (IA)³ scales what they get.
+    private var downTargets: [String] = []
 
     private struct AlphaOfPattern: Equatable, Sendable {
         let pattern: String
@@ -35,9 +40,34 @@ package struct AdapterConfig: Equatable, Sendable {
         self.usesRankStabilizedScaling = usesRankStabilizedScaling
     }
 
+    /// Of an adapter that was trained here.
+    package init(_ spec: AdapterSpec, modules: [ModuleID], of model: DecoderSpec, baseModelNameOrPath: String?) {
+        let linears = Set(modules.map(\.module)).map { model.linear(doing: $0) }
+        // PEFT's class for (IA)³ has no layers_to_transform: there a target is a whole path.
+        let namesPaths = spec.method.configKeys.rank == nil && spec.layers != nil
+        func targets(_ includes: (LinearModule) -> Bool) -> [String] {
+            namesPaths
+                ? modules.filter { includes($0.module) }.map { $0.path(model) } : linears.filter { includes($0.leader) }.map(\.name)
+        }
+        self.init(
+            rank: spec.rank, loraAlpha: Double(spec.alpha), loraDropout: Double(spec.dropout), targetModules: targets { _ in true },
+            layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
+            usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
+        peftType = spec.method.peftType
+        downTargets = targets { $0 == .down }.sorted()
+        if !hasLayers { layersToTransform = nil }
+    }
+
+    package var method: any AdapterMethod { AdapterMethods.all.first { $0.peftType == peftType }! }
+    var spec: AdapterSpec {
+        AdapterSpec(method: method, rank: rank, alpha: Float(loraAlpha), dropout: 0, targets: .allLinear, layers: nil)
+    }
+    private var hasLayers: Bool { method.configKeys.rank != nil }
+
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
-        loraAlpha / (usesRankStabilizedScaling ? Double(rank).squareRoot() : Double(rank))
+        guard method.storedFactors != nil else { return method.configKeys.alpha == nil ? 1 : loraAlpha / Double(self.rank) }
+        return loraAlpha / (usesRankStabilizedScaling ? Double(rank).squareRoot() : Double(rank))
     }
 
     /// By module path. PEFT's matching: a pattern matches the end of the path at a dot (`get_pattern_key` in peft's utils/other.py).
@@ -60,39 +90,43 @@ package struct AdapterConfig: Equatable, Sendable {
 
     /// `json.dumps(config, indent=2, sort_keys=True)`.
     package var json: [UInt8] {
-        let members: [JSONText.Member] = [
-            .init("alpha_pattern", .object([])),
+        let keys = method.configKeys
+        var members: [JSONText.Member] = [
             .init("base_model_name_or_path", baseModelNameOrPath.map(JSONText.string) ?? .null),
-            .init("bias", .string("none")),
-            .init("fan_in_fan_out", .bool(false)),
             .init("inference_mode", .bool(true)),
-            .init("init_lora_weights", .bool(true)),
-            .init("layers_pattern", .null),
-            .init(
-                "layers_to_transform",
-                layersToTransform.map { .array($0.map { .number("\($0)") }) } ?? .null),
-            .init("lora_alpha", Self.number(loraAlpha)),
-            .init("lora_dropout", .number("\(loraDropout)")),
             .init("modules_to_save", .null),
-            .init("peft_type", .string("LORA")),
-            .init("r", .number("\(rank)")),
-            .init("rank_pattern", .object([])),
+            .init("peft_type", .string(peftType)),
             .init("revision", .null),
             .init("target_modules", .array(targetModules.map(JSONText.string))),
             .init("task_type", .string("CAUSAL_LM")),
-            .init("use_dora", .bool(false)),
-            .init("use_rslora", .bool(usesRankStabilizedScaling)),
         ]
+        if hasLayers {
+            members.append(.init("layers_pattern", .null))
+            members.append(.init("layers_to_transform", layersToTransform.map { .array($0.map { .number("\($0)") }) } ?? .null))
+        }
+        if let key = keys.rank { members.append(.init(key, .number("\(rank)"))) }
+        if let key = keys.alpha { members.append(.init(key, Self.number(loraAlpha))) }
+        if let key = keys.dropout { members.append(.init(key, .number("\(loraDropout)"))) }
+        members += method.configMembers(
+            AdapterConfigValues(
+                rank: rank, alpha: loraAlpha, dropout: loraDropout, usesRankStabilizedScaling: usesRankStabilizedScaling,
+                downTargets: downTargets))
+        members.sort { $0.key < $1.key }
         return JSONText.object(members).indented()
     }
 
     /// - Throws: `JSONTextError` or `AdapterError`.
     package init(json: ByteRegion) throws {
         let document = try json.withBytes { try JSONText(parsing: $0) }
+        peftType = try Self.peftType(of: document)
         try Self.refuseUnsupported(document)
-        rank = try Self.read("r", document, default: 8) { $0.integer.flatMap { $0 > 0 ? $0 : nil } }
-        loraAlpha = try Self.read("lora_alpha", document, default: 8) { $0.double.flatMap { $0.isFinite ? $0 : nil } }
-        loraDropout = try Self.read("lora_dropout", document, default: 0) { $0.double }
+        let keys = AdapterMethods.all.first { [peftType] in $0.peftType == peftType }!.configKeys
+        rank = try keys.rank.map { try Self.read($0, document, default: 8) { $0.integer.flatMap { $0 > 0 ? $0 : nil } } } ?? 1
+        loraAlpha = try keys.alpha.map { try Self.read($0, document, default: 8) { $0.double.flatMap { $0.isFinite ? $0 : nil } } } ?? 1
+        loraDropout = try keys.dropout.map { try Self.read($0, document, default: 0) { $0.double } } ?? 0
+        downTargets = try Self.read("feedforward_modules", document, default: []) {
+            $0.string == nil ? Self.strings($0)?.sorted() : []
+        }
         targetModules = try Self.read("target_modules", document, default: []) {
             $0.string == nil ? Self.strings($0)?.sorted() : []
         }
@@ -104,20 +138,29 @@ package struct AdapterConfig: Equatable, Sendable {
         alphaPattern = try Self.read("alpha_pattern", document, default: []) { Self.alphas($0) }
     }
 
-    private static func refuseUnsupported(_ document: JSONText) throws(AdapterError) {
-        guard document["peft_type"] == .string("LORA") else {
+    private static func peftType(of document: JSONText) throws(AdapterError) -> String {
+        guard let type = document["peft_type"]?.string, AdapterMethods.all.contains(where: { $0.peftType == type }) else {
             throw .unsupported(key: "peft_type", value: text(document["peft_type"]))
         }
+        return type
+    }
+
+    private static func refuseUnsupported(_ document: JSONText) throws(AdapterError) {
         // Each would change what the tensors mean. rank_pattern does not: a tensor's shape gives its rank.
         let neutral: [String: [JSONText]] = [
             "use_dora": [.bool(false)], "use_qalora": [.bool(false)], "lora_bias": [.bool(false)],
             "fan_in_fan_out": [.bool(false)], "bias": [.string("none")], "modules_to_save": [.array([])],
             "trainable_token_indices": [], "layer_replication": [],
             "target_parameters": [.array([])], "alora_invocation_tokens": [], "velora_config": [],
+            "mini_r": [.number("1")], "use_effective_conv2d": [.bool(false)], "save_projection": [.bool(true)],
         ]
         for (key, values) in neutral.sorted(by: { $0.key < $1.key }) {
             guard let value = document[key], value != .null, !values.contains(value) else { continue }
             throw .unsupported(key: key, value: text(value))
+        }
+        // The scaling of other methods is one for all.
+        if document["peft_type"] != .string("LORA"), let value = document["rank_pattern"], value != .null, value != .object([]) {
+            throw .unsupported(key: "rank_pattern", value: text(value))
         }
     }
 

@@ -19,44 +19,86 @@ package enum AdapterMismatch: Error, Equatable, CustomStringConvertible {
 }
 
 extension AdapterSet {
-    /// A copy of every module's matrices, in the layers' order.
-    package func tensors(_ model: DecoderSpec) -> [LoRATensors] {
-        slots.map { slot in
-            let (a, b) = (loraA(slot), loraB(slot))
-            let order = model.rowOrder(slot.id.module)
-            var rows = [Float](repeating: 0, count: b.count)
-            for row in 0..<b.rows {
-                let place = (order?[row] ?? row) * b.columns
-                for column in 0..<b.columns { rows[place + column] = b.row(row)[column] }
+    /// A copy of all that is stored, in the block's order.
+    package func tensors(_ model: DecoderSpec) -> [AdapterTensor] {
+        let ofModules = slots.flatMap { slot in
+            slot.places.map { place in
+                AdapterTensor(
+                    name: name(place, of: slot, model), shape: place.matrix.shape,
+                    values: values(place, slot.shape.rowOrder), start: place.matrix.constantStart)
             }
-            return LoRATensors(
-                modulePath: slot.id.path(model), ggufName: slot.id.ggufName(model), rank: spec.rank, inFeatures: slot.inFeatures,
-                outFeatures: slot.outFeatures, loraA: Array(UnsafeBufferPointer(start: a.base, count: a.count)),
-                loraB: rows, ggufRowOrder: model.ggufRowOrder(slot.id.module))
         }
+        return ofModules + layout.shared.map { AdapterTensor(name: $0.matrix.name, shape: $0.matrix.shape, values: values($0, nil)) }
     }
 
-    /// Fills every module from `tensors`; each must be there, once, with the base model's shape.
+    /// Fills every module of a plain LoRA, or its scales; each must be there, once, with the base model's shape.
     package func load(_ tensors: [LoRATensors], _ model: DecoderSpec) throws {
         let byPath = Dictionary(tensors.map { ($0.modulePath, $0) }, uniquingKeysWith: { first, _ in first })
         for slot in slots {
             let path = slot.id.path(model)
             guard let tensor = byPath[path] else { throw AdapterMismatch.missingModule(path) }
-            let expected = [spec.rank, slot.inFeatures, slot.outFeatures]
+            let expected = [spec.factorRank, slot.inFeatures, slot.outFeatures]
             guard [tensor.rank, tensor.inFeatures, tensor.outFeatures] == expected else {
                 throw AdapterMismatch.wrongShape(
                     module: path, found: [tensor.rank, tensor.inFeatures, tensor.outFeatures],
                     expected: expected)
             }
-            let (a, b) = (loraA(slot), loraB(slot))
-            for i in 0..<a.count { a.base[i] = tensor.loraA[i] }
-            let order = model.rowOrder(slot.id.module)
-            for row in 0..<b.rows {
-                let place = (order?[row] ?? row) * b.columns
-                for column in 0..<b.columns { b.row(row)[column] = tensor.loraB[place + column] }
+            let method = spec.method
+            if let stored = method.storedFactors {
+                fill(slot.places[stored.a], tensor.loraA, slot.shape.rowOrder)
+                fill(slot.places[stored.b], tensor.loraB, slot.shape.rowOrder)
+            }
+            if let index = method.inputScale(slot.shape) { fill(slot.places[index], tensor.inputScale!, slot.shape.rowOrder) }
+            if let index = method.outputScale(slot.shape) { fill(slot.places[index], tensor.outputScale!, slot.shape.rowOrder) }
+        }
+    }
+
+    /// Fills all that is stored from an adapter of the same method; each tensor must be there, with the base model's shape.
+    package func load(_ tensors: [AdapterTensor], _ model: DecoderSpec) throws {
+        let byName = Dictionary(tensors.map { ($0.name, $0) }) { first, _ in first }
+        func fill(_ place: AdapterLayout.Place, _ name: String, _ order: [Int]?) throws {
+            guard let tensor = byName[name] else { throw AdapterError.missingTensor(name) }
+            guard tensor.shape == place.matrix.shape else {
+                throw AdapterError.unexpectedShape(tensor: name, shape: tensor.shape, expected: place.matrix.shape)
+            }
+            self.fill(place, tensor.values, order)
+        }
+        for slot in slots {
+            for place in slot.places { try fill(place, name(place, of: slot, model), slot.shape.rowOrder) }
+        }
+        for place in layout.shared { try fill(place, place.matrix.name, nil) }
+    }
+
+    private func name(_ place: AdapterLayout.Place, of slot: Slot, _ model: DecoderSpec) -> String {
+        AdapterArtifact.keyPrefix + "\(slot.id.path(model)).\(place.matrix.name)"
+    }
+
+    private func values(_ place: AdapterLayout.Place, _ order: [Int]?) -> [Float] {
+        var values = [Float](repeating: 0, count: place.matrix.count)
+        let tensor = tensor(place)
+        forEach(place.matrix, order) { values[$1] = tensor.base[$0] }
+        return values
+    }
+
+    private func fill(_ place: AdapterLayout.Place, _ values: [Float], _ order: [Int]?) {
+        let tensor = tensor(place)
+        forEach(place.matrix, order) { tensor.base[$0] = values[$1] }
+    }
+
+    /// Calls `body` with each element's place in the block's matrix, and in that of a file.
+    private func forEach(_ matrix: AdapterMatrix, _ order: [Int]?, _ body: (_ own: Int, _ onFile: Int) -> Void) {
+        for row in 0..<matrix.rows {
+            let fileRow = matrix.outputs == .rows ? order?[row] ?? row : row
+            for column in 0..<matrix.columns {
+                let fileColumn = matrix.outputs == .columns ? order?[column] ?? column : column
+                body(row * matrix.columns + column, fileRow * matrix.columns + fileColumn)
             }
         }
     }
+}
+
+extension AdapterMatrix {
+    fileprivate var constantStart: Float? { if case .constant(let value) = start { value } else { nil } }
 }
 
 extension ModuleID {

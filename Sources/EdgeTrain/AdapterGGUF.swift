@@ -3,20 +3,36 @@ import EdgeFormats
 import EdgeModel
 
 extension AdapterArtifact {
-    /// A llama.cpp adapter. `target` gives a module's tensor in the base GGUF and the order of its rows there.
+    /// A linear of the base, as llama.cpp has it.
+    package struct GGUFTarget {
+        /// "blk.0.attn_q.weight"
+        package let name: String
+        /// Row i of the GGUF's matrix is Hugging Face's row `rowOrder[i]`; nil: the same order.
+        package let rowOrder: [Int]?
+        package let inFeatures: Int
+        package let outFeatures: Int
+        package init(name: String, rowOrder: [Int]?, inFeatures: Int, outFeatures: Int) {
+            self.name = name
+            self.rowOrder = rowOrder
+            self.inFeatures = inFeatures
+            self.outFeatures = outFeatures
+        }
+    }
+
+    /// A llama.cpp adapter, of any method that is exactly a plain LoRA.
     package static func exportGGUF(
-        _ directory: String, architecture: String, to path: String,
-        target: (_ modulePath: String) -> (ggufName: String, rowOrder: [Int]?)?
+        _ directory: String, architecture: String, to path: String, target: (_ modulePath: String) -> GGUFTarget?
     ) throws {
         let artifact = try open(directory: directory)
-        let tensors = try artifact.tensors.map { tensors in
+        let method = artifact.config.method
+        guard method.storedFactors != nil || method.derivesFactors(artifact.config.spec) else {
+            throw AdapterError.notForGGUF(method: method.name)
+        }
+        let tensors = try artifact.lora { module in target(module).map { ($0.inFeatures, $0.outFeatures) } }.map { tensors in
             guard let found = target(tensors.modulePath) else {
                 throw AdapterError.noGGUFName(module: tensors.modulePath)
             }
-            var named = tensors
-            named.ggufName = found.ggufName
-            named.ggufRowOrder = found.rowOrder
-            return named
+            return (tensors, found)
         }
         let file = try gguf(tensors, artifact.config, architecture: architecture)
         try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
@@ -24,38 +40,38 @@ extension AdapterArtifact {
 
     /// llama.cpp src/llama-adapter.cpp: `ne` of A is [in, r], of B [r, out], which is PEFT's row-major layout.
     private static func gguf(
-        _ tensors: [LoRATensors], _ config: AdapterConfig, architecture: String
+        _ tensors: [(change: LoRATensors, target: GGUFTarget)], _ config: AdapterConfig, architecture: String
     ) throws -> GGUFWriter {
         var file = GGUFWriter()
         try file.add("general.type", .string("adapter"))
         try file.add("general.architecture", .string(architecture))
         try file.add("adapter.type", .string("lora"))
-        try file.add(alphaKey, .float32(Float(try ggufAlpha(tensors, config))))
-        for each in tensors {
-            guard let name = each.ggufName else { throw AdapterError.noGGUFName(module: each.modulePath) }
+        try file.add(alphaKey, .float32(Float(try ggufAlpha(tensors.map(\.change), config))))
+        for (change, target) in tensors {
             try file.addTensor(
-                name + ".lora_a", shape: [each.rank, each.inFeatures], type: .f32, body: .floats(each.loraA))
+                target.name + ".lora_a", shape: [change.rank, change.inFeatures], type: .f32, body: .floats(change.loraA))
             try file.addTensor(
-                name + ".lora_b", shape: [each.outFeatures, each.rank], type: .f32,
-                body: .floats(rowsInGGUFOrder(each)))
+                target.name + ".lora_b", shape: [change.outFeatures, change.rank], type: .f32,
+                body: .floats(rows(of: change, in: target.rowOrder)))
         }
         return file
     }
 
     /// llama.cpp scales by alpha/r, whatever the adapter was trained with.
     private static func ggufAlpha(_ tensors: [LoRATensors], _ config: AdapterConfig) throws(AdapterError) -> Double {
-        guard config.usesRankStabilizedScaling else { return config.loraAlpha }
+        // Of ranks that differ, alpha/r does what alpha does.
+        if config.method.storedFactors != nil, !config.usesRankStabilizedScaling { return config.loraAlpha }
         let ranks = Set(tensors.map(\.rank)).sorted()
         guard let rank = ranks.first, ranks.count == 1 else { throw .mixedRanks(ranks) }
-        return config.loraAlpha * Double(rank).squareRoot()
+        return config.scaling(rank: rank) * Double(rank)
     }
 
-    private static func rowsInGGUFOrder(_ tensors: LoRATensors) throws(AdapterError) -> [Float] {
-        guard let order = tensors.ggufRowOrder else { return tensors.loraB }
-        guard order.count == tensors.outFeatures, Set(order).count == order.count,
-            order.allSatisfy((0..<tensors.outFeatures).contains)
-        else { throw .badRowOrder(module: tensors.modulePath) }
-        return order.flatMap { tensors.loraB[$0 * tensors.rank..<($0 + 1) * tensors.rank] }
+    private static func rows(of change: LoRATensors, in order: [Int]?) throws(AdapterError) -> [Float] {
+        guard let order else { return change.loraB }
+        guard order.count == change.outFeatures, Set(order).count == order.count,
+            order.allSatisfy((0..<change.outFeatures).contains)
+        else { throw .badRowOrder(module: change.modulePath) }
+        return order.flatMap { change.loraB[$0 * change.rank..<($0 + 1) * change.rank] }
     }
 
     private static let alphaKey = "adapter.lora.alpha"
@@ -91,8 +107,8 @@ extension AdapterArtifact {
                 used.formUnion([name + ".lora_a", name + ".lora_b"])
                 found.append(
                     LoRATensors(
-                        modulePath: id.path(spec), ggufName: nil, rank: aShape[0], inFeatures: aShape[1], outFeatures: bShape[0],
-                        loraA: a, loraB: rowsFromGGUF(b, rank: bShape[1], spec.ggufRowOrder(id.module)), ggufRowOrder: nil))
+                        modulePath: id.path(spec), rank: aShape[0], inFeatures: aShape[1], outFeatures: bShape[0],
+                        loraA: a, loraB: rowsFromGGUF(b, rank: bShape[1], spec.ggufRowOrder(id.module))))
             }
         }
         if let unused = file.tensors.first(where: { !used.contains($0.name) }) { throw AdapterError.unknownTensor(unused.name) }

@@ -93,7 +93,7 @@ extension Calibration {
         let activated = arena.tensor(tokens, features)
         let elements = time { activate(.swiglu, gate: x, up: y, into: activated, on: pool) }
         // As many matrices as have work for every thread.
-        let matrices = (0..<8).map { $0 * rank * features..<($0 + 1) * rank * features }
+        let matrices = (0..<8).map { TrainedMatrix(elements: $0 * rank * features..<($0 + 1) * rank * features) }
         let settings = edge_adamw(
             decay: 1, step: 1e-4, root_correction2: 1, beta1: 0.9, rate1: 0.1, beta2: 0.999, rate2: 0.001, epsilon: 1e-8,
             gradient_scale: 1)
@@ -101,7 +101,8 @@ extension Calibration {
             let optimizer = AdamW(matrices, kind, arena: arena)
             let seconds = time {
                 optimizer.update(
-                    slots: 0..<matrices.count / 2, parameters: activated.base, gradients: x.base, settings, on: pool)
+                    elements: 0..<matrices.count * rank * features, parameters: activated.base, gradients: x.base, on: pool
+                ) { _ in settings }
             }
             return seconds / Double(matrices.count * rank * features)
         }

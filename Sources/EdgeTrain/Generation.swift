@@ -39,6 +39,7 @@ package final class Generator {
     private let keys: [Tensor], values: [Tensor]
     private let activations: LayerActivations
     private let workspace: LayerWorkspace
+    private let scaledRows: Tensor
     private let hidden: (Tensor, Tensor)
     private let lastNormed: Tensor
     private let inverseNorm: UnsafeMutablePointer<Float>
@@ -50,15 +51,15 @@ package final class Generator {
     private static let promptChunk = 128
 
     /// Bytes of the arena of a generator, beside the mapped weights.
-    package static func bytes(_ spec: DecoderSpec, lora: LoRASpec?, modules: [ModuleID], context: Int, threads: Int) -> ByteCount {
+    package static func bytes(_ spec: DecoderSpec, _ adapter: AdapterLayout?, context: Int, threads: Int) -> ByteCount {
         let chunk = promptChunk
         let cache = ByteCount(2 * spec.layerCount * ByteCount.floats(context * spec.keyValueWidth).bytes)
-        let adapter =
-            lora.map { ByteCount.floats(AdapterSet.layout(modules, rank: $0.rank, of: spec).count) } ?? .zero
+        let ofAdapter = adapter.map { ByteCount.floats($0.parameterCount) + .floats($0.factorCount(isTrained: false)) } ?? .zero
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
-        return cache + adapter + hidden + hidden
+        return cache + ofAdapter + hidden + hidden
             + LayerActivations.bytes(
-                tokens: chunk, mlpTokens: chunk, rank: lora?.rank ?? 1, adapted: Set(modules.map(\.module)), spec)
+                tokens: chunk, mlpTokens: chunk, rank: adapter?.spec.factorRank ?? 1, adapted: adapter?.modules ?? [], spec)
+            + .floats(chunk * (adapter?.widestScaledInput ?? 0))
             + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, context: context))
@@ -70,26 +71,25 @@ package final class Generator {
     }
 
     /// - Parameters:
-    ///   - adapter: its spec, modules, and a closure that writes the parameters into the block.
+    ///   - adapter: its layout, and what writes the parameters into the block.
     ///   - context: prompt and answer together, in tokens.
     package init(
-        model: BaseModel, adapter: (lora: LoRASpec, modules: [ModuleID], load: (AdapterSet) throws -> Void)?,
+        model: BaseModel, adapter: (layout: AdapterLayout, load: (AdapterSet) throws -> Void)?,
         context: Int, kernels: KernelSet, threads: Int
     ) throws {
         let spec = model.spec
         self.model = model
         self.context = context
-        let modules = adapter?.modules ?? []
-        arena = try Arena(
-            capacity: Self.bytes(spec, lora: adapter?.lora, modules: modules, context: context, threads: threads))
+        let layout = adapter?.layout
+        arena = try Arena(capacity: Self.bytes(spec, layout, context: context, threads: threads))
         pool = WorkerPool(
             kernels: kernels, threadCount: threads, scratchFloats: Self.scratchFloats(spec, context: context),
             arena: arena)
         rotaries = RotaryEmbedding.tables(positions: context, spec, arena: arena)
         if let adapter {
-            let count = AdapterSet.layout(adapter.modules, rank: adapter.lora.rank, of: spec).count
             let set = AdapterSet(
-                adapter.lora, modules: adapter.modules, of: spec, parameters: arena.floats(count), gradients: nil)
+                adapter.layout, of: spec, parameters: arena.floats(adapter.layout.parameterCount), gradients: nil,
+                factorSpace: arena.floats(adapter.layout.factorCount(isTrained: false)))
             try adapter.load(set)
             adapters = set
         } else {
@@ -99,8 +99,9 @@ package final class Generator {
         keys = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         values = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         activations = LayerActivations(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: adapter?.lora.rank ?? 1, adapted: Set(modules.map(\.module)), spec,
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.spec.factorRank ?? 1, adapted: layout?.modules ?? [], spec,
             arena: arena)
+        scaledRows = arena.tensor(Self.promptChunk, layout?.widestScaledInput ?? 0)
         workspace = LayerWorkspace(
             tokens: Self.promptChunk, mlpTokens: Self.promptChunk, spec, .forwardOnly, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
@@ -151,7 +152,7 @@ package final class Generator {
         for index in 0..<spec.layerCount {
             DecoderLayer(
                 index: index, spec: spec, weights: model.layers[index], adapters: adapters, rotaries: rotaries,
-                dropped: nil, masks: nil, rounding: .unrounded, smoothing: .none, pool: pool
+                dropped: nil, scaledRows: scaledRows, masks: nil, rounding: .unrounded, smoothing: .none, pool: pool
             ).forwardCached(
                 input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
                 workspace, into: output)

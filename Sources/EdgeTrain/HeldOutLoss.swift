@@ -13,18 +13,20 @@ package struct HeldOutLoss {
     /// Plans it as a run over these samples: a run that fits computes its held-out losses in the same memory.
     ///
     /// - Parameters:
-    ///   - adapter: one that `spec.lora` describes; nil: the model by itself.
+    ///   - adapter: nil: the model by itself.
     ///   - samples: at least one.
     ///   - limits: `compute` does not matter, for held-out loss is always f32.
-    /// - Throws: `PlanError` where it does not fit, `ModelError`, `LoRATargetError`.
+    /// - Throws: `PlanError` where it does not fit, `ModelError`, `AdapterMismatch`.
     package init(
         of model: BaseModel, _ adapter: LoadedAdapter?, on samples: [TokenizedSample], spec: TrainingSpec, process: ProcessMemory,
         limits: PlanLimits
     ) throws {
         (self.model, self.adapter, self.samples) = (model, adapter, samples)
         // While every B is zero, none is computed with.
-        let none = LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
-        memory = try MemoryModel(model, lora: adapter == nil ? none : spec.lora, process: process, loadsAdapter: adapter != nil)
+        let none = AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
+        memory = MemoryModel(
+            spec: model.spec, adapter: adapter?.spec ?? none, modules: try adapter?.modules(of: model.spec) ?? none.modules(of: model.spec),
+            weights: WeightParts(model), process: process, loadsAdapter: adapter != nil)
         plan = try TrainingPlan.make(
             memory, lengths: SampleLengths(Dataset(training: samples, heldOut: samples), spec: spec), limits)
     }

@@ -9,6 +9,8 @@ package struct LoadedAdapter: Sendable {
     package let rank: Int
     /// What B · A is multiplied by, in every module.
     package let scaling: Double
+    /// Plain LoRA where the adapter is exactly that; else its own.
+    private let method: any AdapterMethod
     private let tensors: [LoRATensors]
 
     /// Modules of several ranks or scalings become ones of the largest rank and of one scaling, which compute the same: further rows
@@ -26,26 +28,36 @@ package struct LoadedAdapter: Sendable {
         }
         if region.withBytes({ $0.starts(with: "GGUF".utf8) }) {
             let (alpha, tensors) = try AdapterArtifact.openGGUF(region, for: spec)
-            try self.init(tensors, limitBytes: limitBytes) { alpha / Double($0.rank) }
+            try self.init(tensors, AdapterMethods.lora, limitBytes: limitBytes) { alpha / Double($0.rank) }
         } else {
             guard let config else { throw LoadedAdapterError.noConfig }
             let artifact = try AdapterArtifact.open(
                 config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
-            try self.init(artifact, limitBytes: limitBytes)
+            try self.init(artifact, of: spec, limitBytes: limitBytes)
         }
     }
 
     /// - Parameter directory: an artifact as `publish` leaves it.
-    package init(directory: String) throws {
-        try self.init(try AdapterArtifact.open(directory: directory), limitBytes: AdapterArtifact.tensorFileLimitBytes)
+    package init(directory: String, of spec: DecoderSpec) throws {
+        try self.init(try AdapterArtifact.open(directory: directory), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
     }
 
-    private init(_ artifact: AdapterArtifact, limitBytes: Int) throws {
-        let scalings = try artifact.config.scalings(of: artifact.tensors)
-        try self.init(artifact.tensors, limitBytes: limitBytes) { scalings[$0.modulePath]! }
+    private init(_ artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
+        let tensors = try artifact.lora { path in
+            let id = try ModuleID(path: path, in: spec)
+            return (id.inFeatures(spec), id.outFeatures(spec))
+        }
+        let scalings = try artifact.config.scalings(of: tensors)
+        let method = artifact.config.method
+        try self.init(tensors, method.factorRank(artifact.config.spec) > 0 ? AdapterMethods.lora : method, limitBytes: limitBytes) {
+            scalings[$0.modulePath]!
+        }
     }
 
-    private init(_ tensors: [LoRATensors], limitBytes: Int, scaling: (LoRATensors) -> Double) throws {
+    private init(
+        _ tensors: [LoRATensors], _ method: any AdapterMethod, limitBytes: Int, scaling: (LoRATensors) -> Double
+    ) throws {
+        self.method = method
         let largest = tensors.max { $0.rank < $1.rank }!
         let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
         for one in tensors where !Float(scaling(one) * Double(rank)).isFinite {
@@ -70,12 +82,13 @@ package struct LoadedAdapter: Sendable {
     package func publish(to directory: String, baseModel: String, spec: DecoderSpec) throws {
         let modules = try modules(of: spec)
         let layers = Set(modules.map(\.layer)).sorted()
+        guard rank > 0 else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
         let config = AdapterConfig(
             rank: rank, loraAlpha: scaling * Double(rank), loraDropout: 0,
             targetModules: Set(modules.map { spec.linear(doing: $0.module).name }).sorted(),
             layersToTransform: layers.count == spec.layerCount ? nil : layers, baseModelNameOrPath: baseModel)
         try AdapterArtifact.publish(
-            to: directory, tensors: tensors, config: config, provenance: ["source": "imported"], trainingJSON: Array("{}\n".utf8),
+            to: directory, tensors: tensors.flatMap(\.stored), config: config, provenance: ["source": "imported"], trainingJSON: Array("{}\n".utf8),
             modelCard: "# An adapter for \(baseModel)\n\nBrought in, not trained here: LoRA of rank \(rank).\n")
     }
 
@@ -86,9 +99,9 @@ package struct LoadedAdapter: Sendable {
         Dictionary(zip(try modules(of: spec), tensors)) { first, _ in first }
     }
 
-    /// LoRA as this adapter has it.
-    package var lora: LoRASpec {
-        LoRASpec(rank: rank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+    /// As it is computed with.
+    package var spec: AdapterSpec {
+        AdapterSpec(method: method, rank: max(1, rank), alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
     }
 
     /// Of all its values.
@@ -115,7 +128,8 @@ package struct LoadedAdapter: Sendable {
 
     /// - Throws: `LoadedAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
     ///   base has no such module, or one of another shape.
-    package func check(_ lora: LoRASpec, modules: [ModuleID], spec: DecoderSpec) throws {
+    package func check(_ lora: AdapterSpec, modules: [ModuleID], spec: DecoderSpec) throws {
+        guard lora.method.storedFactors != nil, method.storedFactors != nil else { throw LoadedAdapterError.otherMethod(lora.method.name) }
         let found = Set(try self.modules(of: spec))
         var lines: [String] = []
         if rank != lora.rank { lines.append("lora_r: \(rank)") }
@@ -143,6 +157,7 @@ package struct LoadedAdapter: Sendable {
 package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
     case noConfig
     case tooLarge(bytes: Int, limitBytes: Int)
+    case otherMethod(String)
     /// Some layers have other modules than others.
     case irregular
     case differs(lines: [String])
@@ -151,6 +166,7 @@ package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
         switch self {
         case .noConfig: "the adapter has no adapter_config.json"
         case .tooLarge(let bytes, let limit): "the adapter has \(bytes) bytes; there is memory for \(limit)"
+        case .otherMethod(let name): "a job can begin from an adapter that is a LoRA, with adapter: lora or lora-fa, and not \(name)"
         case .irregular: "the adapter to begin from changes other modules in some layers than in others"
         case .differs: "the adapter to begin from is not what the job asks for"
         }

@@ -70,51 +70,53 @@ package struct MemoryModel {
     }
 
     package let spec: DecoderSpec
-    package let lora: LoRASpec
     package let modules: [ModuleID]
     package let weights: WeightParts
     package let process: ProcessMemory
     /// Whether the run begins from an adapter that is read into its place.
     package let loadsAdapter: Bool
-    /// Of the adapters, with the padding between their matrices.
-    package let parameterCount: Int
+    package let layout: AdapterLayout
+    /// With the padding between their matrices.
     package let adapters: ByteCount
     /// Gradients of the layer that has most.
     private let largestLayer: ByteCount
     private let optimizerStates: [OptimizerState: ByteCount]
+    /// Widest input or output that the method scales: a row of it is there for every token.
+    let widestScaled: Int
     let lowestLayer: Int
     let adaptedModules: Set<LinearModule>
 
     package init(
-        spec: DecoderSpec, lora: LoRASpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical,
+        spec: DecoderSpec, adapter: AdapterSpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical,
         loadsAdapter: Bool = false
     ) {
         self.spec = spec
         self.loadsAdapter = loadsAdapter
-        self.lora = lora
         self.modules = modules
         self.weights = weights
         self.process = process
         // Walked once: a planner asks for hundreds of peaks.
-        let (slots, count) = AdapterSet.layout(modules, rank: lora.rank, of: spec)
-        parameterCount = count
-        adapters = .floats(count)
-        largestLayer = .floats(AdapterSet.gradientCount(modules, rank: lora.rank, of: spec, .oneLayer))
-        let matrices = AdapterSet.matrices(of: slots, rank: lora.rank)
+        let layout = AdapterLayout(adapter, modules: modules, of: spec)
+        self.layout = layout
+        adapters = .floats(layout.parameterCount)
+        largestLayer = .floats(layout.gradientCount(.oneLayer))
+        let matrices = layout.trained
         optimizerStates = Dictionary(
             uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
+        widestScaled = max(layout.widestScaledInput, layout.widestScaledOutput)
         lowestLayer = modules.map(\.layer).min() ?? 0
         adaptedModules = Set(modules.map(\.module))
     }
 
     package init(
-        _ model: BaseModel, lora: LoRASpec, process: ProcessMemory = .typical, loadsAdapter: Bool = false
+        _ model: BaseModel, adapter: AdapterSpec, process: ProcessMemory = .typical, loadsAdapter: Bool = false
     ) throws {
         self.init(
-            spec: model.spec, lora: lora, modules: try lora.modules(of: model.spec), weights: WeightParts(model),
+            spec: model.spec, adapter: adapter, modules: try adapter.modules(of: model.spec), weights: WeightParts(model),
             process: process, loadsAdapter: loadsAdapter)
     }
 
+    package var adapter: AdapterSpec { layout.spec }
     package var trainedLayers: Int { spec.layerCount - lowestLayer }
     /// Widest input of an adapted module: what dropout needs per token.
     var widestInput: Int { adaptedModules.map { $0.inFeatures(spec) }.max() ?? 0 }
@@ -123,11 +125,14 @@ package struct MemoryModel {
     /// adapter file's order, which is written and read back in pieces.
     package var publication: ByteCount { adapters + adapters }
     package func gradients(_ shape: StepShape) -> ByteCount {
-        shape.gradients == .allLayers ? adapters : largestLayer
+        shape.gradients == .allLayers ? .floats(layout.trainedCount) : largestLayer
     }
     package func optimizer(_ shape: StepShape) -> ByteCount {
         optimizerStates[shape.optimizer]!  // all cases are there
     }
+
+    /// What methods that store other matrices make of them for the layer at work, and the gradients of that.
+    package var factors: ByteCount { .floats(layout.factorCount(isTrained: true)) }
 
     package func layerCheckpoints(_ shape: StepShape) -> ByteCount {
         LayerCheckpoints.bytes(shape.checkpoints, tokens: shape.tokens, trainedLayers: trainedLayers, spec)
@@ -140,7 +145,7 @@ package struct MemoryModel {
 
     private func oneLayer(_ shape: StepShape, mlpTokens: Int) -> ByteCount {
         LayerActivations.bytes(
-            tokens: shape.tokens, mlpTokens: mlpTokens, rank: lora.rank, adapted: adaptedModules, spec)
+            tokens: shape.tokens, mlpTokens: mlpTokens, rank: adapter.factorRank, adapted: adaptedModules, spec)
     }
     /// Of the layers that keep them.
     package func keptActivations(_ shape: StepShape) -> ByteCount {
@@ -150,8 +155,8 @@ package struct MemoryModel {
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
-            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: lora.rank))
-            + (lora.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero)
+            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: adapter.factorRank))
+            + (adapter.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero) + .floats(shape.tokens * widestScaled)
     }
 
     func loss(_ shape: StepShape) -> ByteCount {
@@ -195,7 +200,7 @@ package struct MemoryModel {
 
     /// Everything that one arena holds.
     package func arena(_ shape: StepShape) -> ByteCount {
-        adapters + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
+        adapters + factors + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
             + work(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
             + (shape.weights == .streamed ? weights.streamBytes : .zero)
     }
@@ -208,7 +213,7 @@ package struct MemoryModel {
     package func pools(_ shape: StepShape) -> [Pool] {
         [
             Pool(name: "base weights, \(shape.weights.rawValue)", size: shape.weights == .resident ? weights.mappedBytes : weights.streamBytes),
-            Pool(name: "adapters", size: adapters),
+            Pool(name: "adapters", size: adapters + factors),
             Pool(name: "gradients", size: gradients(shape)),
             Pool(name: "optimizer state, \(shape.optimizer.name)", size: optimizer(shape)),
             Pool(name: "layer checkpoints", size: layerCheckpoints(shape)),

@@ -278,7 +278,7 @@ extension MergedModel {
         let values = Tensor(scratch.values, rows: matrix.outFeatures, columns: matrix.inFeatures)
         for row in 0..<matrix.outFeatures { scratch.rows[row] = Int32(row) }
         decodeRows(matrix, scratch.rows, into: values, on: scratch.pool)
-        if let change {
+        if let change, change.rank > 0 {
             let b = Tensor(scratch.factors, rows: matrix.outFeatures, columns: change.rank)
             for (row, place) in places.enumerated() {
                 for column in 0..<b.columns {
@@ -290,10 +290,20 @@ extension MergedModel {
                 linearBackward(b, a, into: values, .add, on: scratch.pool)
             }
         }
+        if let change { scale(values, change, places) }
         guard encodeRows(values, as: format, into: scratch.encoded, on: scratch.pool) else {
             throw MergeError.outOfRange(tensor: name, format: format.name)
         }
         base.releaseResidentWeights()
         try sink(UnsafeRawBufferPointer(start: scratch.encoded, count: matrix.outFeatures * format.byteCount(of: matrix.inFeatures)))
+    }
+
+    /// What a linear gives is a factor of its row; what it gets, of its column.
+    private func scale(_ values: Tensor, _ change: LoRATensors, _ places: [Int]) {
+        guard change.inputScale != nil || change.outputScale != nil else { return }
+        for (row, place) in places.enumerated() {
+            let ofRow = change.outputScale?[place] ?? 1
+            for column in 0..<values.columns { values.row(row)[column] *= ofRow * (change.inputScale?[column] ?? 1) }
+        }
     }
 }

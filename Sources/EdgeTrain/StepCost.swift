@@ -100,7 +100,7 @@ package struct StepCost: Equatable, Sendable {
         weights = passes + 2 * chunks * head + (runs - 1) * ((layers + again + trained) * ofMLP - again * ofDown)
         weightTokens = passes * tokens + 2 * head * lossTokens
         for id in memory.modules {
-            let size = Double(memory.lora.rank * (id.module.inFeatures(spec) + id.module.outFeatures(spec)))
+            let size = Double(memory.adapter.factorRank * (id.module.inFeatures(spec) + id.module.outFeatures(spec)))
             // Forward, two gradients of its matrices, the gradient of its input; and again where it is computed again.
             adapterMultiplyAdds += size * tokens * (3 + (trained > 0 ? again / trained : 0))
         }

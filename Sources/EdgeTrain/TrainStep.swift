@@ -53,6 +53,7 @@ package final class TrainStep {
     private let workspace: LayerWorkspace
     private let dH: Tensor
     private let dropped: Tensor?
+    private let scaledRows: Tensor
     private let head: HeadMemory
     /// Empty unless products are computed in int8.
     private let smoothing: [LayerSmoothing]
@@ -91,11 +92,10 @@ package final class TrainStep {
         self.model = model
         self.shape = shape
         // First in the arena: publishing gives back everything behind them.
-        let count = AdapterSet.layout(memory.modules, rank: memory.lora.rank, of: spec).count
+        let layout = memory.layout
         adapters = AdapterSet(
-            memory.lora, modules: memory.modules, of: spec, parameters: arena.floats(count),
-            gradients: arena.floats(
-                AdapterSet.gradientCount(memory.modules, rank: memory.lora.rank, of: spec, shape.gradients)),
+            layout, of: spec, parameters: arena.floats(layout.parameterCount),
+            gradients: arena.floats(layout.gradientCount(shape.gradients)), factorSpace: arena.floats(layout.factorCount(isTrained: true)),
             shape.gradients)
         pool = WorkerPool(
             kernels: kernels, threadCount: shape.threads, scratchFloats: memory.scratchFloats(shape), arena: arena)
@@ -107,20 +107,21 @@ package final class TrainStep {
             arena: arena)
         func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
-                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.lora.rank, adapted: memory.adaptedModules, spec, arena: arena)
+                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.adapter.factorRank, adapted: memory.adaptedModules, spec, arena: arena)
         }
         kept = (0..<shape.keptLayers).map { _ in layerActivations(mlpTokens: shape.tokens) }
         let (layer, head) = arena.either {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.lora.rank), arena: arena),
-                memory.lora.dropout > 0 ? arena.tensor(shape.tokens, memory.widestInput) : nil
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.adapter.factorRank), arena: arena),
+                memory.adapter.dropout > 0 ? arena.tensor(shape.tokens, memory.widestInput) : nil,
+                arena.tensor(shape.tokens, memory.widestScaled)
             )
         } or: {
             HeadMemory(shape, spec, arena: arena)
         }
-        (activations, workspace, dropped) = layer
+        (activations, workspace, dropped, scaledRows) = layer
         self.head = head
         dH = arena.tensor(shape.tokens, spec.hiddenSize)
         let isSmoothed = shape.compute == .int8
@@ -272,7 +273,7 @@ package final class TrainStep {
         }
         return DecoderLayer(
             index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), adapters: adapters, rotaries: rotaries,
-            dropped: dropped, masks: masks, rounding: rounding, smoothing: smoothed, pool: pool)
+            dropped: dropped, scaledRows: scaledRows, masks: masks, rounding: rounding, smoothing: smoothed, pool: pool)
     }
 
     private func keeps(_ index: Int) -> Bool { index >= model.spec.layerCount - shape.keptLayers }

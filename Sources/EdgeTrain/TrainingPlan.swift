@@ -206,7 +206,7 @@ private struct Planner {
         let board = limits.calibration ?? .nominal
         let perParameter = candidate.shape.optimizer == .eightBit ? board.perParameter8Bit : board.perParameter
         return cost.seconds(board, weightsAreCached: limits.weightsAreCached) * stepTokens / tokens
-            + Double(memory.parameterCount) * perParameter
+            + Double(memory.layout.trainedCount) * perParameter
     }
 
     /// Nil when nothing fits.
@@ -316,12 +316,12 @@ private struct Planner {
         return false
     }
 
-    private func changed(_ change: (inout LoRASpec) -> Void) -> MemoryModel? {
-        var lora = memory.lora
-        change(&lora)
-        guard let modules = try? lora.modules(of: memory.spec) else { return nil }
+    private func changed(_ change: (inout AdapterSpec) -> Void) -> MemoryModel? {
+        var adapter = memory.adapter
+        change(&adapter)
+        guard let modules = try? adapter.modules(of: memory.spec) else { return nil }
         return MemoryModel(
-            spec: memory.spec, lora: lora, modules: modules, weights: memory.weights, process: memory.process)
+            spec: memory.spec, adapter: adapter, modules: modules, weights: memory.weights, process: memory.process)
     }
 
     /// The nearest changes of one key each, and the budget that would do.
@@ -337,7 +337,7 @@ private struct Planner {
             changes.append(
                 FittingChange(line: "sequence_len: \(low * 8)", note: "leaves out longer samples; the longest has \(lengths.longest) tokens"))
         }
-        var rank = memory.lora.rank / 2
+        var rank = memory.adapter.rank / 2
         while rank >= 1 {
             let lower = rank
             if let changed = changed({ $0.rank = lower }), fits(changed, longest: lengths.longest) {

@@ -133,7 +133,7 @@ package final class TrainingRun {
             spillDirectory: spillDirectory)
         adapters = step.adapters
         optimizer = AdamW(
-            AdapterSet.matrices(of: adapters.slots, rank: spec.lora.rank), plan.shape.optimizer, arena: arena)
+            adapters.layout.trained, plan.shape.optimizer, arena: arena)
         precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
         order = DataOrder(sampleCount: dataset.training.count, spec: spec)
     }
@@ -236,11 +236,11 @@ package final class TrainingRun {
             // The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
             try step.accumulate(
                 MicroBatch(batch), lossScale: 1 / Float(max(1, lossTokens)),
-                masks: spec.lora.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: firstSample) : nil, loss: &loss
+                masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: firstSample) : nil, loss: &loss
             ) { layer, loss in
                 guard plan.shape.gradients == .oneLayer else { return }
                 squares += try apply(
-                    adapters.slotRange(layer), adapters.layerGradients(layer), count: adapters.layerRanges[layer].count,
+                    adapters.layerRanges[layer], adapters.layerGradients(layer),
                     loss: loss / Double(max(1, lossTokens)), indices)
                 step.clearGradients()
             }
@@ -254,7 +254,7 @@ package final class TrainingRun {
         let mean = loss / Double(max(1, lossTokens))
         if plan.shape.gradients == .allLayers {
             squares = try apply(
-                adapters.slots.indices, adapters.gradients, count: adapters.parameterCount, loss: mean, indices)
+                0..<adapters.trainedCount, adapters.gradients, loss: mean, indices)
         }
         return .done(
             StepResult(
@@ -262,22 +262,22 @@ package final class TrainingRun {
                 gradNorm: squares.squareRoot(), tokens: samples.reduce(0) { $0 + $1.tokens.count }))
     }
 
-    /// Updates the matrices of some slots; returns the sum of their gradients' squares.
+    /// Updates some of the block's elements; returns the sum of their gradients' squares.
     ///
     /// - Parameters:
-    ///   - gradients: of these slots, `count` of them.
+    ///   - gradients: of these elements.
     ///   - samples: of the step, for the error.
     private func apply(
-        _ slots: Range<Int>, _ gradients: UnsafePointer<Float>, count: Int, loss: Double, _ samples: ArraySlice<Int>
+        _ elements: Range<Int>, _ gradients: UnsafePointer<Float>, loss: Double, _ samples: ArraySlice<Int>
     ) throws -> Double {
-        let squares = sumOfSquares(gradients, count: count, kernels: step.kernels)
+        let squares = sumOfSquares(gradients, count: elements.count, kernels: step.kernels)
         // Before the update: what it would change stays as it was when a number goes wrong.
         guard loss.isFinite, squares.isFinite else {
             throw TrainingError.nonFinite(
                 step: state.step + 1, loss: loss, gradNorm: squares.squareRoot(), samples: Array(samples))
         }
         optimizer.update(
-            slots: slots, parameters: adapters.parameters, gradients: gradients,
+            elements: elements, parameters: adapters.parameters, gradients: gradients,
             gradientScale: AdamW.clipping(norm: squares.squareRoot(), spec), step: state.step,
             learningRate: spec.learningRate(step: state.step, of: order.totalSteps), spec, on: step.pool)
         return squares
@@ -345,7 +345,7 @@ package final class TrainingRun {
     }
 
     /// The adapter as files have it. Ends the run: all its other memory is given back first.
-    package func takeTensors() -> [LoRATensors] {
+    package func takeTensors() -> [AdapterTensor] {
         model.releaseResidentWeights()
         arena.discard(after: adapters.parameters + adapters.parameterCount)
         return adapters.tensors(model.spec)

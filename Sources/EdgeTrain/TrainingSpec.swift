@@ -22,7 +22,7 @@ package struct TrainingSpec: Equatable, Sendable {
     package enum Schedule: String, Equatable, Sendable { case linear, cosine, constant }
     package enum WarmUp: Equatable, Sendable { case steps(Int), share(Double) }
 
-    package var lora: LoRASpec
+    package var adapter: AdapterSpec
     /// Longest sample in tokens.
     package var sequenceLength: Int
     /// Samples per micro-batch.
@@ -53,12 +53,12 @@ package struct TrainingSpec: Equatable, Sendable {
     package var optimizer: OptimizerState?
 
     package init(
-        lora: LoRASpec, sequenceLength: Int, microBatchSize: Int, gradientAccumulation: Int, epochs: Double,
+        adapter: AdapterSpec, sequenceLength: Int, microBatchSize: Int, gradientAccumulation: Int, epochs: Double,
         maxSteps: Int?, learningRate: Double, schedule: Schedule, warmUp: WarmUp, weightDecay: Float, beta1: Double,
         beta2: Double, adamEpsilon: Float, maxGradNorm: Double?, seed: UInt64, precision: ComputeType?, evalSteps: Int?, saveSteps: Int,
         earlyStoppingPatience: Int?, optimizer: OptimizerState? = .f32
     ) {
-        self.lora = lora
+        self.adapter = adapter
         self.sequenceLength = sequenceLength
         self.microBatchSize = microBatchSize
         self.gradientAccumulation = gradientAccumulation
@@ -81,9 +81,9 @@ package struct TrainingSpec: Equatable, Sendable {
     }
 
     /// For measurements: the defaults of a job, one micro-batch a step.
-    package init(lora: LoRASpec, samplesPerStep: Int, maxSteps: Int) {
+    package init(adapter: AdapterSpec, samplesPerStep: Int, maxSteps: Int) {
         self.init(
-            lora: lora, sequenceLength: .max, microBatchSize: samplesPerStep, gradientAccumulation: 1, epochs: 1,
+            adapter: adapter, sequenceLength: .max, microBatchSize: samplesPerStep, gradientAccumulation: 1, epochs: 1,
             maxSteps: maxSteps, learningRate: 2e-4, schedule: .constant, warmUp: .steps(0), weightDecay: 0, beta1: 0.9,
             beta2: 0.999, adamEpsilon: 1e-8, maxGradNorm: 1, seed: 1, precision: nil, evalSteps: nil, saveSteps: .max,
             earlyStoppingPatience: nil)

@@ -38,8 +38,8 @@ struct PerplexityBench: ParsableCommand {
             try lines.write(toFile: windows, atomically: true, encoding: .utf8)
         }
         // Held-out loss is computed without an adapter while every B is zero.
-        let lora = LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
-        let memory = try MemoryModel(base, lora: lora)
+        let lora = AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
+        let memory = try MemoryModel(base, adapter: lora)
         let shape = StepShape(
             tokens: window, longestSample: window, lossChunk: min(128, window), keptLayers: 0, threads: threads, compute: .f32)
         let step = try TrainStep(

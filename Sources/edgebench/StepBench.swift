@@ -66,8 +66,8 @@ struct StepBench: ParsableCommand {
         let kernels = try KernelSet.choose(set)
         let compute = precision ?? kernels.preferredComputeType
         let base = try BaseModel.open(path: model)
-        let lora = LoRASpec(rank: rank, alpha: Float(2 * rank), dropout: 0, targets: .allLinear, layers: nil)
-        let memory = try MemoryModel(base, lora: lora)
+        let lora = AdapterSpec(rank: rank, alpha: Float(2 * rank), dropout: 0, targets: .allLinear, layers: nil)
+        let memory = try MemoryModel(base, adapter: lora)
         guard let kept = keep == "all" ? memory.trainedLayers : Int(keep), (0...memory.trainedLayers).contains(kept) else {
             throw ValidationError("--keep: 0 to \(memory.trainedLayers), or all")
         }

@@ -103,6 +103,7 @@ struct Daemon: Sendable {
         limit: 4, otherwise: Problem(.queueFull, "four plans or imports run already", hint: "try again in a moment"))
 
     let bodies = BodyMemory()
+    let recentPlans = RecentPlans()
 
     /// Runs a worker for an order with one answer. A problem that it answers with is thrown.
     func answer(to order: WorkOrder) async throws -> WorkMessage {

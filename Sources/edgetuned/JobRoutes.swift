@@ -126,12 +126,16 @@ extension Daemon {
         }
         order.calibrationPath = places.calibration(of: request, kernelSet: kernelSet)
         order.availableBytes = HostMemory(host).available.bytes
+        let key = try RecentPlans.key(
+            order, freeDisk: BlobStore.freeBytes(order.modelPath), modelBytes: blobs.status(try BlobDigest(files.model)).receivedBytes)
+        if let plan = recentPlans.plan(key) { return plan }
         let message: WorkMessage
         do { message = try await answer(to: .plan(order)) } catch var problem as Problem {
             if problem.kind == .insufficientMemory { problem.detail += "; the budget is \(budget.name)" }
             throw problem
         }
         guard case .planned(let plan) = message else { throw wrongAnswer(message) }
+        recentPlans.keep(plan, for: key)
         return plan
     }
 

@@ -9,7 +9,7 @@ extension TrainingSpec {
         do { try request.validate() } catch let error as InvalidRequest {
             throw Problem(.invalidValue, error.description)
         }
-        let targets: LoRASpec.Targets =
+        let targets: AdapterSpec.Targets =
             switch request.loraTargetModules {
             case .names(let names): .names(names)
             case .pattern("all-linear"): .allLinear
@@ -22,7 +22,7 @@ extension TrainingSpec {
             case .constant: .constant
             }
         self.init(
-            lora: LoRASpec(
+            adapter: AdapterSpec(
                 rank: request.loraR, alpha: Float(request.loraAlpha), dropout: Float(request.loraDropout),
                 targets: targets, layers: request.layersToTransform),
             sequenceLength: request.sequenceLen, microBatchSize: request.microBatchSize,

@@ -14,7 +14,9 @@ func export(_ order: WorkOrder.ExportOrder) throws -> String {
             order.adapterDirectory, architecture: model.spec.ggufArchitecture, to: order.outputPath
         ) { path in
             guard let id = try? ModuleID(path: path, in: model.spec) else { return nil }
-            return (id.ggufName(model.spec), model.spec.ggufRowOrder(id.module))
+            return AdapterArtifact.GGUFTarget(
+                name: id.ggufName(model.spec), rowOrder: model.spec.ggufRowOrder(id.module), inFeatures: id.inFeatures(model.spec),
+                outFeatures: id.outFeatures(model.spec))
         }
     }
     return order.outputPath

@@ -22,12 +22,13 @@ func generate(_ order: WorkOrder.GenerateOrder, _ channel: WorkChannel) throws {
     }
 
     let adapter = try order.adapterDirectory.map { directory in
-        let loaded = try LoadedAdapter(directory: directory)
-        return (lora: loaded.lora, modules: try loaded.modules(of: model.spec), load: { try loaded.load(into: $0, model.spec) })
+        let loaded = try LoadedAdapter(directory: directory, of: model.spec)
+        let layout = AdapterLayout(loaded.spec, modules: try loaded.modules(of: model.spec), of: model.spec)
+        return (layout: layout, load: { (set: AdapterSet) in try loaded.load(into: set, model.spec) })
     }
     let threads = ProcessFacts.coreCount
     let arena = Generator.bytes(
-        model.spec, lora: adapter?.lora, modules: adapter?.modules ?? [], context: context, threads: threads)
+        model.spec, adapter?.layout, context: context, threads: threads)
     let needed = arena + model.weightBytes + ProcessMemory.typical.resident
     guard needed.bytes <= order.budgetBytes else {
         throw Problem(

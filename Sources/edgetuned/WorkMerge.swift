@@ -36,7 +36,7 @@ private func write(_ order: WorkOrder.MergeOrder, _ base: BaseModel, _ channel: 
     }
     // Before it is read, and then with what the base adds.
     try require(LoadedAdapter.loadingBytes(try AdapterArtifact.tensorFileBytes(order.adapterDirectory)))
-    let merged = try MergedModel(base, try LoadedAdapter(directory: order.adapterDirectory), format: format)
+    let merged = try MergedModel(base, try LoadedAdapter(directory: order.adapterDirectory, of: base.spec), format: format)
     try require(merged.peakBytes(threads: threads))
     let total = UInt64(try merged.fileBytes)
     try BlobStore.requireFree(total, on: parent(of: order.outputDirectory), what: "are to be written")
@@ -68,7 +68,7 @@ private func losses(
             try meter.report(UInt64(start + $0))
         }.mean
     }
-    let unmerged = try loss(of: base, try LoadedAdapter(directory: order.adapterDirectory), from: 0)
+    let unmerged = try loss(of: base, try LoadedAdapter(directory: order.adapterDirectory, of: base.spec), from: 0)
     base.releaseResidentWeights()
     let merged = try loss(of: try MergedModel.open(order.outputDirectory, madeFrom: base), nil, from: tokens)
     return MergeReport.Losses(tokens: tokens, adapter: unmerged, merged: merged)

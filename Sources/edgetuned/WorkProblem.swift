@@ -25,7 +25,7 @@ extension Problem {
             self.init(.unsupportedModel, error.description, hint: "a GGUF file of version 2 or 3; download it again if it is cut off")
         case let error as TokenizerError: self.init(.unsupportedModel, "\(error)")
         case let error as ChatTemplateError: self.init(.unsupportedModel, "chat template: \(error.description)")
-        case let error as LoRATargetError: self.init(.invalidValue, error.description)
+        case let error as AdapterTargetError: self.init(.invalidValue, error.description)
         case let error as DatasetError:
             // The daemon's own copy: what ails it is the machine's fault.
             if case .cannotRead = error.reason { self.init(.internalError, error.description) } else { self.init(.badDataset, error.description) }

@@ -38,10 +38,10 @@ struct WorkTraining {
         var process = try ProcessFacts.processMemory()
         if let planned = order.processBytes { process.resident = ByteCount(Int(clamping: planned)) }
         let initial = order.initialAdapterDirectory
-        memory = try MemoryModel(model, lora: spec.lora, process: process, loadsAdapter: initial != nil)
+        memory = try MemoryModel(model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil)
         if let initial, order.directory.isEmpty {
             // At submit; what a job began from cannot go away afterwards.
-            try LoadedAdapter(directory: initial).check(spec.lora, modules: memory.modules, spec: model.spec)
+            try LoadedAdapter(directory: initial, of: model.spec).check(spec.adapter, modules: memory.modules, spec: model.spec)
         }
         let lengths = SampleLengths(dataset, spec: spec)
         // The kernel keeps the file while there is room beside the job; with a budget that takes all, there is none.
@@ -62,9 +62,7 @@ struct WorkTraining {
         var report = PlanReport(
             pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
             peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text),
-            precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.modules.reduce(0) {
-                $0 + spec.lora.rank * ($1.inFeatures(model.spec) + $1.outFeatures(model.spec))
-            },
+            precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.layout.trainableCount,
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
             totalSteps: totalSteps, budgetReason: order.budgetReason)
@@ -107,7 +105,7 @@ struct WorkTraining {
     /// What is to be published.
     private struct RunEnd {
         let finished: FinishedRun
-        let tensors: [LoRATensors]
+        let tensors: [AdapterTensor]
         /// Why training went no further than that, when it failed.
         var problem: Problem?
     }
@@ -123,7 +121,7 @@ struct WorkTraining {
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
             checkpoints: CheckpointStore(
                 directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
-            initial: order.initialAdapterDirectory.map { directory in { try LoadedAdapter(directory: directory) } },
+            initial: order.initialAdapterDirectory.map { [model] directory in { try LoadedAdapter(directory: directory, of: model.spec) } },
             spillDirectory: order.directory,
             emit: { event in
                 switch event {
@@ -220,9 +218,7 @@ struct WorkTraining {
         try AdapterArtifact.publish(
             to: order.directory + "/adapter", tensors: end.tensors,
             config: AdapterConfig(
-                rank: spec.lora.rank, loraAlpha: Double(spec.lora.alpha), loraDropout: Double(spec.lora.dropout),
-                targetModules: Array(Set(memory.modules.map { model.spec.linear(doing: $0.module).name })),
-                layersToTransform: spec.lora.layers, baseModelNameOrPath: order.request.baseModel),
+                spec.adapter, modules: memory.modules, of: model.spec, baseModelNameOrPath: order.request.baseModel),
             provenance: [
                 "base_fingerprint": order.modelDigest, "base_quantisation": model.quantisation,
                 "seed": "\(spec.seed)", "step": "\(finished.keptStep)",

@@ -53,7 +53,7 @@ struct ArchitectureTests {
         mlpTokens: Int? = nil, weights: WeightResidence = .resident, kernels: KernelSet = .strongest
     ) throws -> (Trainee, Golden) {
         let golden = try reference.golden()
-        let lora = LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+        let lora = AdapterSpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
         let trainee = try Trainee(
             try reference.path(source, in: scratch), lora: lora, tokens: 33, longest: 20, keptLayers: keptLayers,
             mlpTokens: mlpTokens, weights: weights, kernels: kernels, lossChunk: 8)
@@ -208,7 +208,7 @@ struct ImportedArchitectureTests {
 
         var results: [(loss: Double, gradients: [Float])] = []
         for (path, weights) in [(path, WeightResidence.resident), (path, .streamed), (plainPath, .resident)] {
-            let lora = LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+            let lora = AdapterSpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
             let trainee = try Trainee(path, lora: lora, tokens: 33, longest: 20, weights: weights, lossChunk: 8)
             trainee.adapters.initialize(seed: 5)
             for slot in trainee.adapters.slots { trainee.set(trainee.adapters.loraB(slot), slot) { Float($0 % 7) * 0.01 } }

@@ -15,19 +15,18 @@ struct Trainee {
     let optimizer: AdamW
 
     init(
-        _ path: String, lora: LoRASpec, tokens: Int, longest: Int, keptLayers: Int = 0, mlpTokens: Int? = nil,
+        _ path: String, lora: AdapterSpec, tokens: Int, longest: Int, keptLayers: Int = 0, mlpTokens: Int? = nil,
         weights: WeightResidence = .resident, checkpoints: CheckpointStorage = .memory, kernels: KernelSet = .strongest, threads: Int = 2, lossChunk: Int = 16, compute: ComputeType = .f32
     ) throws {
         model = try BaseModel.open(path: path)
-        memory = try MemoryModel(model, lora: lora)
+        memory = try MemoryModel(model, adapter: lora)
         let shape = StepShape(
             tokens: tokens, longestSample: longest, lossChunk: lossChunk, keptLayers: keptLayers, mlpTokens: mlpTokens,
             weights: weights, checkpoints: checkpoints, threads: threads, compute: compute)
         arena = try Arena(capacity: memory.arena(shape))
         step = try TrainStep(
             model: model, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: "/tmp")
-        optimizer = AdamW(
-            AdapterSet.matrices(of: step.adapters.slots, rank: lora.rank), shape.optimizer, arena: arena)
+        optimizer = AdamW(step.adapters.layout.trained, shape.optimizer, arena: arena)
         precondition(arena.used == arena.capacity, "\(arena.used.bytes) of \(arena.capacity.bytes) bytes")
     }
 
@@ -55,7 +54,7 @@ struct Trainee {
 
     static func spec(learningRate: Double) -> TrainingSpec {
         TrainingSpec(
-            lora: LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil), sequenceLength: 512,
+            adapter: AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil), sequenceLength: 512,
             microBatchSize: 2, gradientAccumulation: 1, epochs: 1, maxSteps: 10, learningRate: learningRate,
             schedule: .constant, warmUp: .steps(0), weightDecay: 0.01, beta1: 0.9, beta2: 0.999, adamEpsilon: 1e-8,
             maxGradNorm: 1, seed: 1, precision: nil, evalSteps: nil, saveSteps: 100, earlyStoppingPatience: nil)
@@ -76,15 +75,23 @@ struct Trainee {
             let count = batch.lossRows.count
             losses.append(try accumulate(batch, lossScale: 1 / Float(count)) / Double(count))
             norms.append(
-                sumOfSquares(adapters.gradients, count: adapters.parameterCount, kernels: step.kernels).squareRoot())
+                sumOfSquares(adapters.gradients, count: adapters.trainedCount, kernels: step.kernels).squareRoot())
             let spec = Self.spec(learningRate: learningRate)
             optimizer.update(
-                slots: adapters.slots.indices, parameters: adapters.parameters, gradients: adapters.gradients,
+                elements: 0..<adapters.trainedCount, parameters: adapters.parameters, gradients: adapters.gradients,
                 gradientScale: AdamW.clipping(norm: norms.last!, spec), step: index, learningRate: learningRate, spec,
                 on: step.pool)
         }
         return (losses, norms)
     }
+}
+
+/// Of plain LoRA.
+extension AdapterSet {
+    func loraA(_ slot: Slot) -> Tensor { stored(slot)[0] }
+    func loraB(_ slot: Slot) -> Tensor { stored(slot)[1] }
+    func gradientA(_ slot: Slot) -> Tensor { gradients(slot)[0]! }
+    func gradientB(_ slot: Slot) -> Tensor { gradients(slot)[1]! }
 }
 
 /// One golden file.
@@ -125,7 +132,7 @@ func relativeError(_ found: [Float], _ expected: [Float]) -> Double {
 
 @Suite(.serialized)
 struct GoldenTests {
-    static let tinyLoRA = LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+    static let tinyLoRA = AdapterSpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
 
     static func tiny(
         keptLayers: Int = 0, weights: WeightResidence = .resident, checkpoints: CheckpointStorage = .memory,
@@ -234,7 +241,7 @@ struct GoldenTests {
     @Test("SmolLM2-135M: loss, logits, all 420 gradients and ten losses are torch's")
     func smolLM2() throws {
         let golden = try Golden("smollm2-goldens.safetensors")
-        let lora = LoRASpec(rank: 8, alpha: 16, dropout: 0, targets: .allLinear, layers: nil)
+        let lora = AdapterSpec(rank: 8, alpha: 16, dropout: 0, targets: .allLinear, layers: nil)
         let trainee = try Trainee(TestModel.path, lora: lora, tokens: 132, longest: 96, lossChunk: 64)
         Self.counterStart(trainee, seed: 42)
         let batch = MicroBatch(try golden.samples())
@@ -316,7 +323,7 @@ struct GoldenTests {
     static func gradientsAgainstF32(
         _ compute: ComputeType, _ kernels: KernelSet, samples: [TokenizedSample]
     ) throws -> (whole: Double, worst: Double, loss: Double) {
-        let lora = LoRASpec(rank: 8, alpha: 16, dropout: 0, targets: .allLinear, layers: nil)
+        let lora = AdapterSpec(rank: 8, alpha: 16, dropout: 0, targets: .allLinear, layers: nil)
         let batch = MicroBatch(samples)
         let runs = try [ComputeType.f32, compute].map { type in
             let trainee = try Trainee(
@@ -336,8 +343,8 @@ struct GoldenTests {
         let adapters = runs[0].0.adapters
         let each = adapters.slots.flatMap { slot in
             [
-                cosine(slot.offsetA..<slot.offsetA + adapters.gradientA(slot).count),
-                cosine(slot.offsetB..<slot.offsetB + adapters.gradientB(slot).count),
+                cosine(slot.places[0].elements),
+                cosine(slot.places[1].elements),
             ]
         }
         return (cosine(0..<adapters.parameterCount), each.min()!, abs(runs[1].1 / runs[0].1 - 1))

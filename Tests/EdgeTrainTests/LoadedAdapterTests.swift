@@ -9,7 +9,7 @@ import Testing
 
 struct LoadedAdapterTests {
     static let ggufPath = TestModel.repositoryRoot + "/Tests/Goldens/tiny-adapter.gguf"
-    static let lora = LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+    static let lora = AdapterSpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
 
     static func spec() throws -> DecoderSpec { try BaseModel.open(path: TinyRun.modelPath).spec }
 
@@ -39,9 +39,10 @@ struct LoadedAdapterTests {
     static func values(_ adapter: LoadedAdapter) throws -> [UInt32] {
         let model = try BaseModel.open(path: TinyRun.modelPath)
         let modules = try lora.modules(of: model.spec)
-        let count = AdapterSet.layout(modules, rank: 4, of: model.spec).count
+        let layout = AdapterLayout(lora, modules: modules, of: model.spec)
+        let count = layout.parameterCount
         let arena = try Arena(capacity: .floats(count))
-        let set = AdapterSet(lora, modules: modules, of: model.spec, parameters: arena.floats(count), gradients: nil)
+        let set = AdapterSet(layout, of: model.spec, parameters: arena.floats(count), gradients: nil, factorSpace: nil)
         try adapter.check(lora, modules: modules, spec: model.spec)
         try adapter.load(into: set, model.spec)
         return (0..<count).map { set.parameters[$0].bitPattern }
@@ -57,7 +58,7 @@ struct LoadedAdapterTests {
         #expect(try Self.values(fromGGUF) == expected)
         #expect(fromGGUF.rank == 4 && fromGGUF.scaling == 2)
         try fromGGUF.publish(to: scratch.path + "/artifact", baseModel: "tiny", spec: Self.spec())
-        #expect(try Self.values(LoadedAdapter(directory: scratch.path + "/artifact")) == expected)
+        #expect(try Self.values(LoadedAdapter(directory: scratch.path + "/artifact", of: Self.spec())) == expected)
     }
 
     @Test("a job that asks for something else is told the lines that would do")
@@ -65,7 +66,7 @@ struct LoadedAdapterTests {
         let scratch = try TemporaryDirectory()
         try Self.peftDirectory(scratch.path)
         let spec = try Self.spec(), adapter = try Self.opened(scratch.path)
-        func lines(_ change: (inout LoRASpec) -> Void) throws -> [String] {
+        func lines(_ change: (inout AdapterSpec) -> Void) throws -> [String] {
             var lora = Self.lora
             change(&lora)
             do {
@@ -141,7 +142,7 @@ struct LoadedAdapterTests {
             let adapter = try Self.opened(scratch.path)
             #expect(adapter.rank == 4)
             let found = try Self.changes(adapter)
-            let raw = try AdapterArtifact.open(directory: scratch.path).tensors
+            let raw = try AdapterArtifact.open(directory: scratch.path).lora { _ in nil }
             for one in raw where one.modulePath.hasPrefix("model.layers.0.") {
                 let scaling = one.modulePath.hasSuffix("q_proj") ? expected.q : expected.v
                 let change = try #require(found[one.modulePath])
@@ -155,7 +156,7 @@ struct LoadedAdapterTests {
             }
             // And so it is published, for whoever reads one rank only.
             try adapter.publish(to: scratch.path + "/artifact", baseModel: "tiny", spec: Self.spec())
-            #expect(try Self.changes(LoadedAdapter(directory: scratch.path + "/artifact")).keys == found.keys)
+            #expect(try Self.changes(LoadedAdapter(directory: scratch.path + "/artifact", of: Self.spec())).keys == found.keys)
         }
     }
 

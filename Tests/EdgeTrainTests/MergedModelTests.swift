@@ -37,7 +37,7 @@ struct MergedModelTests {
 
     static func loss(_ model: BaseModel, _ adapter: LoadedAdapter?, _ samples: [TokenizedSample], in scratch: String) throws -> Double {
         var spec = TinyRun().spec
-        spec.lora = LoadedAdapterTests.lora
+        spec.adapter = LoadedAdapterTests.lora
         let limits = PlanLimits(
             budget: ByteCount(1 << 30), threads: 2, compute: .f32, optimizer: .f32, spill: .zero, appliesLayerByLayer: false,
             calibration: nil, weightsAreCached: true)

@@ -9,7 +9,7 @@ import Testing
 private struct Stepped {
     static let names = ["small", "exact", "odd"]
     static let steps = 20
-    let matrices: [Range<Int>]
+    let matrices: [TrainedMatrix]
     let parameters: UnsafeMutablePointer<Float>
     let optimizer: AdamW
     private let gradients: UnsafeMutablePointer<Float>
@@ -26,7 +26,7 @@ private struct Stepped {
         var count = 0
         matrices = initial.map { values in
             defer { count += ByteCount.floats(values.count).bytes / 4 }
-            return count..<count + values.count
+            return TrainedMatrix(elements: count..<count + values.count)
         }
         arena = try Arena(capacity: .floats(count) + .floats(count) + AdamW.bytes(matrices, kind))
         parameters = arena.floats(count)
@@ -34,7 +34,7 @@ private struct Stepped {
         optimizer = AdamW(matrices, kind, arena: arena)
         precondition(arena.used == arena.capacity)
         for (matrix, values) in zip(matrices, initial) {
-            for (index, value) in zip(matrix, values) { parameters[index] = value }
+            for (index, value) in zip(matrix.elements, values) { parameters[index] = value }
         }
         var spec = Trainee.spec(learningRate: 0)
         spec.weightDecay = 0.05
@@ -45,13 +45,15 @@ private struct Stepped {
 
     func step(_ step: Int) {
         for (k, matrix) in matrices.prefix(3).enumerated() {
-            for i in 0..<matrix.count {
-                gradients[matrix.lowerBound + i] = noise[(i + 257 * step + 1000 * k) % noise.count] / Float(1 << (step % 4))
+            for i in 0..<matrix.elements.count {
+                gradients[matrix.elements.lowerBound + i] = noise[(i + 257 * step + 1000 * k) % noise.count] / Float(1 << (step % 4))
             }
         }
-        for slot in 0..<2 {
+        // In two parts, as a run does that applies a layer's gradients at once.
+        for part in [matrices[..<2], matrices[2...]] {
+            let elements = part.first!.elements.lowerBound..<part.last!.elements.upperBound
             optimizer.update(
-                slots: slot..<slot + 1, parameters: parameters, gradients: gradients + matrices[2 * slot].lowerBound,
+                elements: elements, parameters: parameters, gradients: gradients + elements.lowerBound,
                 gradientScale: 1, step: step, learningRate: learningRate(step), spec, on: pool)
         }
     }
@@ -76,7 +78,7 @@ struct OptimizerTests {
                     guard let expected = tensor?.floats() else { continue }
                     compared += 1
                     let tolerance = Float(step) * expected.map(abs).max()!.ulp
-                    let worst = zip(matrix, expected).map { abs(stepped.parameters[$0] - $1) }.max()!
+                    let worst = zip(matrix.elements, expected).map { abs(stepped.parameters[$0] - $1) }.max()!
                     #expect(worst <= tolerance, "\(kernels.name), \(name), step \(step)")
                 }
             }
@@ -116,11 +118,12 @@ struct OptimizerTests {
 
     @Test("8-bit moments take a quarter of the bytes, bfloat16 half, and small matrices stay f32")
     func bytes() {
-        let large = [0..<1 << 20]
+        func matrix(_ count: Int) -> [TrainedMatrix] { [TrainedMatrix(elements: 0..<count)] }
+        let large = matrix(1 << 20)
         #expect(AdamW.bytes(large, .f32).bytes == 8 << 20)
         #expect(AdamW.bytes(large, .bf16).bytes == 4 << 20)
         #expect(AdamW.bytes(large, .eightBit).bytes == 2 << 20 + 2 * 4 * (1 << 12))
-        #expect(AdamW.bytes([0..<4095], .eightBit) == AdamW.bytes([0..<4095], .f32))
-        #expect(AdamW.bytes([0..<4096], .eightBit).bytes == 2 * 4096 + 2 * 16 * 4)
+        #expect(AdamW.bytes(matrix(4095), .eightBit) == AdamW.bytes(matrix(4095), .f32))
+        #expect(AdamW.bytes(matrix(4096), .eightBit).bytes == 2 * 4096 + 2 * 16 * 4)
     }
 }

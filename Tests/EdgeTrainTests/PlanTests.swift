@@ -7,8 +7,8 @@ import EdgeTrain
 import Testing
 
 struct PlanTests {
-    static func memory(_ lora: LoRASpec = GoldenTests.tinyLoRA) throws -> MemoryModel {
-        try MemoryModel(BaseModel.open(path: TestModel.path), lora: lora)
+    static func memory(_ lora: AdapterSpec = GoldenTests.tinyLoRA) throws -> MemoryModel {
+        try MemoryModel(BaseModel.open(path: TestModel.path), adapter: lora)
     }
 
     static func plan(
@@ -24,7 +24,7 @@ struct PlanTests {
         _ memory: MemoryModel, budgetBytes: Int, longest: Int = 512, samples: Int = 4, appliesLayerByLayer: Bool = false,
         optimizer: OptimizerState? = .f32
     ) throws -> TrainingPlan {
-        let spec = TrainingSpec(lora: memory.lora, samplesPerStep: samples, maxSteps: 1)
+        let spec = TrainingSpec(adapter: memory.adapter, samplesPerStep: samples, maxSteps: 1)
         let lengths = [SampleLengths.Length](repeating: .init(tokens: longest, lossTokens: longest - 1), count: samples)
         return try TrainingPlan.make(
             memory, lengths: SampleLengths(training: lengths, heldOut: [], spec: spec),
@@ -89,7 +89,7 @@ struct PlanTests {
 
     @Test("8-bit state is taken where nothing exact fits, and not before; asked for f32, it is not")
     func optimizerStateIsTheLastRung() throws {
-        let memory = try Self.memory(LoRASpec(rank: 16, alpha: 16, dropout: 0, targets: .allLinear, layers: nil))
+        let memory = try Self.memory(AdapterSpec(rank: 16, alpha: 16, dropout: 0, targets: .allLinear, layers: nil))
         guard case .doesNotFit(let exact, _, _)? = #expect(throws: PlanError.self, performing: { try Self.plan(memory, budgetMiB: 1) }) else { return }
         guard case .doesNotFit(let least, _, _)? = #expect(throws: PlanError.self, performing: { try Self.plan(memory, budgetMiB: 1, optimizer: nil) }) else { return }
         #expect(exact.bytes - least.bytes > 20 << 20)
@@ -101,7 +101,7 @@ struct PlanTests {
 
     @Test("a refusal's changes fit as they are written, and the longest sequence is exact")
     func refusalIsExact() throws {
-        let lora = LoRASpec(rank: 64, alpha: 64, dropout: 0, targets: .allLinear, layers: nil)
+        let lora = AdapterSpec(rank: 64, alpha: 64, dropout: 0, targets: .allLinear, layers: nil)
         let memory = try Self.memory(lora)
         guard case .doesNotFit(let least, _, _)? = #expect(throws: PlanError.self, performing: {
             try Self.plan(memory, budgetMiB: 1, longest: 8192, samples: 1)
@@ -214,8 +214,8 @@ struct LoRATargetTests {
         keyValueHeadCount: 2, headDim: 16, vocabularySize: 100, contextLength: 64, normEpsilon: 1e-5,
         rotary: RotarySpec(theta: 10_000, rotated: 16))
 
-    static func modules(_ targets: LoRASpec.Targets, layers: [Int]? = nil) throws -> [String] {
-        try LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: targets, layers: layers).modules(of: spec).map { $0.path(spec) }
+    static func modules(_ targets: AdapterSpec.Targets, layers: [Int]? = nil) throws -> [String] {
+        try AdapterSpec(rank: 4, alpha: 8, dropout: 0, targets: targets, layers: layers).modules(of: spec).map { $0.path(spec) }
     }
 
     @Test("names match the end of a path at a dot, as in PEFT")
@@ -223,22 +223,22 @@ struct LoRATargetTests {
         #expect(try Self.modules(.names(["q_proj", "down_proj"])).count == 6)
         #expect(try Self.modules(.names(["self_attn.q_proj"])).count == 3)
         #expect(try Self.modules(.names(["model.layers.1.mlp.up_proj"])) == ["model.layers.1.mlp.up_proj"])
-        #expect(throws: LoRATargetError.self) { try Self.modules(.names(["proj"])) }
-        #expect(throws: LoRATargetError.self) { try Self.modules(.names(["q_proj", "qproj"])) }
+        #expect(throws: AdapterTargetError.self) { try Self.modules(.names(["proj"])) }
+        #expect(throws: AdapterTargetError.self) { try Self.modules(.names(["q_proj", "qproj"])) }
     }
 
     @Test("a pattern must match the whole path")
     func patterns() throws {
         #expect(try Self.modules(.pattern(#".*\.(q|v)_proj"#)).count == 6)
         #expect(try Self.modules(.pattern(#"model\.layers\.[02]\..*"#)).count == 14)
-        #expect(throws: LoRATargetError.self) { try Self.modules(.pattern("q_proj")) }
-        #expect(throws: LoRATargetError.self) { try Self.modules(.pattern("(")) }
+        #expect(throws: AdapterTargetError.self) { try Self.modules(.pattern("q_proj")) }
+        #expect(throws: AdapterTargetError.self) { try Self.modules(.pattern("(")) }
     }
 
     @Test("layers_to_transform restricts, and a layer that is not there is an error")
     func layers() throws {
         #expect(try Self.modules(.allLinear, layers: [1]).count == 7)
-        #expect(throws: LoRATargetError.self) { try Self.modules(.allLinear, layers: [3]) }
+        #expect(throws: AdapterTargetError.self) { try Self.modules(.allLinear, layers: [3]) }
     }
 
     @Test("precision: the set's own choice by default, and a type without instructions is refused with those that have them")

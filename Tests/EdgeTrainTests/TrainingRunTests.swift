@@ -12,7 +12,7 @@ struct TinyRun {
     static let modelPath = TestModel.repositoryRoot + "/Tests/Goldens/tiny-llama.gguf"
 
     var spec = TrainingSpec(
-        lora: LoRASpec(rank: 4, alpha: 8, dropout: 0.1, targets: .allLinear, layers: nil), sequenceLength: 64,
+        adapter: AdapterSpec(rank: 4, alpha: 8, dropout: 0.1, targets: .allLinear, layers: nil), sequenceLength: 64,
         microBatchSize: 2, gradientAccumulation: 2, epochs: 2, maxSteps: nil, learningRate: 5e-3, schedule: .cosine,
         warmUp: .steps(1), weightDecay: 0.01, beta1: 0.9, beta2: 0.999, adamEpsilon: 1e-8, maxGradNorm: 1, seed: 3,
         precision: nil, evalSteps: 3, saveSteps: 2, earlyStoppingPatience: nil)
@@ -49,7 +49,7 @@ struct TinyRun {
         thenTo last: RunDirection = .stop, fingerprint: UInt8 = 1
     ) throws -> Result {
         let model = try BaseModel.open(path: Self.modelPath)
-        let memory = try MemoryModel(model, lora: spec.lora, loadsAdapter: initial != nil)
+        let memory = try MemoryModel(model, adapter: spec.adapter, loadsAdapter: initial != nil)
         var plan = try TrainingPlan.make(
             memory, lengths: SampleLengths(dataset, spec: spec),
             PlanLimits(
@@ -121,7 +121,7 @@ struct TrainingRunTests {
     /// Rank 32, so that some matrices of the tiny model have 8-bit moments and some are too small.
     static func run(_ optimizer: OptimizerState) -> TinyRun {
         var run = TinyRun()
-        run.spec.lora.rank = 32
+        run.spec.adapter.rank = 32
         run.spec.optimizer = optimizer
         return run
     }
@@ -372,7 +372,7 @@ struct TrainingRunTests {
 @Suite(.serialized)
 struct StepPropertyTests {
     /// Loss and gradients of samples, in one micro-batch or several.
-    static func gradients(_ batches: [[TokenizedSample]], lora: LoRASpec = GoldenTests.tinyLoRA, masks: DropoutMasks? = nil) throws -> (loss: Double, gradients: [Float]) {
+    static func gradients(_ batches: [[TokenizedSample]], lora: AdapterSpec = GoldenTests.tinyLoRA, masks: DropoutMasks? = nil) throws -> (loss: Double, gradients: [Float]) {
         let trainee = try Trainee(
             TinyRun.modelPath, lora: lora, tokens: 200, longest: 64, lossChunk: 7)
         start(trainee)
@@ -437,7 +437,7 @@ struct StepPropertyTests {
     @Test("a LoRA with B = 0 gives the base's logits bit for bit")
     func zeroAdapterIsTheBase() throws {
         let batch = MicroBatch(TinyRun.samples(3))
-        func logits(_ lora: LoRASpec) throws -> [UInt32] {
+        func logits(_ lora: AdapterSpec) throws -> [UInt32] {
             let trainee = try Trainee(TinyRun.modelPath, lora: lora, tokens: 200, longest: 64)
             trainee.adapters.initialize(seed: 1)
             var bits: [UInt32] = []
@@ -446,7 +446,7 @@ struct StepPropertyTests {
         }
         let all = try logits(GoldenTests.tinyLoRA)
         // Adapted nowhere but in one value projection: the other modules run as the base does.
-        let one = try logits(LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .names(["v_proj"]), layers: [1]))
+        let one = try logits(AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .names(["v_proj"]), layers: [1]))
         #expect(all == one)
     }
 
@@ -475,7 +475,7 @@ struct StepPropertyTests {
     @Test("the backward stops at the lowest adapted layer, with the same gradients above it")
     func backwardStops() throws {
         let samples = TinyRun.samples(3)
-        let top = LoRASpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: [1])
+        let top = AdapterSpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: [1])
         let trainee = try Trainee(TinyRun.modelPath, lora: top, tokens: 200, longest: 64)
         #expect(trainee.memory.trainedLayers == 1 && trainee.adapters.lowestLayer == 1)
         let (loss, gradients) = try Self.gradients([samples], lora: top)
@@ -485,7 +485,7 @@ struct StepPropertyTests {
     @Test("adapter gradients are the loss's derivative, with dropout too")
     func gradientsAreDerivatives() throws {
         for (dropout, masks) in [(Float(0), nil), (0.3, DropoutMasks(stepKey: 12, firstSample: 0))] {
-            let lora = LoRASpec(rank: 2, alpha: 4, dropout: dropout, targets: .allLinear, layers: nil)
+            let lora = AdapterSpec(rank: 2, alpha: 4, dropout: dropout, targets: .allLinear, layers: nil)
             let samples = TinyRun.samples(2)
             let trainee = try Trainee(TinyRun.modelPath, lora: lora, tokens: 200, longest: 64)
             Self.start(trainee)
@@ -527,7 +527,7 @@ struct StepPropertyTests {
             return .goOn
         }
         let trainee = try Trainee(
-            TinyRun.modelPath, lora: LoRASpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil),
+            TinyRun.modelPath, lora: AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil),
             tokens: 64, longest: 64)
         trainee.adapters.initialize(seed: 1)
         var sequence = prompt

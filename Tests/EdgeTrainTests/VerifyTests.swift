@@ -50,11 +50,11 @@ import Testing
     private static func publish(to directory: String) throws {
         let tensors = ["q", "v"].map { name in
             LoRATensors(
-                modulePath: "model.layers.0.self_attn.\(name)_proj", ggufName: nil, rank: 2, inFeatures: 30, outFeatures: 40,
-                loraA: (0..<60).map { Float($0) }, loraB: (0..<80).map { Float($0) }, ggufRowOrder: nil)
+                modulePath: "model.layers.0.self_attn.\(name)_proj", rank: 2, inFeatures: 30, outFeatures: 40,
+                loraA: (0..<60).map { Float($0) }, loraB: (0..<80).map { Float($0) })
         }
         try AdapterArtifact.publish(
-            to: directory, tensors: tensors,
+            to: directory, tensors: tensors.flatMap(\.stored),
             config: AdapterConfig(
                 rank: 2, loraAlpha: 4, loraDropout: 0, targetModules: ["q_proj", "v_proj"], layersToTransform: nil,
                 baseModelNameOrPath: "m"),
@@ -95,7 +95,7 @@ import Testing
     /// Saturated by its learning rate and scaling; its gradients are nothing then, and moments divided by nothing have no end.
     private static var wild: TinyRun {
         var run = TinyRun()
-        run.spec.lora = LoRASpec(rank: 1, alpha: 65536, dropout: 0, targets: .allLinear, layers: nil)
+        run.spec.adapter = AdapterSpec(rank: 1, alpha: 65536, dropout: 0, targets: .allLinear, layers: nil)
         run.spec.learningRate = 1
         run.spec.beta2 = 0
         run.spec.adamEpsilon = 1e-30

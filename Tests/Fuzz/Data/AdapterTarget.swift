@@ -48,15 +48,14 @@ enum SmallModel {
                 """.utf8))
     }
 
-    static let lora = LoRASpec(rank: 2, alpha: 4, dropout: 0, targets: .names(["q_proj", "v_proj"]), layers: nil)
+    static let lora = AdapterSpec(rank: 2, alpha: 4, dropout: 0, targets: .names(["q_proj", "v_proj"]), layers: nil)
 
     /// The arena holds the set's memory.
     static func adapters() throws -> (AdapterSet, Arena) {
-        let spec = try spec.get(), modules = try lora.modules(of: spec)
-        let bytes = ByteCount.floats(AdapterSet.layout(modules, rank: lora.rank, of: spec).count)
-        let arena = try Arena(capacity: bytes)
-        return (
-            AdapterSet(lora, modules: modules, of: spec, parameters: arena.floats(bytes.bytes / 4), gradients: nil), arena
-        )
+        let spec = try spec.get()
+        let layout = AdapterLayout(lora, modules: try lora.modules(of: spec), of: spec)
+        let arena = try Arena(capacity: .floats(layout.parameterCount))
+        let parameters = arena.floats(layout.parameterCount)
+        return (AdapterSet(layout, of: spec, parameters: parameters, gradients: nil, factorSpace: nil), arena)
     }
 }

@@ -29,7 +29,7 @@ extension FuzzTarget {
         try withExtendedLifetime(arena) {
             let values = UnsafeMutableBufferPointer(start: adapters.parameters, count: adapters.parameterCount)
             values.update(repeating: untouched)
-            let matrices = AdapterSet.matrices(of: adapters.slots, rank: SmallModel.lora.rank)
+            let matrices = adapters.layout.trained
             let state = try Arena(capacity: AdamW.bytes(matrices, .f32))
             let optimizer = AdamW(matrices, .f32, arena: state)
             let store = CheckpointStore(directory: ScratchDirectory.path, runFingerprint: fingerprint)

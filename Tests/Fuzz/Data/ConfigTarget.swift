@@ -12,8 +12,9 @@ extension FuzzTarget {
     ) { bytes in
         let spec = try Architectures.spec(config: Array(bytes))
         try BrokenClaim.unless(spec.layerKinds.count == spec.layerCount, "each layer is of a kind")
-        let modules = try LoRASpec(rank: 8, alpha: 8, dropout: 0, targets: .allLinear, layers: nil).modules(of: spec)
-        try BrokenClaim.unless(AdapterSet.layout(modules, rank: 8, of: spec).count > 0, "its linears can be adapted")
+        let lora = AdapterSpec(rank: 8, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+        let modules = try lora.modules(of: spec)
+        try BrokenClaim.unless(AdapterLayout(lora, modules: modules, of: spec).parameterCount > 0, "its linears can be adapted")
         for module in [LinearModule.query, .key] {
             let rows = spec.ggufRowOrder(module)?.count ?? 0
             try BrokenClaim.unless(rows <= 1024 * 1024, "\(rows) rows")

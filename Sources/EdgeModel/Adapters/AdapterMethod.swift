@@ -1,0 +1,148 @@
+// What PEFT methods are to the layers, the memory plan and the files. All that are here change a linear to
+//
+//   y = o ⊙ ((i ⊙ x) · Wᵀ + scaling · dropout(x) · Aᵀ · Bᵀ)
+//
+// A `[factorRank, in]` and B `[out, factorRank]` are the factors, i `[in]` and o `[out]` the scales. A method says which of
+// these it has and how they come from the matrices that it stores; the products and their gradients are the layer's, once for all.
+// A method is one file, and one line in `AdapterMethods.all`.
+import EdgeFormats
+import EdgeTensor
+
+package enum AdapterMethods {
+    package static let lora = LoRA(name: "lora", trainsA: true)
+
+    package static let all: [any AdapterMethod] = [
+        lora, LoRA(name: "lora-fa", trainsA: false), VeRA(), MiSS(), LoHa(), IA3(),
+    ]
+
+    package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
+}
+
+/// A linear, as far as a method asks.
+package struct LinearShape: Equatable, Sendable {
+    package let inFeatures: Int
+    package let outFeatures: Int
+    /// The MLP's last, whose input is what the activation gave.
+    package let isDown: Bool
+    /// Output i is Hugging Face's `rowOrder[i]`, which is what shared matrices go by; nil: the same order.
+    package var rowOrder: [Int]?
+
+    package init(inFeatures: Int, outFeatures: Int, isDown: Bool, rowOrder: [Int]? = nil) {
+        self.inFeatures = inFeatures
+        self.outFeatures = outFeatures
+        self.isDown = isDown
+        self.rowOrder = rowOrder
+    }
+}
+
+/// A matrix that a method stores.
+package struct AdapterMatrix: Equatable, Sendable {
+    package enum Start: Equatable, Sendable {
+        case constant(Float)
+        /// In ± bound.
+        case uniform(bound: Float)
+    }
+    /// The axis that goes over the linear's outputs, whose order is the base file's.
+    package enum OutputAxis: Sendable { case rows, columns }
+
+    /// PEFT's: what follows a module's path, or the whole key of what all modules share.
+    package let name: String
+    package let rows: Int
+    package let columns: Int
+    /// On file a vector, and not a matrix of one row or column.
+    package var isVector = false
+    package var isTrained = true
+    package var outputs: OutputAxis?
+    package let start: Start
+    /// The learning rate is multiplied by it.
+    package var learningRateFactor = 1.0
+
+    package var count: Int { rows * columns }
+    /// On file.
+    package var shape: [Int] { isVector ? [count] : [rows, columns] }
+
+    /// PyTorch's `kaiming_uniform_(a: √5)`: ±1/√columns.
+    static func kaiming(columns: Int) -> Start { .uniform(bound: 1 / Float(columns).squareRoot()) }
+}
+
+/// The factors of a linear's change, and where their gradients go.
+package struct AdapterFactors {
+    /// `[factorRank, inFeatures]`.
+    package let a: Tensor
+    /// `[outFeatures, factorRank]`; rows in the base file's order.
+    package let b: Tensor
+
+    package init(a: Tensor, b: Tensor) {
+        self.a = a
+        self.b = b
+    }
+}
+
+/// What adapter_config.json says of an adapter, whatever its method.
+package struct AdapterConfigValues: Equatable, Sendable {
+    package var rank: Int
+    package var alpha: Double
+    package var dropout: Double
+    package var usesRankStabilizedScaling: Bool
+    /// Those of the targets that are the MLP's last.
+    package var downTargets: [String]
+    package init(rank: Int, alpha: Double, dropout: Double, usesRankStabilizedScaling: Bool, downTargets: [String]) {
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.usesRankStabilizedScaling = usesRankStabilizedScaling
+        self.downTargets = downTargets
+    }
+}
+
+/// How PEFT's configuration class of a method calls what ours calls rank, alpha and dropout; nil: it has none.
+package struct AdapterConfigKeys: Sendable {
+    package let rank: String?
+    package let alpha: String?
+    package let dropout: String?
+}
+
+package protocol AdapterMethod: Sendable {
+    /// What a job's `adapter` says.
+    var name: String { get }
+    /// `peft_type` of its files.
+    var peftType: String { get }
+    var configKeys: AdapterConfigKeys { get }
+    /// What adapter_config.json has beside the keys that every method's has and those of `configKeys`.
+    func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member]
+    /// The rank that a job has when it says none.
+    var defaultRank: Int { get }
+
+    /// What is stored for a linear.
+    func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix]
+    /// What all modules share and nothing trains; `widest` has the largest sizes of the adapted linears.
+    func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix]
+
+    func factorRank(_ spec: AdapterSpec) -> Int
+    func scaling(_ spec: AdapterSpec) -> Float
+    /// The stored matrices that are A and B themselves; nil: they are derived, or there are none.
+    var storedFactors: (a: Int, b: Int)? { get }
+    /// Fills the factors from what is stored and shared.
+    func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], into factors: AdapterFactors)
+    /// Adds to the gradients of what is stored (nil: not trained), by the chain rule, from those of the factors.
+    func chain(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?])
+
+    /// The stored vector that is i, or o.
+    func inputScale(_ linear: LinearShape) -> Int?
+    func outputScale(_ linear: LinearShape) -> Int?
+}
+
+extension AdapterMethod {
+    package var defaultRank: Int { 16 }
+    package func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
+    package var storedFactors: (a: Int, b: Int)? { nil }
+    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], into factors: AdapterFactors) {}
+    package func chain(
+        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?]
+    ) {}
+    package func inputScale(_ linear: LinearShape) -> Int? { nil }
+    package func outputScale(_ linear: LinearShape) -> Int? { nil }
+
+    /// Whether factors exist only while a layer works.
+    package func derivesFactors(_ spec: AdapterSpec) -> Bool { factorRank(spec) > 0 && storedFactors == nil }
+}

@@ -1,0 +1,110 @@
+// What is asked of an adapter, and which modules get one.
+import EdgeTensor
+
+/// What was asked of an adapter.
+package struct AdapterSpec: Equatable, Sendable {
+    package enum Targets: Equatable, Sendable {
+        case names([String])
+        /// `all-linear`: every linear of every layer.
+        case allLinear
+        /// A regular expression that must match the whole module path.
+        case pattern(String)
+    }
+
+    package var method: any AdapterMethod
+    package var rank: Int
+    package var alpha: Float
+    package var dropout: Float
+    package var targets: Targets
+    /// Nil: all layers.
+    package var layers: [Int]?
+    /// alpha is divided by √rank, and not by the rank (rsLoRA, arXiv:2312.03732): of the methods that have an alpha.
+    package var usesRankStabilizedScaling = false
+    /// What LoRA+ (arXiv:2402.12354) multiplies the learning rate of every B by; nil: 1.
+    package var learningRateRatio: Double?
+
+    package init(
+        method: any AdapterMethod = AdapterMethods.lora, rank: Int, alpha: Float, dropout: Float, targets: Targets, layers: [Int]?
+    ) {
+        self.method = method
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.targets = targets
+        self.layers = layers
+    }
+
+    package static func == (a: Self, b: Self) -> Bool {
+        a.method.name == b.method.name && (a.rank, a.alpha, a.dropout) == (b.rank, b.alpha, b.dropout) && a.targets == b.targets
+            && a.layers == b.layers && a.usesRankStabilizedScaling == b.usesRankStabilizedScaling
+            && a.learningRateRatio == b.learningRateRatio
+    }
+
+    /// PEFT's word for what the low-rank change is multiplied by.
+    package var scaling: Float { method.scaling(self) }
+    /// Of the change's factors; 0: it has none.
+    package var factorRank: Int { method.factorRank(self) }
+    /// alpha / rank, or alpha / √rank.
+    var alphaOverRank: Float { alpha / (usesRankStabilizedScaling ? Float(rank).squareRoot() : Float(rank)) }
+}
+
+package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
+    case noModule(targets: String, available: [String])
+    case layerOutOfRange(Int, layerCount: Int)
+    case badPattern(String, reason: String)
+
+    package var description: String {
+        switch self {
+        case .noModule(let targets, let available):
+            "lora_target_modules \(targets) matches no linear of this model; it has \(available.joined(separator: ", "))"
+        case .layerOutOfRange(let layer, let layerCount):
+            "layers_to_transform names layer \(layer); the model has layers 0 to \(layerCount - 1)"
+        case .badPattern(let pattern, let reason):
+            "lora_target_modules \"\(pattern)\" is not a regular expression: \(reason)"
+        }
+    }
+}
+
+extension AdapterSpec {
+    /// The adapted modules, by layer and then in the layer's order. PEFT's matching: a name matches the end of the
+    /// path at a dot, a pattern the whole path (peft `tuners_utils.check_target_module_exists`).
+    package func modules(of spec: DecoderSpec) throws -> [ModuleID] {
+        if let layer = layers?.first(where: { !(0..<spec.layerCount).contains($0) }) {
+            throw AdapterTargetError.layerOutOfRange(layer, layerCount: spec.layerCount)
+        }
+        let linears = spec.linears
+        let available = linears.map(\.name)
+        let all = (0..<spec.layerCount).filter { layers?.contains($0) ?? true }.flatMap { layer in
+            linears.map { ModuleID(layer: layer, module: $0.leader) }
+        }
+        func matches(_ id: ModuleID, _ name: String) -> Bool {
+            let path = id.path(spec)
+            return path == name || path.hasSuffix("." + name)
+        }
+        let chosen: [ModuleID]
+        let asked: String
+        switch targets {
+        case .allLinear:
+            return all
+        case .names(let names):
+            asked = names.joined(separator: ", ")
+            for name in names where !all.contains(where: { matches($0, name) }) {
+                throw AdapterTargetError.noModule(targets: name, available: available)
+            }
+            chosen = all.filter { id in names.contains { matches(id, $0) } }
+        case .pattern(let pattern):
+            asked = pattern
+            let regex: Regex<AnyRegexOutput>
+            do {
+                regex = try Regex(pattern)
+            } catch {
+                throw AdapterTargetError.badPattern(pattern, reason: "\(error)")
+            }
+            chosen = try all.filter { try regex.wholeMatch(in: $0.path(spec)) != nil }
+        }
+        guard !chosen.isEmpty else {
+            throw AdapterTargetError.noModule(targets: asked, available: available)
+        }
+        return chosen
+    }
+}

@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Goldens for the PEFT methods, from real torch + transformers + peft on the tiny model of make_training_goldens.py.
+
+    python make_method_goldens.py
+
+Writes method-goldens.safetensors. For each case: what PEFT would save of an adapter with random values (`initial.`), the loss and the
+logits of two samples, the gradient of everything that is trained, and the losses of ten AdamW steps. A method that PEFT has as an
+optimizer (LoRA+, LoRA-FA) is what its paper says of LoRA's parameters: another learning rate for B, no update of A.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gguf_model import BaseFile, Sample, batch_loss
+from make_training_goldens import CLIP_NORM, STEPS, TINY, TINY_LENGTHS, TINY_SEED, WEIGHT_DECAY, packed
+
+HERE = Path(__file__).parent
+SEED = 20261122
+LEARNING_RATE = 2e-3
+LEARNING_RATE_RATIO = 16.0
+
+
+def cases():
+    from peft import IA3Config, LoHaConfig, LoraConfig, MissConfig, VeraConfig
+
+    every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    task = dict(task_type="CAUSAL_LM")
+    return {
+        "rslora": LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=every, **task),
+        "loraplus": LoraConfig(r=2, lora_alpha=8, target_modules=every, **task),
+        "lora-fa": LoraConfig(r=4, lora_alpha=8, target_modules=every, **task),
+        "vera": VeraConfig(r=8, target_modules=every, projection_prng_key=3, **task),
+        "miss": MissConfig(r=6, target_modules=every, **task),
+        "loha": LoHaConfig(r=3, alpha=6, target_modules=every, **task),
+        "ia3": IA3Config(target_modules=every, feedforward_modules=["down_proj"], **task),
+        "ia3-recommended": IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **task),
+    }
+
+
+def samples():
+    random = np.random.default_rng(TINY_SEED + 1)
+    made = []
+    for length in TINY_LENGTHS:
+        carries = [int(position >= length // 3 and position % 5 != 0) for position in range(length)]
+        made.append(Sample(random.integers(3, TINY["vocabulary"], length).tolist(), carries))
+    return made
+
+
+@torch.no_grad()
+def randomise(parameters, random):
+    """Away from the start, where half of the gradients are zero."""
+    for name, parameter in parameters.items():
+        noise = torch.from_numpy(random.standard_normal(tuple(parameter.shape)).astype(np.float32))
+        if "lora_A" in name:
+            parameter.copy_(noise / parameter.shape[1] ** 0.5)
+        elif "ia3" in name:
+            parameter.add_(0.1 * noise)
+        elif "hada" in name:
+            parameter.copy_(noise * (0.3 if "_a" in name else 1 / parameter.shape[1] ** 0.5))
+        else:
+            parameter.add_(0.1 * noise)
+
+
+def make(name, config, base):
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    torch.manual_seed(SEED)
+    model = get_peft_model(base.model(), config)
+    parameters = {key.replace(".default", ""): value for key, value in model.named_parameters() if value.requires_grad}
+    randomise(parameters, np.random.default_rng(SEED))
+    initial = {key: value.detach().clone() for key, value in get_peft_model_state_dict(model).items()}
+    missing = set(parameters) - set(initial)
+    assert not missing, missing
+    batch = samples()
+    loss, logits = batch_loss(model, batch)
+    loss.backward()
+    gradients = {key: value.grad.detach().clone() for key, value in parameters.items()}
+    if name == "lora-fa":
+        gradients = {key: value for key, value in gradients.items() if "lora_B" in key}
+        parameters = {key: value for key, value in parameters.items() if key in gradients}
+    factors = {key: LEARNING_RATE_RATIO if name == "loraplus" and "lora_B" in key else 1.0 for key in parameters}
+    optimizer = torch.optim.AdamW(
+        [dict(params=[value], lr=LEARNING_RATE * factors[key]) for key, value in parameters.items()],
+        betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
+    losses = []
+    for _ in range(STEPS):
+        model.zero_grad()
+        step_loss, _ = batch_loss(model, batch)
+        step_loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
+        losses.append(float(step_loss.detach()))
+        optimizer.step()
+    print(f"{name:16s} loss {float(loss):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
+    tensors = {"loss": loss.detach().float().reshape(1), "logits": logits.detach(), "training_losses": torch.tensor(losses)}
+    tensors |= {f"initial.{key}": value for key, value in initial.items()}
+    tensors |= {f"gradient.{key}": value for key, value in gradients.items()}
+    tensors |= {f"trained.{key}": value.detach() for key, value in parameters.items()}
+    saved = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    return {f"{name}/{key}": value.contiguous().clone() for key, value in tensors.items()}, saved
+
+
+def main():
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    base = BaseFile(HERE / "tiny-llama.gguf")
+    tensors, metadata = packed(samples()), {}
+    for name, config in cases().items():
+        made, saved = make(name, config, base)
+        tensors |= made
+        metadata[name] = json.dumps(saved, sort_keys=True)
+    save_file(tensors, HERE / "method-goldens.safetensors", metadata)
+    (HERE / "method-goldens.safetensors").chmod(0o644)
+
+
+if __name__ == "__main__":
+    main()
