@@ -17,6 +17,7 @@ extension DecoderLayer {
         _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ parts: [SamplePart],
         _ accumulation: Accumulation = .overwrite, projected: [Tensor]
     ) {
+        renewScales(modules.map(\.module))
         let terms = lowRankTerms(modules.map(\.module), x, parts, projected: projected)
         let input = scaledInput(modules.map(\.module), x)
         // One token is a generated one (a training sample has at least two): then decoding bounds the product.
@@ -31,11 +32,11 @@ extension DecoderLayer {
                 rounding([input], smoothing: smoothingVector(modules[0].module, input), on: pool)[0], outputs, accumulation, on: pool)
         }
         for (module, y) in modules {
+            let scale = outputScale(module)
+            precondition(scale == nil || accumulation == .overwrite)
+            if let scale, !scale.scalesBias { scaleColumns(y, by: scale.scale, on: pool) }
             if let bias = weights.bias(module) { addRows(bias, to: y, on: pool) }
-            if let scale = outputScale(module) {
-                precondition(accumulation == .overwrite)
-                scaleColumns(y, by: scale.scale, on: pool)
-            }
+            if let scale, scale.scalesBias { scaleColumns(y, by: scale.scale, on: pool) }
         }
     }
 
@@ -75,7 +76,7 @@ extension DecoderLayer {
         _ projected: [Tensor], _ gradients: LayerGradients, _ accumulation: Accumulation = .overwrite
     ) {
         let adapted = adaptedModules(modules.map(\.module))
-        for (module, dy) in modules { scaleBackward(module, dy, x: x, parts) }
+        for (module, dy) in modules { scaleBackward(module, dy, x: x, parts, adapted, projected) }
         // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
         let narrow = zip(adapted, gradients.own.dProjected).map { module, dz in
             NarrowGradient(
@@ -224,12 +225,47 @@ extension DecoderLayer {
 
 // Scales.
 extension DecoderLayer {
-    /// The columns of a vector over a linear's outputs that `module` has.
-    private func outputScale(_ module: LinearModule) -> (scale: Tensor, gradient: Tensor)? {
+    /// Of the outputs that are `module`'s.
+    private struct OutputScaling {
+        let scale: Tensor
+        let trained: Tensor
+        let gradient: Tensor
+        let weightSquares: Tensor?
+        var scalesBias: Bool { weightSquares == nil }
+    }
+
+    private func outputScale(_ module: LinearModule) -> OutputScaling? {
         guard let adapters, let slot = adapters.slot(layer: index, module), let whole = adapters.outputScale(slot) else { return nil }
         let rows = slot.linear.rows(of: module, spec)
         func part(_ vector: Tensor) -> Tensor { Tensor(vector.base + rows.lowerBound, rows: 1, columns: rows.count) }
-        return (part(whole.scale), part(whole.gradient))
+        return OutputScaling(
+            scale: part(whole.scale), trained: part(whole.trained), gradient: part(whole.gradient),
+            weightSquares: whole.weightSquares.map(part))
+    }
+
+    /// Of magnitudes, where parameters have changed: magnitude / ‖W + scaling · B · A‖, row by row. What was never measured is:
+    /// the rows of W, and magnitudes that begin as their lengths.
+    private func renewScales(_ modules: [LinearModule]) {
+        guard let adapters, let scaledRows, case .magnitude = adapters.slot(layer: index, modules[0]).flatMap({ adapters.spec.method.outputScale($0.shape) })
+        else { return }
+        for slot in slots(modules) where !adapters.isFresh(slot) {
+            guard let factors = adapters.factors(slot) else { continue }
+            for module in slot.linear.parts {
+                guard let scale = outputScale(module), let squares = scale.weightSquares else { continue }
+                if squares.base[0] == 0 { rowSquares(weights[module], into: squares, on: pool) }
+                let b = rows(of: module, slot, factors.b)
+                let rank = factors.a.rows
+                let projected = Tensor(scaledRows, rows: rank, columns: b.rows)
+                linear(factors.a, weights[module], into: projected, on: pool)
+                let gram = Tensor(scaledRows + rank * b.rows, rows: rank, columns: rank)
+                linear(factors.a, QuantizedMatrix(factors.a), into: gram, on: pool)
+                adaptedRowNorms(squares, b, projected, gram, scaling: scaling, into: scale.scale, on: pool)
+                // Now the lengths; then what they make of the magnitudes.
+                if scale.trained.base[0] == 0 { scale.trained.copy(from: scale.scale) }
+                for i in 0..<scale.scale.count { scale.scale.base[i] = scale.trained.base[i] / scale.scale.base[i] }
+            }
+            adapters.becameFresh(slot)
+        }
     }
 
     /// Whether what `module` gives is scaled, and so must exist before it is added to anything.
@@ -245,22 +281,33 @@ extension DecoderLayer {
     private func scaledInput(_ modules: [LinearModule], _ x: Tensor) -> Tensor {
         guard let scale = inputScale(modules[0]), let scaledRows else { return x }
         precondition(modules.count == 1, "modules that share an input have one scale each")
-        let scaled = Tensor(scaledRows.base, rows: x.rows, columns: x.columns)
+        let scaled = Tensor(scaledRows, rows: x.rows, columns: x.columns)
         scaled.copy(from: x)
         scaleColumns(scaled, by: scale.scale, on: pool)
         return scaled
     }
 
     /// The gradient of an output's scale, for which the output is computed again; and dy becomes that of what was scaled.
-    private func scaleBackward(_ module: LinearModule, _ dy: Tensor, x: Tensor, _ parts: [SamplePart]) {
+    private func scaleBackward(
+        _ module: LinearModule, _ dy: Tensor, x: Tensor, _ parts: [SamplePart], _ adapted: [AdaptedModule], _ projected: [Tensor]
+    ) {
         guard let scale = outputScale(module), let scaledRows else { return }
-        let output = Tensor(scaledRows.base, rows: x.rows, columns: weights[module].outFeatures)
+        let output = Tensor(scaledRows, rows: x.rows, columns: weights[module].outFeatures)
+        let term = adapted.first { $0.slot.linear.parts.contains(module) }.map {
+            LowRankTerm(projected: projected[$0.slot.id.module.rawValue].prefix(x.rows), factor: rows(of: module, $0.slot, $0.factors.b))
+        }
         linear(
             rounding([x], smoothing: smoothingVector(module, x), on: pool)[0],
-            [LinearOutput(weight: weights[module], adapter: nil, y: output)], on: pool)
-        if let bias = weights.bias(module) { addRows(bias, to: output, on: pool) }
-        addColumnProducts(dy, output, parts, into: scale.gradient, on: pool)
-        scaleColumns(dy, by: scale.scale, on: pool)
+            [LinearOutput(weight: weights[module], adapter: term, y: output)], on: pool)
+        if scale.scalesBias {
+            if let bias = weights.bias(module) { addRows(bias, to: output, on: pool) }
+            addColumnProducts(dy, output, parts, into: scale.gradient, on: pool)
+            scaleColumns(dy, by: scale.scale, on: pool)
+        } else {
+            // With the length a constant: d magnitude = Σ dy ⊙ output / length = Σ (scale ⊙ dy) ⊙ output / magnitude.
+            scaleColumns(dy, by: scale.scale, on: pool)
+            addColumnProducts(dy, output, parts, over: scale.trained, into: scale.gradient, on: pool)
+        }
     }
 
     /// di = Σ over tokens of dx' ⊙ x, and dx = i ⊙ dx'.
@@ -269,7 +316,7 @@ extension DecoderLayer {
     ) {
         guard let scaledRows, let scale = inputScale(modules[0].module) else { return }
         precondition(modules.count == 1, "modules that share an input have one scale each")
-        let gradient = Tensor(scaledRows.base, rows: x.rows, columns: x.columns)
+        let gradient = Tensor(scaledRows, rows: x.rows, columns: x.columns)
         linearBackward(
             [LinearGradient(dy: modules[0].dy, weight: weights[modules[0].module], adapter: nil)], into: gradient, on: pool)
         addColumnProducts(gradient, x, parts, into: scale.gradient, on: pool)

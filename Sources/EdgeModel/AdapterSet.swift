@@ -34,6 +34,10 @@ package struct AdapterLayout {
     package let layerRanges: [Range<Int>]
     /// Elements of the derived factors of the modules that work together.
     private let factorCount: Int
+    /// Widest input, and output, of a module that the method scales there; 0: none.
+    private let widestScaledInput: Int
+    private let widestScaledOutput: Int
+    private let magnitudeCount: Int
 
     /// Each matrix starts at a cache line.
     package init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec) {
@@ -84,6 +88,10 @@ package struct AdapterLayout {
         }
         self.slots = slots
         factorCount = largest
+        widestScaledInput = shapes.filter { method.inputScale($0) != nil }.map(\.inFeatures).max() ?? 0
+        widestScaledOutput = shapes.filter { method.outputScale($0) != nil }.map(\.outFeatures).max() ?? 0
+        let hasMagnitude = shapes.contains { method.outputScale($0)?.isMagnitude ?? false }
+        magnitudeCount = hasMagnitude ? adapter.factorRank * (widestScaledOutput + adapter.factorRank) : 0
     }
 
     static func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }
@@ -111,9 +119,10 @@ package struct AdapterLayout {
     /// Elements of derived factors, and of their gradients where there is training.
     package func factorCount(isTrained: Bool) -> Int { isTrained ? 2 * factorCount : factorCount }
 
-    /// Widest input, and output, of a module that the method scales there; 0: none.
-    package var widestScaledInput: Int { slots.filter { spec.method.inputScale($0.shape) != nil }.map(\.inFeatures).max() ?? 0 }
-    package var widestScaledOutput: Int { slots.filter { spec.method.outputScale($0.shape) != nil }.map(\.outFeatures).max() ?? 0 }
+    /// Elements for a scaled product's inputs or outputs, and for what a magnitude's scale is made of.
+    package func scaledCount(tokens: Int, isTrained: Bool) -> Int {
+        max(tokens * max(widestScaledInput, isTrained ? widestScaledOutput : 0), magnitudeCount)
+    }
 }
 
 extension DecoderSpec {
@@ -158,6 +167,7 @@ package struct AdapterSet {
     private let factorSpace: UnsafeMutablePointer<Float>
     /// `[layer · 7 + module]`, an index into `slots`.
     private let slotOfModule: [Int?]
+    private let freshness = Freshness()
 
     package var spec: AdapterSpec { layout.spec }
     package var slots: [Slot] { layout.slots }
@@ -256,16 +266,47 @@ package struct AdapterSet {
         }
     }
 
-    package func inputScale(_ slot: Slot) -> (scale: Tensor, gradient: Tensor)? { scale(slot, spec.method.inputScale(slot.shape)) }
-    package func outputScale(_ slot: Slot) -> (scale: Tensor, gradient: Tensor)? { scale(slot, spec.method.outputScale(slot.shape)) }
+    func inputScale(_ slot: Slot) -> (scale: Tensor, gradient: Tensor)? {
+        spec.method.inputScale(slot.shape).map { (tensor(slot.places[$0]), gradient(slot.places[$0], layer: slot.id.layer)) }
+    }
 
-    private func scale(_ slot: Slot, _ index: Int?) -> (scale: Tensor, gradient: Tensor)? {
-        index.map { (tensor(slot.places[$0]), gradient(slot.places[$0], layer: slot.id.layer)) }
+    /// What a linear's outputs are multiplied by.
+    struct SlotScale {
+        let scale: Tensor
+        /// What is trained of it, and the gradient of that.
+        let trained: Tensor
+        let gradient: Tensor
+        /// Of DoRA: ‖W‖² of each row; nil: the scale is what is trained.
+        let weightSquares: Tensor?
+    }
+
+    func outputScale(_ slot: Slot) -> SlotScale? {
+        func slotScale(_ trained: Int, scale: Int, weightSquares: Int?) -> SlotScale {
+            let places = slot.places
+            return SlotScale(
+                scale: tensor(places[scale]), trained: tensor(places[trained]), gradient: gradient(places[trained], layer: slot.id.layer),
+                weightSquares: weightSquares.map { tensor(places[$0]) })
+        }
+        return switch spec.method.outputScale(slot.shape) {
+        case nil: nil
+        case .stored(let index): slotScale(index, scale: index, weightSquares: nil)
+        case .magnitude(let trained, let squares, let scale): slotScale(trained, scale: scale, weightSquares: squares)
+        }
+    }
+
+    /// To be called when parameters have changed: what is derived from them and the weights is made again.
+    package func parametersChanged() { freshness.slots = [] }
+    func isFresh(_ slot: Slot) -> Bool { freshness.slots.contains(slot.id) }
+    func becameFresh(_ slot: Slot) { freshness.slots.insert(slot.id) }
+
+    private final class Freshness {
+        var slots: Set<ModuleID> = []
     }
 
     /// The method's own start: the adapted model begins as the base.
     package func initialize(seed: UInt64) {
         parameters.update(repeating: 0, count: parameterCount)
+        parametersChanged()
         for slot in slots {
             let random = RandomSource(seed: seed, .adapterInit, UInt64(slot.id.layer), UInt64(slot.id.module.rawValue))
             initialize(slot.places, random)
@@ -283,6 +324,7 @@ package struct AdapterSet {
             case .uniform(let bound):
                 for i in 0..<tensor.count { tensor.base[i] = (2 * random.uniform(drawn + i) - 1) * bound }
                 drawn += tensor.count
+            case .measured: break
             }
         }
     }

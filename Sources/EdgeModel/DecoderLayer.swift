@@ -17,8 +17,8 @@ package struct DecoderLayer {
     let rotaries: [RotaryEmbedding]
     /// `[tokens, widest input]` when there is dropout.
     let dropped: Tensor?
-    /// Room for a product's inputs or outputs, `[tokens, widest]`, when the adapter scales some.
-    let scaledRows: Tensor?
+    /// Room for a product's inputs or outputs when the adapter scales some: `AdapterLayout.scaledCount` elements.
+    let scaledRows: UnsafeMutablePointer<Float>?
     /// Nil: no dropout (evaluation, generation).
     let masks: DropoutMasks?
     /// The type that products with frozen weights are computed in, and the memory for their operands.
@@ -35,7 +35,7 @@ package struct DecoderLayer {
 
     package init(
         index: Int, spec: DecoderSpec, weights: LayerWeights, adapters: AdapterSet?, rotaries: [RotaryEmbedding],
-        dropped: Tensor?, scaledRows: Tensor?, masks: DropoutMasks?, rounding: RoundedRows, smoothing: Smoothing, pool: WorkerPool
+        dropped: Tensor?, scaledRows: UnsafeMutablePointer<Float>?, masks: DropoutMasks?, rounding: RoundedRows, smoothing: Smoothing, pool: WorkerPool
     ) {
         self.index = index
         self.spec = spec

@@ -45,8 +45,11 @@ package func scaleColumns(_ y: Tensor, by scale: Tensor, on pool: WorkerPool) {
 /// - Parameters:
 ///   - x, y: `[tokens, columns]`.
 ///   - parts: the samples in x, in order.
+///   - divisor: what each sum is divided by first; nil: 1.
 ///   - sums: as many values as x has columns.
-package func addColumnProducts(_ x: Tensor, _ y: Tensor, _ parts: [SamplePart], into sums: Tensor, on pool: WorkerPool) {
+package func addColumnProducts(
+    _ x: Tensor, _ y: Tensor, _ parts: [SamplePart], over divisor: Tensor? = nil, into sums: Tensor, on pool: WorkerPool
+) {
     precondition(x.rows == y.rows && x.columns == y.columns && sums.count == x.columns)
     let chunk = 256
     let runs = parts.flatMap(\.outerProductRuns)
@@ -60,7 +63,53 @@ package func addColumnProducts(_ x: Tensor, _ y: Tensor, _ parts: [SamplePart], 
                 for column in 0..<columns.count { scratch[column] += first[column] * second[column] }
             }
             let target = sums.base + columns.lowerBound
+            if let divisor {
+                for column in 0..<columns.count { scratch[column] /= divisor.base[columns.lowerBound + column] }
+            }
             for column in 0..<columns.count { target[column] += scratch[column] }
+        }
+    }
+}
+
+/// Σ w² of every row of a frozen matrix.
+///
+/// - Parameter sums: as many values as the matrix has rows.
+/// - Precondition: the pool's scratch holds a row.
+package func rowSquares(_ matrix: QuantizedMatrix, into sums: Tensor, on pool: WorkerPool) {
+    precondition(sums.count == matrix.outFeatures && pool.scratchFloats >= matrix.inFeatures)
+    withUnsafePointer(to: matrix.raw) { raw in
+        pool.run(rowPieces(matrix.outFeatures)) { piece, scratch in
+            for row in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, matrix.outFeatures) {
+                edge_decode_part(pool.kernels.pointer, raw, row, 0, matrix.inFeatures, scratch)
+                sums.base[row] = pool.kernels.raw.dot(scratch, scratch, matrix.inFeatures)
+            }
+        }
+    }
+}
+
+/// ‖W + s · B · A‖ of every row, by ‖W‖² + 2s · B · (A · Wᵀ) + s² · B · (A · Aᵀ) · Bᵀ.
+///
+/// - Parameters:
+///   - weightSquares: ‖W‖² of every row.
+///   - b: `[outFeatures, rank]`.
+///   - projected: A · Wᵀ, `[rank, outFeatures]`.
+///   - gram: A · Aᵀ, `[rank, rank]`.
+///   - norms: as many values as B has rows.
+/// - SeeAlso: PEFT's `DoraLinearLayer.get_weight_norm`, which makes the sum a dense matrix.
+package func adaptedRowNorms(
+    _ weightSquares: Tensor, _ b: Tensor, _ projected: Tensor, _ gram: Tensor, scaling: Float, into norms: Tensor, on pool: WorkerPool
+) {
+    pool.run(rowPieces(b.rows), as: .elementwise, .pass(b.count, streams: 2, flopEach: b.columns)) { piece, _ in
+        for row in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, b.rows) {
+            var (cross, square): (Float, Float) = (0, 0)
+            for i in 0..<b.columns {
+                cross += b.row(row)[i] * projected.row(i)[row]
+                var sum: Float = 0
+                for j in 0..<b.columns { sum += gram.row(i)[j] * b.row(row)[j] }
+                square += b.row(row)[i] * sum
+            }
+            // A row that the change has made nothing of is no less than nothing.
+            norms.base[row] = max(weightSquares.base[row] + scaling * (2 * cross + scaling * square), .leastNormalMagnitude).squareRoot()
         }
     }
 }

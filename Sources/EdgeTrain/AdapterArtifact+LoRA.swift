@@ -19,6 +19,8 @@ package struct LoRATensors: Equatable, Sendable {
     package var inputScale: [Float]?
     /// `[outFeatures]`: what the linear gives is multiplied by.
     package var outputScale: [Float]?
+    /// `[outFeatures]`: DoRA's lengths of the rows of the sum.
+    package var magnitude: [Float]?
 
     package init(modulePath: String, rank: Int, inFeatures: Int, outFeatures: Int, loraA: [Float], loraB: [Float]) {
         self.modulePath = modulePath
@@ -29,13 +31,14 @@ package struct LoRATensors: Equatable, Sendable {
         self.loraB = loraB
     }
 
-    /// As PEFT's files have plain LoRA.
+    /// As PEFT's files have LoRA, and DoRA.
     package var stored: [AdapterTensor] {
         let prefix = AdapterArtifact.keyPrefix + modulePath
-        return [
+        let factors = [
             AdapterTensor(name: prefix + ".lora_A.weight", shape: [rank, inFeatures], values: loraA),
             AdapterTensor(name: prefix + ".lora_B.weight", shape: [outFeatures, rank], values: loraB, start: 0),
         ]
+        return factors + (magnitude.map { [AdapterTensor(name: prefix + ".lora_magnitude_vector", shape: [outFeatures], values: $0)] } ?? [])
     }
 }
 
@@ -50,7 +53,8 @@ extension AdapterArtifact {
         let method = config.method
         let byName = Dictionary(stored.map { ($0.name, $0) }) { first, _ in first }
         let spec = config.spec
-        let suffixes = method.matrices(LinearShape(inFeatures: 1, outFeatures: 1, isDown: false), spec).map { "." + $0.name }
+        let suffixes = method.matrices(LinearShape(inFeatures: 1, outFeatures: 1, isDown: false), spec)
+            .filter(\.isOnFile).map { "." + $0.name }
         let shared = method.shared(LinearShape(inFeatures: 1, outFeatures: 1, isDown: false), spec).map(\.name)
         var modules: [String] = []
         for tensor in stored where !shared.contains(tensor.name) {
@@ -78,8 +82,15 @@ extension AdapterArtifact {
             guard a.shape[0] == b.shape[1] else {
                 throw AdapterError.rankMismatch(module: module, loraA: a.shape[0], loraB: b.shape[1])
             }
-            return LoRATensors(
+            var change = LoRATensors(
                 modulePath: module, rank: a.shape[0], inFeatures: a.shape[1], outFeatures: b.shape[0], loraA: a.values, loraB: b.values)
+            if tensors.count > 2 {
+                guard tensors[2].shape == [b.shape[0]] else {
+                    throw AdapterError.unexpectedShape(tensor: tensors[2].name, shape: tensors[2].shape, expected: [b.shape[0]])
+                }
+                change.magnitude = tensors[2].values
+            }
+            return change
         }
         guard !tensors.isEmpty else { throw AdapterError.noTensors }
         return tensors
@@ -104,7 +115,7 @@ extension AdapterArtifact {
         var change = LoRATensors(
             modulePath: module, rank: spec.factorRank, inFeatures: linear.inFeatures, outFeatures: linear.outFeatures, loraA: [], loraB: [])
         change.inputScale = method.inputScale(linear).map { tensors[$0].values }
-        change.outputScale = method.outputScale(linear).map { tensors[$0].values }
+        if case .stored(let index) = method.outputScale(linear) { change.outputScale = tensors[index].values }
         guard method.derivesFactors(spec) else { return change }
         let rank = spec.factorRank
         let space = UnsafeMutablePointer<Float>.allocate(capacity: rank * (linear.inFeatures + linear.outFeatures))

@@ -4,8 +4,8 @@ import EdgeFormats
 import EdgeModel
 
 package struct AdapterConfig: Equatable, Sendable {
-    /// PEFT's, of `AdapterMethods.all`.
-    package private(set) var peftType = "LORA"
+    /// Of the method that its files are read as.
+    private var methodName = AdapterMethods.lora.name
     package var rank: Int
     package var loraAlpha: Double
     package var loraDropout: Double
@@ -53,12 +53,14 @@ package struct AdapterConfig: Equatable, Sendable {
             rank: spec.rank, loraAlpha: Double(spec.alpha), loraDropout: Double(spec.dropout), targetModules: targets { _ in true },
             layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
             usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
-        peftType = spec.method.peftType
-        downTargets = targets { $0 == .down }.sorted()
-        if !hasLayers { layersToTransform = nil }
+        methodName = spec.method.fileMethod
+        if !hasLayers {
+            layersToTransform = nil
+            downTargets = targets { $0 == .down }.sorted()
+        }
     }
 
-    package var method: any AdapterMethod { AdapterMethods.all.first { $0.peftType == peftType }! }
+    package var method: any AdapterMethod { AdapterMethods.named(methodName)! }
     var spec: AdapterSpec {
         AdapterSpec(method: method, rank: rank, alpha: Float(loraAlpha), dropout: 0, targets: .allLinear, layers: nil)
     }
@@ -95,7 +97,7 @@ package struct AdapterConfig: Equatable, Sendable {
             .init("base_model_name_or_path", baseModelNameOrPath.map(JSONText.string) ?? .null),
             .init("inference_mode", .bool(true)),
             .init("modules_to_save", .null),
-            .init("peft_type", .string(peftType)),
+            .init("peft_type", .string(method.peftType)),
             .init("revision", .null),
             .init("target_modules", .array(targetModules.map(JSONText.string))),
             .init("task_type", .string("CAUSAL_LM")),
@@ -118,9 +120,10 @@ package struct AdapterConfig: Equatable, Sendable {
     /// - Throws: `JSONTextError` or `AdapterError`.
     package init(json: ByteRegion) throws {
         let document = try json.withBytes { try JSONText(parsing: $0) }
-        peftType = try Self.peftType(of: document)
+        let method = try Self.method(of: document)
         try Self.refuseUnsupported(document)
-        let keys = AdapterMethods.all.first { [peftType] in $0.peftType == peftType }!.configKeys
+        methodName = method.name
+        let keys = method.configKeys
         rank = try keys.rank.map { try Self.read($0, document, default: 8) { $0.integer.flatMap { $0 > 0 ? $0 : nil } } } ?? 1
         loraAlpha = try keys.alpha.map { try Self.read($0, document, default: 8) { $0.double.flatMap { $0.isFinite ? $0 : nil } } } ?? 1
         loraDropout = try keys.dropout.map { try Self.read($0, document, default: 0) { $0.double } } ?? 0
@@ -138,17 +141,18 @@ package struct AdapterConfig: Equatable, Sendable {
         alphaPattern = try Self.read("alpha_pattern", document, default: []) { Self.alphas($0) }
     }
 
-    private static func peftType(of document: JSONText) throws(AdapterError) -> String {
-        guard let type = document["peft_type"]?.string, AdapterMethods.all.contains(where: { $0.peftType == type }) else {
+    private static func method(of document: JSONText) throws(AdapterError) -> any AdapterMethod {
+        guard let type = document["peft_type"]?.string, let method = AdapterMethods.all.first(where: { $0.peftType == type }) else {
             throw .unsupported(key: "peft_type", value: text(document["peft_type"]))
         }
-        return type
+        // DoRA is a kind of LoRA to PEFT.
+        return method.name == AdapterMethods.lora.name && document["use_dora"] == .bool(true) ? AdapterMethods.dora : method
     }
 
     private static func refuseUnsupported(_ document: JSONText) throws(AdapterError) {
         // Each would change what the tensors mean. rank_pattern does not: a tensor's shape gives its rank.
         let neutral: [String: [JSONText]] = [
-            "use_dora": [.bool(false)], "use_qalora": [.bool(false)], "lora_bias": [.bool(false)],
+            "use_qalora": [.bool(false)], "lora_bias": [.bool(false)],
             "fan_in_fan_out": [.bool(false)], "bias": [.string("none")], "modules_to_save": [.array([])],
             "trainable_token_indices": [], "layer_replication": [],
             "target_parameters": [.array([])], "alora_invocation_tokens": [], "velora_config": [],

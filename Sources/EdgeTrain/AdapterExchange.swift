@@ -22,7 +22,7 @@ extension AdapterSet {
     /// A copy of all that is stored, in the block's order.
     package func tensors(_ model: DecoderSpec) -> [AdapterTensor] {
         let ofModules = slots.flatMap { slot in
-            slot.places.map { place in
+            slot.places.filter(\.matrix.isOnFile).map { place in
                 AdapterTensor(
                     name: name(place, of: slot, model), shape: place.matrix.shape,
                     values: values(place, slot.shape.rowOrder), start: place.matrix.constantStart)
@@ -31,7 +31,7 @@ extension AdapterSet {
         return ofModules + layout.shared.map { AdapterTensor(name: $0.matrix.name, shape: $0.matrix.shape, values: values($0, nil)) }
     }
 
-    /// Fills every module of a plain LoRA, or its scales; each must be there, once, with the base model's shape.
+    /// Fills the factors and scales of every module; each must be there, once, with the base model's shape.
     package func load(_ tensors: [LoRATensors], _ model: DecoderSpec) throws {
         let byPath = Dictionary(tensors.map { ($0.modulePath, $0) }, uniquingKeysWith: { first, _ in first })
         for slot in slots {
@@ -49,8 +49,13 @@ extension AdapterSet {
                 fill(slot.places[stored.b], tensor.loraB, slot.shape.rowOrder)
             }
             if let index = method.inputScale(slot.shape) { fill(slot.places[index], tensor.inputScale!, slot.shape.rowOrder) }
-            if let index = method.outputScale(slot.shape) { fill(slot.places[index], tensor.outputScale!, slot.shape.rowOrder) }
+            switch method.outputScale(slot.shape) {
+            case nil: break
+            case .stored(let index): fill(slot.places[index], tensor.outputScale!, slot.shape.rowOrder)
+            case .magnitude(let index, _, _): fill(slot.places[index], tensor.magnitude!, slot.shape.rowOrder)
+            }
         }
+        parametersChanged()
     }
 
     /// Fills all that is stored from an adapter of the same method; each tensor must be there, with the base model's shape.
@@ -64,9 +69,10 @@ extension AdapterSet {
             self.fill(place, tensor.values, order)
         }
         for slot in slots {
-            for place in slot.places { try fill(place, name(place, of: slot, model), slot.shape.rowOrder) }
+            for place in slot.places where place.matrix.isOnFile { try fill(place, name(place, of: slot, model), slot.shape.rowOrder) }
         }
         for place in layout.shared { try fill(place, place.matrix.name, nil) }
+        parametersChanged()
     }
 
     private func name(_ place: AdapterLayout.Place, of slot: Slot, _ model: DecoderSpec) -> String {

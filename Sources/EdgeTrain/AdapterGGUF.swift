@@ -25,7 +25,7 @@ extension AdapterArtifact {
     ) throws {
         let artifact = try open(directory: directory)
         let method = artifact.config.method
-        guard method.storedFactors != nil || method.derivesFactors(artifact.config.spec) else {
+        guard method.isLoRA(artifact.config.spec) else {
             throw AdapterError.notForGGUF(method: method.name)
         }
         let tensors = try artifact.lora { module in target(module).map { ($0.inFeatures, $0.outFeatures) } }.map { tensors in

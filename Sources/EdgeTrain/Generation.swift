@@ -39,7 +39,7 @@ package final class Generator {
     private let keys: [Tensor], values: [Tensor]
     private let activations: LayerActivations
     private let workspace: LayerWorkspace
-    private let scaledRows: Tensor
+    private let scaledRows: UnsafeMutablePointer<Float>
     private let hidden: (Tensor, Tensor)
     private let lastNormed: Tensor
     private let inverseNorm: UnsafeMutablePointer<Float>
@@ -59,7 +59,7 @@ package final class Generator {
         return cache + ofAdapter + hidden + hidden
             + LayerActivations.bytes(
                 tokens: chunk, mlpTokens: chunk, rank: adapter?.spec.factorRank ?? 1, adapted: adapter?.modules ?? [], spec)
-            + .floats(chunk * (adapter?.widestScaledInput ?? 0))
+            + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
             + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, context: context))
@@ -101,7 +101,7 @@ package final class Generator {
         activations = LayerActivations(
             tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.spec.factorRank ?? 1, adapted: layout?.modules ?? [], spec,
             arena: arena)
-        scaledRows = arena.tensor(Self.promptChunk, layout?.widestScaledInput ?? 0)
+        scaledRows = arena.floats(layout?.scaledCount(tokens: Self.promptChunk, isTrained: false) ?? 0)
         workspace = LayerWorkspace(
             tokens: Self.promptChunk, mlpTokens: Self.promptChunk, spec, .forwardOnly, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))

@@ -49,7 +49,7 @@ package struct LoadedAdapter: Sendable {
         }
         let scalings = try artifact.config.scalings(of: tensors)
         let method = artifact.config.method
-        try self.init(tensors, method.factorRank(artifact.config.spec) > 0 ? AdapterMethods.lora : method, limitBytes: limitBytes) {
+        try self.init(tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, limitBytes: limitBytes) {
             scalings[$0.modulePath]!
         }
     }
@@ -83,13 +83,13 @@ package struct LoadedAdapter: Sendable {
         let modules = try modules(of: spec)
         let layers = Set(modules.map(\.layer)).sorted()
         guard rank > 0 else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
-        let config = AdapterConfig(
-            rank: rank, loraAlpha: scaling * Double(rank), loraDropout: 0,
-            targetModules: Set(modules.map { spec.linear(doing: $0.module).name }).sorted(),
-            layersToTransform: layers.count == spec.layerCount ? nil : layers, baseModelNameOrPath: baseModel)
+        var own = self.spec
+        own.layers = layers.count == spec.layerCount ? nil : layers
+        var config = AdapterConfig(own, modules: modules, of: spec, baseModelNameOrPath: baseModel)
+        config.loraAlpha = scaling * Double(rank)
         try AdapterArtifact.publish(
             to: directory, tensors: tensors.flatMap(\.stored), config: config, provenance: ["source": "imported"], trainingJSON: Array("{}\n".utf8),
-            modelCard: "# An adapter for \(baseModel)\n\nBrought in, not trained here: LoRA of rank \(rank).\n")
+            modelCard: "# An adapter for \(baseModel)\n\nBrought in, not trained here: \(own.summary).\n")
     }
 
     /// What the modules that it changes are changed by.
@@ -129,7 +129,9 @@ package struct LoadedAdapter: Sendable {
     /// - Throws: `LoadedAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
     ///   base has no such module, or one of another shape.
     package func check(_ lora: AdapterSpec, modules: [ModuleID], spec: DecoderSpec) throws {
-        guard lora.method.storedFactors != nil, method.storedFactors != nil else { throw LoadedAdapterError.otherMethod(lora.method.name) }
+        guard lora.method.storedFactors != nil, lora.method.fileMethod == method.name else {
+            throw LoadedAdapterError.otherMethod(adapter: method.name, asked: lora.method.name)
+        }
         let found = Set(try self.modules(of: spec))
         var lines: [String] = []
         if rank != lora.rank { lines.append("lora_r: \(rank)") }
@@ -157,7 +159,7 @@ package struct LoadedAdapter: Sendable {
 package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
     case noConfig
     case tooLarge(bytes: Int, limitBytes: Int)
-    case otherMethod(String)
+    case otherMethod(adapter: String, asked: String)
     /// Some layers have other modules than others.
     case irregular
     case differs(lines: [String])
@@ -166,7 +168,9 @@ package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
         switch self {
         case .noConfig: "the adapter has no adapter_config.json"
         case .tooLarge(let bytes, let limit): "the adapter has \(bytes) bytes; there is memory for \(limit)"
-        case .otherMethod(let name): "a job can begin from an adapter that is a LoRA, with adapter: lora or lora-fa, and not \(name)"
+        case .otherMethod(let adapter, let asked):
+            "the adapter to begin from is \(adapter), the job asks for \(asked); a job of lora or lora-fa can begin from what is exactly a "
+                + "LoRA, one of dora from a DoRA"
         case .irregular: "the adapter to begin from changes other modules in some layers than in others"
         case .differs: "the adapter to begin from is not what the job asks for"
         }

@@ -81,8 +81,6 @@ package struct MemoryModel {
     /// Gradients of the layer that has most.
     private let largestLayer: ByteCount
     private let optimizerStates: [OptimizerState: ByteCount]
-    /// Widest input or output that the method scales: a row of it is there for every token.
-    let widestScaled: Int
     let lowestLayer: Int
     let adaptedModules: Set<LinearModule>
 
@@ -103,7 +101,6 @@ package struct MemoryModel {
         let matrices = layout.trained
         optimizerStates = Dictionary(
             uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
-        widestScaled = max(layout.widestScaledInput, layout.widestScaledOutput)
         lowestLayer = modules.map(\.layer).min() ?? 0
         adaptedModules = Set(modules.map(\.module))
     }
@@ -156,7 +153,7 @@ package struct MemoryModel {
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
             + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: adapter.factorRank))
-            + (adapter.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero) + .floats(shape.tokens * widestScaled)
+            + (adapter.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero) + .floats(layout.scaledCount(tokens: shape.tokens, isTrained: true))
     }
 
     func loss(_ shape: StepShape) -> ByteCount {

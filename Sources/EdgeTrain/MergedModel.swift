@@ -290,7 +290,7 @@ extension MergedModel {
                 linearBackward(b, a, into: values, .add, on: scratch.pool)
             }
         }
-        if let change { scale(values, change, places) }
+        if let change { scale(values, change, places, scratch) }
         guard encodeRows(values, as: format, into: scratch.encoded, on: scratch.pool) else {
             throw MergeError.outOfRange(tensor: name, format: format.name)
         }
@@ -298,8 +298,15 @@ extension MergedModel {
         try sink(UnsafeRawBufferPointer(start: scratch.encoded, count: matrix.outFeatures * format.byteCount(of: matrix.inFeatures)))
     }
 
-    /// What a linear gives is a factor of its row; what it gets, of its column.
-    private func scale(_ values: Tensor, _ change: LoRATensors, _ places: [Int]) {
+    /// What a linear gives is a factor of its row, as a magnitude is; what it gets, of its column.
+    private func scale(_ values: Tensor, _ change: LoRATensors, _ places: [Int], _ scratch: Scratch) {
+        if let magnitude = change.magnitude {
+            for (row, place) in places.enumerated() {
+                let length = sumOfSquares(values.row(row), count: values.columns, kernels: scratch.pool.kernels).squareRoot()
+                let factor = magnitude[place] / Float(max(length, .leastNormalMagnitude))
+                for column in 0..<values.columns { values.row(row)[column] *= factor }
+            }
+        }
         guard change.inputScale != nil || change.outputScale != nil else { return }
         for (row, place) in places.enumerated() {
             let ofRow = change.outputScale?[place] ?? 1

@@ -53,7 +53,7 @@ package final class TrainStep {
     private let workspace: LayerWorkspace
     private let dH: Tensor
     private let dropped: Tensor?
-    private let scaledRows: Tensor
+    private let scaledRows: UnsafeMutablePointer<Float>
     private let head: HeadMemory
     /// Empty unless products are computed in int8.
     private let smoothing: [LayerSmoothing]
@@ -116,7 +116,7 @@ package final class TrainStep {
                 LayerWorkspace(
                     tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.adapter.factorRank), arena: arena),
                 memory.adapter.dropout > 0 ? arena.tensor(shape.tokens, memory.widestInput) : nil,
-                arena.tensor(shape.tokens, memory.widestScaled)
+                arena.floats(memory.layout.scaledCount(tokens: shape.tokens, isTrained: true))
             )
         } or: {
             HeadMemory(shape, spec, arena: arena)

@@ -280,6 +280,7 @@ package final class TrainingRun {
             elements: elements, parameters: adapters.parameters, gradients: gradients,
             gradientScale: AdamW.clipping(norm: squares.squareRoot(), spec), step: state.step,
             learningRate: spec.learningRate(step: state.step, of: order.totalSteps), spec, on: step.pool)
+        adapters.parametersChanged()
         return squares
     }
 

@@ -14,9 +14,16 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// Held-out part: below 1 a fraction of the samples, else a count. 0: no evaluation.
     package var valSetSize: Double = 0.1
 
+    /// The PEFT method; `edgetune methods` lists them. What a model can have of them is checked when it is planned.
     package var adapter: String = "lora"
-    package var loraR: Int = 16
-    package var loraAlpha: Double = 32
+    /// Nil: the method's own, for LoRA 16.
+    package var loraR: Int?
+    /// Nil: the method's own, for LoRA 32.
+    package var loraAlpha: Double?
+    /// alpha is divided by the square root of the rank, and not by the rank.
+    package var useRslora: Bool?
+    /// LoRA+: what the learning rate of every B is multiplied by.
+    package var loraplusLrRatio: Double?
     package var loraDropout: Double = 0
     /// Module names, one regular expression that must match the whole module path, or `all-linear`.
     package var loraTargetModules: TargetModules = .pattern("all-linear")
@@ -80,7 +87,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
 
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
-        case adapter, loraR, loraAlpha, loraDropout, loraTargetModules, layersToTransform
+        case adapter, loraR, loraAlpha, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -106,6 +113,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.adapter, into: &adapter)
         try read(.loraR, into: &loraR)
         try read(.loraAlpha, into: &loraAlpha)
+        try read(.useRslora, into: &useRslora)
+        try read(.loraplusLrRatio, into: &loraplusLrRatio)
         try read(.loraDropout, into: &loraDropout)
         try read(.loraTargetModules, into: &loraTargetModules)
         try read(.layersToTransform, into: &layersToTransform)
@@ -226,9 +235,12 @@ extension JobRequest {
         if let name { try require(Wire.isName(name), .name, "\"\(name)\"", "1 to 64 of A-Z a-z 0-9 . _ -") }
         try require((1...64).contains(datasets.count), .datasets, "\(datasets.count) entries", "1 to 64 data sets")
         try require(valSetSize >= 0 && valSetSize.isFinite, .valSetSize, valSetSize, "0 or more")
-        try require(adapter == "lora" || adapter == "qlora", .adapter, "\"\(adapter)\"", "lora")
-        try require((1...512).contains(loraR), .loraR, loraR, "1 to 512")
-        try require(loraAlpha > 0 && loraAlpha <= 65536, .loraAlpha, loraAlpha, "above 0, to 65536")
+        try require(Wire.isName(adapter), .adapter, "\"\(adapter)\"", "the name of a method, such as lora")
+        if let loraR { try require((1...512).contains(loraR), .loraR, loraR, "1 to 512") }
+        if let loraAlpha { try require(loraAlpha > 0 && loraAlpha <= 65536, .loraAlpha, loraAlpha, "above 0, to 65536") }
+        if let ratio = loraplusLrRatio {
+            try require(ratio >= 1 && ratio <= 1024, .loraplusLrRatio, ratio, "1 to 1024")
+        }
         try require(loraDropout >= 0 && loraDropout < 1, .loraDropout, loraDropout, "0 to below 1")
         switch loraTargetModules {
         case .names(let names):

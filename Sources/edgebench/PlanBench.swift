@@ -248,7 +248,7 @@ struct PlanRunner {
             draw(6) == 0
             ? smallest - 1 - draw(smallest / 4) : smallest + draw(max(1, (largest - smallest) * 11 / 10))
         let finding = PlanFinding(budget: budget, run: try worker.run(.train(made(budget))))
-        var line = finding.line("seed \(seed): \(shape.layers)x\(shape.hidden), \(format.name), \(longest) tokens, r \(request.loraR)")
+        var line = finding.line("seed \(seed): \(shape.layers)x\(shape.hidden), \(format.name), \(longest) tokens, r \(request.loraR ?? 16)")
         if line.verdict == "refused" && budget >= smallest { line.verdict = "REFUSED THOUGH IT FITS" }
         if line.verdict == "kept" && budget < smallest { line.verdict = "RAN THOUGH NOTHING FITS" }
         return line

@@ -7,9 +7,10 @@ struct JobFlags: ParsableArguments {
     @Option(help: "A model that the daemon holds, or a .gguf file.") var baseModel: String?
     @Option(help: "A JSONL file, or a data set that the daemon holds. May be repeated.") var dataset: [String] = []
     @Option(help: "Held-out part: below 1 a share, else a count.") var valSetSize: Double?
-    @Option(help: "lora or qlora.") var adapter: String?
+    @Option(help: "The PEFT method: lora, or another that `edgetune methods` lists.") var adapter: String?
     @Option(help: "Rank.") var loraR: Int?
     @Option(help: "Scaling is alpha / r.") var loraAlpha: Double?
+    @Option(help: "LoRA+: B's learning rate is so many times A's.") var loraplusLrRatio: Double?
     @Option(help: "Dropout, 0 to below 1.") var loraDropout: Double?
     @Option(help: "Names with commas, a regular expression, or all-linear.") var loraTargetModules: String?
     @Option(help: "Begin from this adapter: one that the daemon holds, a PEFT directory or a .gguf adapter.")
@@ -32,6 +33,7 @@ struct JobFlags: ParsableArguments {
     @Option(help: "Of two jobs that wait the higher runs first: -10 to 10, above 0 for administrators.") var priority: Int?
     @Option(help: "End after so much running, with what has been trained: 6h, 90m.") var maxTime: String?
     @Option(help: "Run in these hours only, local time: 01:00-06:00.") var runBetween: String?
+    @Flag(help: "Scaling is alpha / sqrt(r): rank-stabilised LoRA.") var useRslora = false
     @Flag(help: "Loss on every token, not on the answers only.") var trainOnInputs = false
 
     func apply(to request: inout JobRequest) throws {
@@ -42,6 +44,8 @@ struct JobFlags: ParsableArguments {
         if let adapter { request.adapter = adapter }
         if let loraR { request.loraR = loraR }
         if let loraAlpha { request.loraAlpha = loraAlpha }
+        if useRslora { request.useRslora = true }
+        if let loraplusLrRatio { request.loraplusLrRatio = loraplusLrRatio }
         if let loraDropout { request.loraDropout = loraDropout }
         if let loraTargetModules { request.loraTargetModules = Self.targets(loraTargetModules) }
         if let initFromAdapter { request.initFromAdapter = initFromAdapter }

@@ -7,9 +7,9 @@ import Foundation
 import Synchronization
 
 /// The newest of them, each by all that decides it. Refusals are not kept: what was missing may be there a moment later.
-final class RecentPlans: Sendable {
+package final class RecentPlans: Sendable {
     /// SHA-256 over it.
-    typealias Key = [UInt8]
+    package typealias Key = [UInt8]
 
     private struct Entry {
         let key: Key
@@ -20,9 +20,9 @@ final class RecentPlans: Sendable {
     private let entries = Mutex<[Entry]>([])
     private let limit: Int
 
-    init(limit: Int = 64) { self.limit = limit }
+    package init(limit: Int = 64) { self.limit = limit }
 
-    func plan(_ key: Key) -> PlanReport? {
+    package func plan(_ key: Key) -> PlanReport? {
         entries.withLock { entries in
             guard let place = entries.firstIndex(where: { $0.key == key }) else { return nil }
             let entry = entries.remove(at: place)
@@ -31,7 +31,7 @@ final class RecentPlans: Sendable {
         }
     }
 
-    func keep(_ plan: PlanReport, for key: Key) {
+    package func keep(_ plan: PlanReport, for key: Key) {
         entries.withLock { entries in
             entries.removeAll { $0.key == key }
             entries.append(Entry(key: key, plan: plan))
@@ -45,7 +45,7 @@ final class RecentPlans: Sendable {
     ///   - freeDisk: In bytes; plans differ by whether layers' inputs may go to a file, for which its magnitude is enough: a run plans
     ///     again when it starts.
     ///   - modelBytes: Of the model's file, which is cached when it fits beside the job.
-    static func key(_ order: WorkOrder.TrainOrder, freeDisk: UInt64, modelBytes: UInt64) throws -> Key {
+    package static func key(_ order: WorkOrder.TrainOrder, freeDisk: UInt64, modelBytes: UInt64) throws -> Key {
         var order = order
         // None of these is read by the plan.
         (order.request.name, order.request.priority, order.request.maxTime, order.request.runBetween) = (nil, nil, nil, nil)

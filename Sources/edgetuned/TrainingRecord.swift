@@ -10,6 +10,9 @@ struct TrainingRecord: Encodable {
     let kernelSet: String
     let precision: String
     let request: JobRequest
+    /// Its name, and what there is to it: "rank 16, alpha 32".
+    let method: String
+    let adapter: String
     let plan: PlanReport
     let evaluations: [EvaluationReport]
     let keptStep: Int
@@ -21,9 +24,9 @@ struct TrainingRecord: Encodable {
 
     var modelCard: String {
         var lines = [
-            "---", "base_model: \(baseModel)", "library_name: peft", "tags: [lora, edgetune]", "---", "",
-            "# LoRA adapter for \(baseModel)", "",
-            "Trained by edgetune on frozen \(quantisation) weights, rank \(request.loraR), alpha \(request.loraAlpha), "
+            "---", "base_model: \(baseModel)", "library_name: peft", "tags: [\(method), edgetune]", "---", "",
+            "# Adapter (\(method)) for \(baseModel)", "",
+            "Trained by edgetune on frozen \(quantisation) weights, \(adapter), "
                 + "\(plan.trainableParameters) trainable parameters.", "",
             "| | |", "|---|---|",
             "| training samples | \(plan.samples) |", "| held-out samples | \(plan.heldOutSamples) |",

@@ -9,12 +9,6 @@ extension TrainingSpec {
         do { try request.validate() } catch let error as InvalidRequest {
             throw Problem(.invalidValue, error.description)
         }
-        let targets: AdapterSpec.Targets =
-            switch request.loraTargetModules {
-            case .names(let names): .names(names)
-            case .pattern("all-linear"): .allLinear
-            case .pattern(let pattern): .pattern(pattern)
-            }
         let schedule: Schedule =
             switch request.lrScheduler {
             case .linear: .linear
@@ -22,9 +16,7 @@ extension TrainingSpec {
             case .constant: .constant
             }
         self.init(
-            adapter: AdapterSpec(
-                rank: request.loraR, alpha: Float(request.loraAlpha), dropout: Float(request.loraDropout),
-                targets: targets, layers: request.layersToTransform),
+            adapter: try AdapterSpec(request),
             sequenceLength: request.sequenceLen, microBatchSize: request.microBatchSize,
             gradientAccumulation: request.gradientAccumulationSteps, epochs: request.numEpochs,
             maxSteps: request.maxSteps, learningRate: request.learningRate, schedule: schedule,
@@ -33,6 +25,43 @@ extension TrainingSpec {
             adamEpsilon: Float(request.adamEpsilon), maxGradNorm: request.maxGradNorm == 0 ? nil : request.maxGradNorm,
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience, optimizer: OptimizerState(request.optimizer))
+    }
+}
+
+extension AdapterSpec {
+    /// - Throws: `Problem` for a method that there is not, and for a key that means nothing to the one asked for.
+    init(_ request: JobRequest) throws {
+        guard let method = AdapterMethods.named(request.adapter == "qlora" ? "lora" : request.adapter) else {
+            let names = AdapterMethods.all.map(\.name)
+            throw Problem(
+                .invalidValue, "adapter: there is no method \"\(request.adapter)\"; use one of \(names.joined(separator: ", "))",
+                hint: Wire.nearest(to: request.adapter, among: names).map { "did you mean \"\($0)\"?" })
+        }
+        func refuse(_ key: String, _ isGiven: Bool, unless hasIt: Bool, _ what: String) throws {
+            guard isGiven, !hasIt else { return }
+            throw Problem(.invalidValue, "\(key): \(method.name) has no \(what)", hint: "leave \(key) out")
+        }
+        let keys = method.configKeys
+        try refuse("lora_r", request.loraR != nil, unless: keys.rank != nil, "rank")
+        try refuse("lora_alpha", request.loraAlpha != nil, unless: keys.alpha != nil, "alpha")
+        try refuse("lora_dropout", request.loraDropout > 0, unless: method.hasDropout, "dropout here")
+        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
+        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
+        let rank = request.loraR ?? method.defaultRank
+        guard rank <= method.largestRank else {
+            throw Problem(.invalidValue, "lora_r: \(rank) is not allowed; with \(method.name) use 1 to \(method.largestRank)")
+        }
+        let targets: Targets =
+            switch request.loraTargetModules {
+            case .names(let names): .names(names)
+            case .pattern("all-linear"): .allLinear
+            case .pattern(let pattern): .pattern(pattern)
+            }
+        self.init(
+            method: method, rank: rank, alpha: Float(request.loraAlpha ?? method.defaultAlpha(rank: rank)),
+            dropout: Float(request.loraDropout), targets: targets, layers: request.layersToTransform)
+        usesRankStabilizedScaling = request.useRslora ?? false
+        learningRateRatio = request.loraplusLrRatio
     }
 }
 

@@ -207,7 +207,8 @@ struct WorkTraining {
         let finished = end.finished
         let record = TrainingRecord(
             baseFingerprint: order.modelDigest, baseModel: order.request.baseModel,
-            quantisation: model.quantisation, kernelSet: kernels.name, precision: plan.shape.compute.rawValue, request: order.request, plan: planReport,
+            quantisation: model.quantisation, kernelSet: kernels.name, precision: plan.shape.compute.rawValue, request: order.request,
+            method: spec.adapter.method.name, adapter: spec.adapter.summary, plan: planReport,
             evaluations: finished.evaluations.map {
                 EvaluationReport($0, isBest: $0.step == finished.keptStep && $0.step > 0)
             },

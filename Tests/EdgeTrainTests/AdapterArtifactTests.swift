@@ -102,7 +102,7 @@ struct AdapterArtifactTests {
 
     @Test(arguments: [
         (#"{"peft_type":"XLORA"}"#, AdapterError.unsupported(key: "peft_type", value: "\"XLORA\"")),
-        (#"{"peft_type":"LORA","use_dora":true}"#, .unsupported(key: "use_dora", value: "true")),
+        (#"{"peft_type":"LORA","use_qalora":true}"#, .unsupported(key: "use_qalora", value: "true")),
         (#"{"peft_type":"LORA","bias":"all"}"#, .unsupported(key: "bias", value: "\"all\"")),
         (#"{"peft_type":"LORA","r":0}"#, .badConfig(key: "r", value: "0")),
     ])

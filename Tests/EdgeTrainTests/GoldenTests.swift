@@ -81,6 +81,7 @@ struct Trainee {
                 elements: 0..<adapters.trainedCount, parameters: adapters.parameters, gradients: adapters.gradients,
                 gradientScale: AdamW.clipping(norm: norms.last!, spec), step: index, learningRate: learningRate, spec,
                 on: step.pool)
+            adapters.parametersChanged()
         }
         return (losses, norms)
     }

@@ -18,7 +18,7 @@ struct MethodCase: CustomTestStringConvertible, Sendable {
         make("rslora", "lora", rank: 4, alpha: 8) { $0.usesRankStabilizedScaling = true },
         make("loraplus", "lora", rank: 2, alpha: 8) { $0.learningRateRatio = 16 },
         make("lora-fa", "lora-fa", rank: 4, alpha: 8), make("vera", "vera", rank: 8), make("miss", "miss", rank: 6),
-        make("loha", "loha", rank: 3, alpha: 6), make("ia3", "ia3"),
+        make("loha", "loha", rank: 3, alpha: 6), make("dora", "dora", rank: 4, alpha: 8), make("ia3", "ia3"),
         make("ia3-recommended", "ia3") { $0.targets = .names(["k_proj", "v_proj", "down_proj"]) },
     ]
 
@@ -88,5 +88,121 @@ struct MethodTests {
         let worstLoss = zip(losses, expectedLosses).map { abs($0 / Double($1) - 1) }.max()!
         #expect(worstLoss < 1e-3)
         print("parity \(method.name), \(keptLayers) layers kept: logits \(worst), gradients \(worstGradient), ten losses \(worstLoss)")
+    }
+
+    // MARK: files
+
+    /// What PEFT's `save_pretrained` would have left.
+    static func peftDirectory(_ method: MethodCase, _ directory: String) throws {
+        var file = SafetensorsWriter(metadata: ["format": "pt"])
+        for tensor in try tensors(method, "initial") { try file.add(tensor.name, dtype: .f32, shape: tensor.shape, body: .floats(tensor.values)) }
+        try Data(try file.encoded()).write(to: URL(fileURLWithPath: directory + "/adapter_model.safetensors"))
+        let config = try #require(golden.get().file.metadata[method.name])
+        try Data(config.utf8).write(to: URL(fileURLWithPath: directory + "/adapter_config.json"))
+    }
+
+    static func loss(_ model: BaseModel, _ adapter: LoadedAdapter?, in scratch: String) throws -> Double {
+        try MergedModelTests.loss(model, adapter, try golden.get().samples(), in: scratch)
+    }
+
+    @Test("PEFT's own directory gives the same loss, as it is, and after a merge", arguments: MethodCase.all)
+    func peftDirectories(_ method: MethodCase) throws {
+        let scratch = try TemporaryDirectory()
+        try Self.peftDirectory(method, scratch.path)
+        let model = try BaseModel.open(path: TinyRun.modelPath)
+        let expected = Double(try Self.golden.get().floats("\(method.name)/loss")[0])
+        let adapter = try LoadedAdapter(directory: scratch.path, of: model.spec)
+        #expect(abs(try Self.loss(model, adapter, in: scratch.path) / expected - 1) < 2e-6)
+        let merged = try MergedModel(model, adapter, format: .f16)
+        try MergedModelTests.write(merged, to: scratch.path + "/merged")
+        let made = try MergedModel.open(scratch.path + "/merged", madeFrom: model)
+        #expect(abs(try Self.loss(made, nil, in: scratch.path) / expected - 1) < 5e-4)
+    }
+
+    @Test("what is published has PEFT's keys, shapes and values, and a configuration that says the same", arguments: MethodCase.all)
+    func published(_ method: MethodCase) throws {
+        let scratch = try TemporaryDirectory()
+        let trainee = try Self.trainee(method)
+        let expected = try Self.tensors(method, "initial").sorted { $0.name < $1.name }
+        try trainee.adapters.load(expected, trainee.model.spec)
+        try AdapterArtifact.publish(
+            to: scratch.path + "/a", tensors: trainee.adapters.tensors(trainee.model.spec),
+            config: AdapterConfig(
+                method.adapter, modules: trainee.memory.modules, of: trainee.model.spec, baseModelNameOrPath: nil),
+            provenance: [:], trainingJSON: [], modelCard: "")
+        let artifact = try AdapterArtifact.open(directory: scratch.path + "/a")
+        #expect(artifact.stored.sorted { $0.name < $1.name } == expected)
+        func members(_ text: String) throws -> [String: JSONText] {
+            guard case .object(let members) = try Array(text.utf8).withUnsafeBytes({ try JSONText(parsing: $0) }) else { return [:] }
+            return Dictionary(uniqueKeysWithValues: members.map { ($0.key, $0.value) })
+        }
+        let theirs = try members(try #require(try Self.golden.get().file.metadata[method.name]))
+        let ours = try members(String(decoding: artifact.config.json, as: UTF8.self))
+        for (key, value) in ours where !["inference_mode", "base_model_name_or_path", "projection_prng_key"].contains(key) {
+            // A number may be written in two ways.
+            #expect(theirs[key] == value || theirs[key]?.double == value.double && value.double != nil, "\(key): \(value)")
+        }
+        let adapter = try LoadedAdapter(directory: scratch.path + "/a", of: trainee.model.spec)
+        let loss = Double(try Self.golden.get().floats("\(method.name)/loss")[0])
+        #expect(abs(try Self.loss(trainee.model, adapter, in: scratch.path) / loss - 1) < 2e-6)
+    }
+
+    @Test("what is exactly a LoRA is an adapter of llama.cpp's; the others are refused, with what to do", arguments: MethodCase.all)
+    func ggufAdapters(_ method: MethodCase) throws {
+        let scratch = try TemporaryDirectory()
+        try Self.peftDirectory(method, scratch.path)
+        let model = try BaseModel.open(path: TinyRun.modelPath)
+        let path = scratch.path + "/adapter.gguf"
+        func export() throws {
+            try AdapterArtifact.exportGGUF(scratch.path, architecture: "llama", to: path) { module in
+                guard let id = try? ModuleID(path: module, in: model.spec) else { return nil }
+                return AdapterArtifact.GGUFTarget(
+                    name: id.ggufName(model.spec), rowOrder: model.spec.ggufRowOrder(id.module), inFeatures: id.inFeatures(model.spec),
+                    outFeatures: id.outFeatures(model.spec))
+            }
+        }
+        guard method.adapter.method.isLoRA(method.adapter) else {
+            #expect(throws: AdapterError.notForGGUF(method: method.adapter.method.name)) { try export() }
+            return
+        }
+        try export()
+        let adapter = try LoadedAdapter(tensors: path, config: nil, spec: model.spec, limitBytes: 1 << 24)
+        let expected = Double(try Self.golden.get().floats("\(method.name)/loss")[0])
+        #expect(abs(try Self.loss(model, adapter, in: scratch.path) / expected - 1) < 2e-6)
+    }
+
+    // MARK: the same bits
+
+    static func gradientBits(
+        _ method: MethodCase, batches: [[TokenizedSample]], keptLayers: Int = 0, threads: Int = 2
+    ) throws -> [UInt32] {
+        let trainee = try trainee(method, keptLayers: keptLayers, threads: threads)
+        try trainee.adapters.load(tensors(method, "initial"), trainee.model.spec)
+        for batch in batches { _ = try trainee.accumulate(MicroBatch(batch), lossScale: 0.1) }
+        return (0..<trainee.adapters.trainedCount).map { trainee.adapters.gradients[$0].bitPattern }
+    }
+
+    @Test("gradients have the same bits however samples are packed, layers kept and threads counted", arguments: MethodCase.all)
+    func bits(_ method: MethodCase) throws {
+        let samples = try Self.golden.get().samples()
+        let expected = try Self.gradientBits(method, batches: [samples])
+        #expect(try Self.gradientBits(method, batches: samples.map { [$0] }) == expected)
+        #expect(try Self.gradientBits(method, batches: [samples], keptLayers: 1) == expected)
+        #expect(try Self.gradientBits(method, batches: [samples], threads: 3) == expected)
+    }
+
+    @Test("every method begins as the base, and learns", arguments: AdapterMethods.all.map(\.name))
+    func starts(_ name: String) throws {
+        let method = try #require(AdapterMethods.named(name))
+        let spec = AdapterSpec(
+            method: method, rank: min(4, method.largestRank), alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+        let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 20, longest: 13)
+        trainee.adapters.initialize(seed: 7)
+        let batch = MicroBatch(try Self.golden.get().samples())
+        let scratch = try TemporaryDirectory()
+        let base = try Self.loss(trainee.model, nil, in: scratch.path)
+        let (losses, _) = try trainee.train(batch, steps: 30, learningRate: 5e-3)
+        #expect(abs(losses[0] / base - 1) < 1e-6)
+        #expect(losses.last! < 0.99 * losses[0], "\(losses)")
     }
 }

@@ -30,8 +30,8 @@ private func round<Value: Codable & Equatable>(
 
 private let requestJSON =
     #"{"adam_beta1":0.9,"adam_beta2":0.999,"adam_epsilon":1e-08,"adapter":"lora","base_model":"m","#
-    + #""datasets":[{"path":"d"}],"gradient_accumulation_steps":8,"learning_rate":0.0002,"lora_alpha":32,"#
-    + #""lora_dropout":0,"lora_r":16,"lora_target_modules":["q_proj"],"lr_scheduler":"cosine","max_grad_norm":1,"#
+    + #""datasets":[{"path":"d"}],"gradient_accumulation_steps":8,"learning_rate":0.0002,"#
+    + #""lora_dropout":0,"lora_target_modules":["q_proj"],"lr_scheduler":"cosine","max_grad_norm":1,"#
     + #""micro_batch_size":1,"name":"n","num_epochs":3,"optimizer":"auto","precision":"auto","seed":42,"sequence_len":512,"train_on_inputs":false,"#
     + #""val_set_size":0.1,"weight_decay":0}"#
 private let progressJSON =
@@ -211,6 +211,7 @@ private let modelJSON =
 
     @Test func everyKeyOfARequestIsSnakeCaseOnTheWireAsInTheFile() throws {
         var full = request()
+        (full.loraR, full.loraAlpha, full.useRslora, full.loraplusLrRatio) = (8, 16, true, 4)
         full.layersToTransform = [1]
         full.initFromAdapter = "a"
         full.maxSteps = 1

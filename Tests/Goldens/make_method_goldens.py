@@ -38,6 +38,7 @@ def cases():
         "lora-fa": LoraConfig(r=4, lora_alpha=8, target_modules=every, **task),
         "vera": VeraConfig(r=8, target_modules=every, projection_prng_key=3, **task),
         "miss": MissConfig(r=6, target_modules=every, **task),
+        "dora": LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=every, **task),
         "loha": LoHaConfig(r=3, alpha=6, target_modules=every, **task),
         "ia3": IA3Config(target_modules=every, feedforward_modules=["down_proj"], **task),
         "ia3-recommended": IA3Config(
@@ -59,7 +60,9 @@ def randomise(parameters, random):
     """Away from the start, where half of the gradients are zero."""
     for name, parameter in parameters.items():
         noise = torch.from_numpy(random.standard_normal(tuple(parameter.shape)).astype(np.float32))
-        if "lora_A" in name:
+        if "magnitude" in name:
+            parameter.mul_(1 + 0.1 * noise)
+        elif "lora_A" in name:
             parameter.copy_(noise / parameter.shape[1] ** 0.5)
         elif "ia3" in name:
             parameter.add_(0.1 * noise)
@@ -74,7 +77,8 @@ def make(name, config, base):
 
     torch.manual_seed(SEED)
     model = get_peft_model(base.model(), config)
-    parameters = {key.replace(".default", ""): value for key, value in model.named_parameters() if value.requires_grad}
+    parameters = {key.replace(".default", "").replace("_vector.weight", "_vector"): value
+                  for key, value in model.named_parameters() if value.requires_grad}
     randomise(parameters, np.random.default_rng(SEED))
     initial = {key: value.detach().clone() for key, value in get_peft_model_state_dict(model).items()}
     missing = set(parameters) - set(initial)

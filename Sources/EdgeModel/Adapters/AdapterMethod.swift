@@ -10,9 +10,10 @@ import EdgeTensor
 
 package enum AdapterMethods {
     package static let lora = LoRA(name: "lora", trainsA: true)
+    package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, LoRA(name: "lora-fa", trainsA: false), VeRA(), MiSS(), LoHa(), IA3(),
+        lora, LoRA(name: "lora-fa", trainsA: false), dora, VeRA(), MiSS(), LoHa(), IA3(),
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
@@ -41,6 +42,8 @@ package struct AdapterMatrix: Equatable, Sendable {
         case constant(Float)
         /// In ± bound.
         case uniform(bound: Float)
+        /// What the base's weights say, once they are in memory; zero until then.
+        case measured
     }
     /// The axis that goes over the linear's outputs, whose order is the base file's.
     package enum OutputAxis: Sendable { case rows, columns }
@@ -52,6 +55,7 @@ package struct AdapterMatrix: Equatable, Sendable {
     /// On file a vector, and not a matrix of one row or column.
     package var isVector = false
     package var isTrained = true
+    package var isOnFile = true
     package var outputs: OutputAxis?
     package let start: Start
     /// The learning rate is multiplied by it.
@@ -63,6 +67,16 @@ package struct AdapterMatrix: Equatable, Sendable {
 
     /// PyTorch's `kaiming_uniform_(a: √5)`: ±1/√columns.
     static func kaiming(columns: Int) -> Start { .uniform(bound: 1 / Float(columns).squareRoot()) }
+}
+
+/// How a method scales what a linear gives; numbers are of its matrices.
+package enum OutputScale: Equatable, Sendable {
+    /// By a stored vector, bias included.
+    case stored(Int)
+    /// Each output by its trained magnitude over the length of its row of W + scaling · B · A, the bias not included.
+    case magnitude(Int, weightSquares: Int, scale: Int)
+
+    var isMagnitude: Bool { if case .magnitude = self { true } else { false } }
 }
 
 /// The factors of a linear's change, and where their gradients go.
@@ -108,10 +122,17 @@ package protocol AdapterMethod: Sendable {
     /// `peft_type` of its files.
     var peftType: String { get }
     var configKeys: AdapterConfigKeys { get }
+    /// The method that its files are read as.
+    var fileMethod: String { get }
+    /// Whether a job can have dropout.
+    var hasDropout: Bool { get }
     /// What adapter_config.json has beside the keys that every method's has and those of `configKeys`.
     func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member]
-    /// The rank that a job has when it says none.
+    /// The rank that a job has when it says none, and the alpha.
     var defaultRank: Int { get }
+    func defaultAlpha(rank: Int) -> Double
+    /// The largest rank that a job can ask for.
+    var largestRank: Int { get }
 
     /// What is stored for a linear.
     func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix]
@@ -127,13 +148,15 @@ package protocol AdapterMethod: Sendable {
     /// Adds to the gradients of what is stored (nil: not trained), by the chain rule, from those of the factors.
     func chain(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?])
 
-    /// The stored vector that is i, or o.
+    /// The stored vector that is i.
     func inputScale(_ linear: LinearShape) -> Int?
-    func outputScale(_ linear: LinearShape) -> Int?
+    func outputScale(_ linear: LinearShape) -> OutputScale?
 }
 
 extension AdapterMethod {
     package var defaultRank: Int { 16 }
+    package func defaultAlpha(rank: Int) -> Double { Double(rank) }
+    package var largestRank: Int { 512 }
     package func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
     package var storedFactors: (a: Int, b: Int)? { nil }
     package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], into factors: AdapterFactors) {}
@@ -141,7 +164,18 @@ extension AdapterMethod {
         _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?]
     ) {}
     package func inputScale(_ linear: LinearShape) -> Int? { nil }
-    package func outputScale(_ linear: LinearShape) -> Int? { nil }
+    package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }
+    package var fileMethod: String { name }
+    package var hasDropout: Bool { configKeys.dropout != nil }
+
+    /// Whether what it makes of a linear is a plain LoRA, exactly.
+    package func isLoRA(_ spec: AdapterSpec) -> Bool {
+        factorRank(spec) > 0
+            && [true, false].allSatisfy { isDown in
+                let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
+                return inputScale(linear) == nil && outputScale(linear) == nil
+            }
+    }
 
     /// Whether factors exist only while a layer works.
     package func derivesFactors(_ spec: AdapterSpec) -> Bool { factorRank(spec) > 0 && storedFactors == nil }

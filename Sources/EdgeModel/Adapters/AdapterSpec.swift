@@ -40,6 +40,13 @@ package struct AdapterSpec: Equatable, Sendable {
             && a.learningRateRatio == b.learningRateRatio
     }
 
+    /// "rank 16, alpha 32.0": what of it the method has.
+    package var summary: String {
+        let keys = method.configKeys
+        return [keys.rank.map { _ in "rank \(rank)" }, keys.alpha.map { _ in "alpha \(alpha)" }].compactMap { $0 }
+            .reduce(method.name) { "\($0), \($1)" }
+    }
+
     /// PEFT's word for what the low-rank change is multiplied by.
     package var scaling: Float { method.scaling(self) }
     /// Of the change's factors; 0: it has none.

@@ -7,6 +7,8 @@ import EdgeTensor
 package struct LoHa: AdapterMethod {
     package let name = "loha"
     package let defaultRank = 4
+    /// Its factors have the square of it.
+    package let largestRank = 22
     package let peftType = "LOHA"
     package let configKeys = AdapterConfigKeys(rank: "r", alpha: "alpha", dropout: nil)
 

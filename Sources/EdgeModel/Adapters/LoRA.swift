@@ -6,13 +6,18 @@ import EdgeTensor
 package struct LoRA: AdapterMethod {
     package let name: String
     let trainsA: Bool
+    /// Whatever was trained of it.
+    package var fileMethod: String { "lora" }
+    package func defaultAlpha(rank: Int) -> Double { 32 }
     package let peftType = "LORA"
     package let configKeys = AdapterConfigKeys(rank: "r", alpha: "lora_alpha", dropout: "lora_dropout")
 
-    package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] {
+    package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] { Self.members(values, isDoRA: false) }
+
+    static func members(_ values: AdapterConfigValues, isDoRA: Bool) -> [JSONText.Member] {
         [
             .init("alpha_pattern", .object([])), .init("bias", .string("none")), .init("fan_in_fan_out", .bool(false)),
-            .init("init_lora_weights", .bool(true)), .init("rank_pattern", .object([])), .init("use_dora", .bool(false)),
+            .init("init_lora_weights", .bool(true)), .init("rank_pattern", .object([])), .init("use_dora", .bool(isDoRA)),
             .init("use_rslora", .bool(values.usesRankStabilizedScaling)),
         ]
     }
