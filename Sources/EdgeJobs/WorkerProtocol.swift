@@ -7,6 +7,8 @@ package enum WorkOrder: Codable, Sendable {
     case train(TrainOrder)
     /// Answers with `planned`. Opens the model's header and the data set, maps no weights.
     case plan(TrainOrder)
+    /// Plans a job of every PEFT method for made-up samples, and answers with `comparedMethods`.
+    case compareMethods(MethodsOrder)
     /// Measures the board for plans' times, and answers with `calibrated`.
     case calibrate(CalibrateOrder)
     /// Answers with `inspectedModel`.
@@ -26,6 +28,25 @@ package enum WorkOrder: Codable, Sendable {
     case export(ExportOrder)
     /// Writes a directory with a merged model. Streams `merging`; the last one has the report or a problem, and ends the worker.
     case merge(MergeOrder)
+
+    package struct MethodsOrder: Codable, Sendable {
+        package var request: MethodsRequest
+        package var modelPath: String
+        package var threads: Int
+        package var budgetBytes: UInt64
+        package var budgetReason: String?
+        package var calibrationPath: String?
+        /// MemAvailable: whether the model's file can stay in the page cache.
+        package var availableBytes: UInt64?
+
+        package init(request: MethodsRequest, modelPath: String, threads: Int, budgetBytes: UInt64, budgetReason: String?) {
+            self.request = request
+            self.modelPath = modelPath
+            self.threads = threads
+            self.budgetBytes = budgetBytes
+            self.budgetReason = budgetReason
+        }
+    }
 
     package struct TrainOrder: Codable, Sendable {
         package var job: String
@@ -237,6 +258,7 @@ package enum WorkMessage: Codable, Sendable {
     /// Training failed; the best adapter until then is published.
     case salvaged(Problem)
     case planned(PlanReport)
+    case comparedMethods(MethodTable)
     case calibrated
     case inspectedModel(ModelReport)
     /// What the import will take on the disk and, at most, in memory.
@@ -251,7 +273,7 @@ package enum WorkMessage: Codable, Sendable {
     package var isLast: Bool {
         switch self {
         case .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .imported: false
-        case .stopped, .yielded, .trained, .salvaged, .planned, .calibrated, .inspectedModel, .plannedImport, .importedModel,
+        case .stopped, .yielded, .trained, .salvaged, .planned, .comparedMethods, .calibrated, .inspectedModel, .plannedImport, .importedModel,
             .inspectedDataset, .importedAdapter, .exported, .failure:
             true
         }

@@ -34,6 +34,11 @@ package struct AdapterLayout {
     package let layerRanges: [Range<Int>]
     /// Elements of the derived factors of the modules that work together.
     private let factorCount: Int
+    /// Of all factors; and of those that have a gradient.
+    package let factorElements: Int
+    package let trainedFactorElements: Int
+    /// Weights of the linears whose outputs the method scales.
+    package let scaledWeights: Int
     /// Widest input, and output, of a module that the method scales there; 0: none.
     private let widestScaledInput: Int
     private let widestScaledOutput: Int
@@ -88,6 +93,12 @@ package struct AdapterLayout {
         }
         self.slots = slots
         factorCount = largest
+        factorElements = shapes.reduce(0) { $0 + adapter.factorRank * ($1.inFeatures + $1.outFeatures) }
+        trainedFactorElements = slots.reduce(0) { sum, slot in
+            let isTrained = method.storedFactors.map { slot.places[$0.a].matrix.isTrained } ?? true
+            return sum + adapter.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
+        }
+        scaledWeights = shapes.reduce(0) { $0 + (method.outputScale($1) == nil ? 0 : $1.inFeatures * $1.outFeatures) }
         widestScaledInput = shapes.filter { method.inputScale($0) != nil }.map(\.inFeatures).max() ?? 0
         widestScaledOutput = shapes.filter { method.outputScale($0) != nil }.map(\.outFeatures).max() ?? 0
         let hasMagnitude = shapes.contains { method.outputScale($0)?.isMagnitude ?? false }
@@ -105,6 +116,11 @@ package struct AdapterLayout {
 
     /// Parameters that are trained, without the padding between matrices.
     package var trainableCount: Int { trained.reduce(0) { $0 + $1.elements.count } }
+
+    /// Of the tensors' file, without its header.
+    package var fileBytes: Int {
+        (slots.flatMap(\.places) + shared).filter(\.matrix.isOnFile).reduce(0) { $0 + 4 * $1.matrix.count }
+    }
 
     /// Elements that the gradients take.
     package func gradientCount(_ extent: AdapterSet.GradientExtent) -> Int {

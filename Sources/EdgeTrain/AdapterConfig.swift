@@ -49,8 +49,10 @@ package struct AdapterConfig: Equatable, Sendable {
             namesPaths
                 ? modules.filter { includes($0.module) }.map { $0.path(model) } : linears.filter { includes($0.leader) }.map(\.name)
         }
+        let keys = spec.method.configKeys
         self.init(
-            rank: spec.rank, loraAlpha: Double(spec.alpha), loraDropout: Double(spec.dropout), targetModules: targets { _ in true },
+            rank: keys.rank == nil ? 1 : spec.rank, loraAlpha: keys.alpha == nil ? 1 : Double(spec.alpha),
+            loraDropout: keys.dropout == nil ? 0 : Double(spec.dropout), targetModules: targets { _ in true },
             layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
             usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
         methodName = spec.method.fileMethod

@@ -99,11 +99,11 @@ package struct StepCost: Equatable, Sendable {
         let runs = max(1, (tokens / Double(shape.mlpTokens)).rounded(.up))
         weights = passes + 2 * chunks * head + (runs - 1) * ((layers + again + trained) * ofMLP - again * ofDown)
         weightTokens = passes * tokens + 2 * head * lossTokens
-        for id in memory.modules {
-            let size = Double(memory.adapter.factorRank * (id.module.inFeatures(spec) + id.module.outFeatures(spec)))
-            // Forward, two gradients of its matrices, the gradient of its input; and again where it is computed again.
-            adapterMultiplyAdds += size * tokens * (3 + (trained > 0 ? again / trained : 0))
-        }
+        adapterMultiplyAdds = tokens * Double(memory.layout.factorElements) * (2 + (trained > 0 ? again / trained : 0))
+            + tokens * Double(memory.layout.trainedFactorElements)
+        // What is scaled is computed once more for the scale's gradient.
+        weights += Double(memory.layout.scaledWeights)
+        weightTokens += Double(memory.layout.scaledWeights) * tokens
         // Two products in the forward, five in the backward.
         let keys = spec.layerKinds.reduce(0) { $0 + CausalAttention.meanKeys(sampleTokens, window: $1.window) } / layers
         attentionMultiplyAdds = (2 * layers + 2 * again + 5 * trained) * tokens * keys * Double(spec.queryWidth)

@@ -8,6 +8,7 @@ package struct BodyKeys: Sendable {
 
     package static let job = BodyKeys(
         top: JobRequest.CodingKeys.allCases.map { Wire.snakeCase($0.rawValue) }, lists: ["datasets": ["path"]])
+    package static let methods = BodyKeys(top: MethodsRequest.CodingKeys.allCases.map { Wire.snakeCase($0.rawValue) })
     package static let importing = BodyKeys(top: ["name", "blob"])
     package static let importingAdapter = BodyKeys(top: ["name", "base_model", "tensors", "config"])
     package static let model = BodyKeys(top: ["name", "blob", "files", "source"], lists: ["files": ["name", "blob"]])

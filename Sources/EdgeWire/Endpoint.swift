@@ -7,6 +7,7 @@ package enum Endpoint {
     package static let health = "/v1/health"
     package static let status = "/v1/status"
     package static let plan = "/v1/plan"
+    package static let methods = "/v1/methods"
     package static let generate = "/v1/generate"
 
     package static let jobs = "/v1/jobs"

@@ -71,7 +71,7 @@ struct JobFlags: ParsableArguments {
     }
 
     /// Words are names; anything else is PEFT's pattern.
-    private static func targets(_ text: String) -> TargetModules {
+    static func targets(_ text: String) -> TargetModules {
         let names = text.split(separator: ",").map(String.init)
         let areNames = names.allSatisfy { $0.allSatisfy { $0.isLetter || $0.isNumber || $0 == "_" } }
         return areNames && text != "all-linear" && !names.isEmpty ? .names(names) : .pattern(text)

@@ -39,6 +39,24 @@ extension Daemon {
         return try Response(json: try await plan(request, files: try await files(of: request, call.caller), call.caller))
     }
 
+    func methods(_ call: Call) async throws -> Response {
+        let request = try await decodedBody(MethodsRequest.self, of: call, keys: .methods)
+        var job = request.job(adapter: "lora")
+        try job.validate()
+        job.threads = config.now.threads
+        let model = try await model(named: job.baseModel)
+        let budget = try await budget(asked: job.memoryBudget)
+        await calibrate(job)
+        var order = WorkOrder.MethodsOrder(
+            request: request, modelPath: blobs.path(try BlobDigest(model.blob)), threads: job.threads ?? ProcessFacts.coreCount,
+            budgetBytes: budget.bytes, budgetReason: budget.name)
+        order.calibrationPath = places.calibration(of: job, kernelSet: kernelSet)
+        order.availableBytes = HostMemory(host).available.bytes
+        let message = try await answer(to: .compareMethods(order))
+        guard case .comparedMethods(let table) = message else { throw wrongAnswer(message) }
+        return try Response(json: table)
+    }
+
     func submit(_ call: Call) async throws -> Response {
         let request = try await jobRequest(call)
         if let priority = request.priority, priority > 0, call.caller.role < .admin {
@@ -83,15 +101,18 @@ extension Daemon {
         return try IdempotencyKey(key: text, request: request)
     }
 
+    private func model(named name: String) async throws -> ModelRecord {
+        if let model = try await store.model(name) { return model }
+        let known = try await store.models().map(\.name)
+        throw Problem(
+            .notFound, "there is no model \"\(name.prefix(80))\"",
+            hint: try await importHint(name) ?? Wire.nearest(to: name, among: known).map { "did you mean \"\($0)\"?" }
+                ?? "edgetune models add FILE.gguf")
+    }
+
     /// What the request's names mean now.
     private func files(of request: JobRequest, _ caller: Caller) async throws -> (model: String, datasets: [String]) {
-        guard let model = try await store.model(request.baseModel) else {
-            let known = try await store.models().map(\.name)
-            throw Problem(
-                .notFound, "there is no model \"\(request.baseModel.prefix(80))\"",
-                hint: try await importHint(request.baseModel) ?? Wire.nearest(to: request.baseModel, among: known).map { "did you mean \"\($0)\"?" }
-                    ?? "edgetune models add FILE.gguf")
-        }
+        let model = try await model(named: request.baseModel)
         var datasets: [String] = []
         for reference in request.datasets {
             if reference.path.hasPrefix("sha256:") {

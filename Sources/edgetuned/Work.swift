@@ -28,6 +28,7 @@ struct Work: ParsableCommand {
             switch order {
             case .train(let order): try WorkTraining(order).train(channel, host)
             case .plan(let order): channel.send(.planned(try WorkTraining(order).planReport))
+            case .compareMethods(let order): channel.send(.comparedMethods(try methodTable(order)))
             case .calibrate(let order):
                 try calibrate(order)
                 channel.send(.calibrated)

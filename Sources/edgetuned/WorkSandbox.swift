@@ -28,6 +28,7 @@ extension WorkOrder {
                 largestFileBytes: order.largestFileBytes ?? WireLimit.blobBytes)
         // Its directory is not there yet.
         case .plan(let order): return OrderPaths(readable: order.readablePaths)
+        case .compareMethods(let order): return OrderPaths(readable: [order.modelPath] + [order.calibrationPath].compactMap { $0 })
         case .calibrate(let order):
             return OrderPaths(writable: [parent(of: order.path)], largestFileBytes: WireLimit.blobBytes)
         case .inspectModel(let path), .inspectDataset(let path): return OrderPaths(readable: [path])

@@ -166,7 +166,7 @@ import Testing
         let stranger = OtherUser(uid: 12399, group: "nogroup")
         let id = "j-000000000000"
         let routes: [(String, String)] = [
-            ("GET", Endpoint.status), ("POST", Endpoint.plan), ("POST", Endpoint.jobs), ("GET", Endpoint.jobs),
+            ("GET", Endpoint.status), ("POST", Endpoint.plan), ("POST", Endpoint.methods), ("POST", Endpoint.jobs), ("GET", Endpoint.jobs),
             ("GET", Endpoint.job(id)), ("DELETE", Endpoint.job(id)), ("POST", Endpoint.jobAction(id, .cancel)),
             ("POST", Endpoint.jobAction(id, .pause)), ("POST", Endpoint.jobAction(id, .resume)),
             ("GET", Endpoint.jobEvents(id)), ("GET", Endpoint.jobLog(id)), ("GET", Endpoint.blob(abc)),

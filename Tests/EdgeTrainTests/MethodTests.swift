@@ -23,7 +23,7 @@ struct MethodCase: CustomTestStringConvertible, Sendable {
     ]
 
     private static func make(
-        _ name: String, _ method: String, rank: Int = 1, alpha: Float = 1, _ change: (inout AdapterSpec) -> Void = { _ in }
+        _ name: String, _ method: String, rank: Int = 3, alpha: Float = 5, _ change: (inout AdapterSpec) -> Void = { _ in }
     ) -> MethodCase {
         var spec = AdapterSpec(
             method: AdapterMethods.named(method)!, rank: rank, alpha: alpha, dropout: 0, targets: .allLinear, layers: nil)

@@ -1,0 +1,41 @@
+// The table of methods: the plan that each would have for the same samples, without any of them.
+import EdgeFormats
+import EdgeJobs
+import EdgeModel
+import EdgeTensor
+import EdgeTrain
+import EdgeWire
+
+func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
+    let kernels = try ProcessFacts.kernelSet()
+    let model = try BaseModel.open(path: order.modelPath)
+    let length = min(order.request.sequenceLen, model.spec.contextLength)
+    let sample = TokenizedSample(
+        tokens: [TokenID](repeating: 0, count: length), carriesLoss: [Bool](repeating: true, count: length))
+    let dataset = Dataset(training: [TokenizedSample](repeating: sample, count: order.request.samplesPerStep), heldOut: [])
+    model.file.releaseHeader()
+    let process = try ProcessFacts.processMemory()
+    let isCached = (order.availableBytes ?? 0) >= order.budgetBytes + UInt64(model.file.fileBytes)
+    let rows = try AdapterMethods.all.map { method in
+        let request = order.request.job(adapter: method.name)
+        let spec = try TrainingSpec(request, defaultSaveSteps: 1)
+        let memory = try MemoryModel(model, adapter: spec.adapter, process: process)
+        let limits = PlanLimits(
+            budget: ByteCount(Int(clamping: order.budgetBytes)), threads: order.threads, compute: try spec.computeType(on: kernels),
+            optimizer: spec.optimizer, spill: ByteCount(Int(clamping: BlobStore.freeBytes(order.modelPath) / 2)),
+            appliesLayerByLayer: spec.maxGradNorm == nil, calibration: calibration(at: order.calibrationPath), weightsAreCached: isCached)
+        var row = MethodTable.Row(
+            name: method.name, rank: method.configKeys.rank.map { _ in spec.adapter.rank },
+            trainableParameters: memory.layout.trainableCount, peakBytes: 0, fits: false, tokensPerSecond: nil,
+            adapterBytes: UInt64(memory.layout.fileBytes), exports: ["peft"] + (method.isLoRA(spec.adapter) ? ["gguf"] : []))
+        do {
+            let plan = try TrainingPlan.make(memory, lengths: SampleLengths(dataset, spec: spec), limits)
+            (row.peakBytes, row.fits) = (UInt64(plan.peak.bytes), true)
+            row.tokensPerSecond = plan.secondsPerStep.map { plan.tokensPerStep / $0 }
+        } catch PlanError.doesNotFit(let required, _, _) {
+            row.peakBytes = UInt64(required.bytes)
+        }
+        return row
+    }
+    return MethodTable(rows: rows, budgetBytes: order.budgetBytes, budgetReason: order.budgetReason)
+}

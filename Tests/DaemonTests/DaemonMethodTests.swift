@@ -1,0 +1,78 @@
+// Methods through the real daemon: the table, a job of each to its exports, and what is refused.
+import EdgeTestSupport
+import EdgeWire
+import Foundation
+import Testing
+
+struct Refusal: Sendable, CustomTestStringConvertible {
+    let text: String
+    let change: @Sendable (inout JobRequest) -> Void
+    var testDescription: String { text }
+}
+
+@Suite(.serialized) struct DaemonMethodTests {
+    static func table(_ daemon: DaemonProcess, _ change: (inout MethodsRequest) -> Void = { _ in }) throws -> MethodTable {
+        var request = MethodsRequest(baseModel: "tiny")
+        request.sequenceLen = 64
+        change(&request)
+        let answer = try daemon.post(Endpoint.methods, request)
+        #expect(answer.status == 200, "\(answer.text)")
+        return try answer.decoded(MethodTable.self)
+    }
+
+    @Test func everyMethodOfTheTableTrainsAndIsExportedAsTheTableSays() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try DaemonProcess(in: directory.path)
+        try KillTests.prepare(daemon)
+        let rows = try Self.table(daemon).rows
+        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "vera", "miss", "loha", "ia3"])
+        for row in rows {
+            #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
+            var request = KillTests.request("of-\(row.name)")
+            (request.adapter, request.loraR, request.loraDropout, request.maxSteps, request.saveSteps) = (row.name, nil, 0, 6, 100)
+            let answer = try daemon.post(Endpoint.jobs, request)
+            #expect(answer.status == 201, "\(answer.text)")
+            let ended = try daemon.wait(for: try answer.decoded(JobStatus.self).id) { $0.state.isFinal }
+            #expect(ended.state == .succeeded, "\(row.name): \(ended)")
+            #expect(ended.plan?.trainableParameters == row.trainableParameters)
+            let tensors = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter_model.safetensors"))
+            #expect(tensors.status == 200 && tensors.body.count > row.adapterBytes, "\(row)")
+            let gguf = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter.gguf"))
+            #expect((gguf.status == 200) == row.exports.contains("gguf"), "\(row.name): \(gguf.status)")
+            if gguf.status != 200 { #expect(gguf.text.contains("llama.cpp loads adapters of type lora only"), "\(gguf.text)") }
+            var generation = GenerateRequest(
+                model: "tiny", adapter: request.name, messages: [ChatMessage(role: "user", content: "ab")])
+            generation.maxTokens = 4
+            let generated = try daemon.post(Endpoint.generate, generation)
+            #expect(generated.status == 200 && generated.text.contains("\"done\":true"), "\(generated.text)")
+        }
+    }
+
+    @Test func aMethodThatDoesNotFitSaysWhatItNeeds() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try DaemonProcess(in: directory.path)
+        try KillTests.prepare(daemon)
+        let table = try Self.table(daemon) { $0.memoryBudget = "1MiB" }
+        #expect(table.budgetBytes == 1 << 20)
+        #expect(table.rows.allSatisfy { !$0.fits && $0.peakBytes > 1 << 20 && $0.tokensPerSecond == nil })
+    }
+
+    @Test(arguments: [
+        Refusal(text: "adapter: there is no method \"lorra\"; use one of lora, lora-fa,") { $0.adapter = "lorra" },
+        Refusal(text: "lora_r: ia3 has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("ia3", 8, 0) },
+        Refusal(text: "lora_alpha: vera has no alpha") { ($0.adapter, $0.loraAlpha, $0.loraDropout) = ("vera", 8, 0) },
+        Refusal(text: "lora_dropout: dora has no dropout here") { $0.adapter = "dora" },
+        Refusal(text: "use_rslora: miss has no such scaling") { ($0.adapter, $0.useRslora, $0.loraDropout) = ("miss", true, 0) },
+        Refusal(text: "loraplus_lr_ratio: loha has no B of its own") { ($0.adapter, $0.loraplusLrRatio, $0.loraDropout) = ("loha", 4, 0) },
+        Refusal(text: "lora_r: 23 is not allowed; with loha use 1 to 22") { ($0.adapter, $0.loraR, $0.loraDropout) = ("loha", 23, 0) },
+    ] as [Refusal])
+    func whatMeansNothingToAMethodIsRefused(_ refusal: Refusal) throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try DaemonProcess(in: directory.path)
+        try KillTests.prepare(daemon)
+        var request = KillTests.request("x")
+        refusal.change(&request)
+        let problem = try daemon.post(Endpoint.plan, request).decoded(Problem.self)
+        #expect(problem.kind == .invalidValue && problem.detail.hasPrefix(refusal.text), "\(problem)")
+    }
+}
