@@ -37,7 +37,7 @@ METHODS = {
     "loraplus": {"adapter": "lora", "lora_r": 8, "loraplus_lr_ratio": 16}, "lora-fa": {"adapter": "lora-fa", "lora_r": 8},
     "dora": {"adapter": "dora", "lora_r": 8}, "vera": {"adapter": "vera", "lora_r": 64}, "miss": {"adapter": "miss", "lora_r": 16},
     "loha": {"adapter": "loha", "lora_r": 4}, "ia3": {"adapter": "ia3"},
-    "ia3, three linears": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
+    "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
 }
 
 

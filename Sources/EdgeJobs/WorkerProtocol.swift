@@ -20,6 +20,8 @@ package enum WorkOrder: Codable, Sendable {
     case importModel(ImportOrder)
     /// Answers with `importedAdapter`.
     case importAdapter(ImportAdapterOrder)
+    /// Publishes one adapter made of several, and answers with `importedAdapter`.
+    case combineAdapters(CombineOrder)
     /// Answers with `inspectedDataset`.
     case inspectDataset(path: String)
     /// Streams `generated`; the last one has `done` or a problem, and ends the worker.
@@ -159,6 +161,27 @@ package enum WorkOrder: Codable, Sendable {
         ) {
             self.tensorsPath = tensorsPath
             self.configPath = configPath
+            self.modelPath = modelPath
+            self.baseModel = baseModel
+            self.outputDirectory = outputDirectory
+            self.budgetBytes = budgetBytes
+        }
+    }
+
+    package struct CombineOrder: Codable, Sendable {
+        package var request: CombinationRequest
+        /// In the request's order.
+        package var adapterDirectories: [String]
+        package var modelPath: String
+        package var baseModel: String
+        package var outputDirectory: String
+        package var budgetBytes: UInt64
+        package init(
+            request: CombinationRequest, adapterDirectories: [String], modelPath: String, baseModel: String, outputDirectory: String,
+            budgetBytes: UInt64
+        ) {
+            self.request = request
+            self.adapterDirectories = adapterDirectories
             self.modelPath = modelPath
             self.baseModel = baseModel
             self.outputDirectory = outputDirectory

@@ -81,7 +81,7 @@ extension AdapterError: CustomStringConvertible {
             "rank-stabilized scaling with ranks \(ranks) does not fit a GGUF adapter's one alpha"
         case .notForGGUF(let method):
             "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
-                + "edgetune models merge makes a model that has it"
+                + "edgetune merge makes a model that has it"
         case .badMetadata(let key, let found, let expected): "\(key) of the GGUF adapter is \(found), not \(expected)"
         case .missingFile(let file): "\(file) is missing"
         case .badChecksum(let file): "\(file) does not have its checksum"

@@ -11,7 +11,7 @@ package struct LoadedAdapter: Sendable {
     package let scaling: Double
     /// Plain LoRA where the adapter is exactly that; else its own.
     private let method: any AdapterMethod
-    private let tensors: [LoRATensors]
+    let tensors: [LoRATensors]
 
     /// Modules of several ranks or scalings become ones of the largest rank and of one scaling, which compute the same: further rows
     /// of A and columns of B are zero, and B is multiplied by what its scaling differs.
@@ -35,6 +35,12 @@ package struct LoadedAdapter: Sendable {
                 config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
             try self.init(artifact, of: spec, limitBytes: limitBytes)
         }
+    }
+
+    /// Plain LoRA, scaled by nothing.
+    init(_ tensors: [LoRATensors], rank: Int) {
+        (self.tensors, self.rank) = (tensors, rank)
+        (scaling, method) = (1, AdapterMethods.lora)
     }
 
     /// - Parameter directory: an artifact as `publish` leaves it.
@@ -79,7 +85,7 @@ package struct LoadedAdapter: Sendable {
     /// The artifact of an adapter that was not trained here.
     ///
     /// - Throws: `AdapterMismatch` where the base has no such module, or one of another shape.
-    package func publish(to directory: String, baseModel: String, spec: DecoderSpec) throws {
+    package func publish(to directory: String, baseModel: String, spec: DecoderSpec, source: String = "imported", note: String) throws {
         let modules = try modules(of: spec)
         let layers = Set(modules.map(\.layer)).sorted()
         guard rank > 0 else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
@@ -88,8 +94,8 @@ package struct LoadedAdapter: Sendable {
         var config = AdapterConfig(own, modules: modules, of: spec, baseModelNameOrPath: baseModel)
         config.loraAlpha = scaling * Double(rank)
         try AdapterArtifact.publish(
-            to: directory, tensors: tensors.flatMap(\.stored), config: config, provenance: ["source": "imported"], trainingJSON: Array("{}\n".utf8),
-            modelCard: "# An adapter for \(baseModel)\n\nBrought in, not trained here: \(own.summary).\n")
+            to: directory, tensors: tensors.flatMap(\.stored), config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
+            modelCard: "# An adapter for \(baseModel)\n\n\(note): \(own.summary).\n")
     }
 
     /// What the modules that it changes are changed by.
@@ -98,6 +104,8 @@ package struct LoadedAdapter: Sendable {
     package func tensors(of spec: DecoderSpec) throws -> [ModuleID: LoRATensors] {
         Dictionary(zip(try modules(of: spec), tensors)) { first, _ in first }
     }
+
+    package var isLoRA: Bool { method.isLoRA(spec) }
 
     /// As it is computed with.
     package var spec: AdapterSpec {

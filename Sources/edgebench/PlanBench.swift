@@ -2,6 +2,7 @@
 import ArgumentParser
 import EdgeFormats
 import EdgeJobs
+import EdgeModel
 import EdgeTensor
 import EdgeTrain
 import EdgeWire
@@ -18,7 +19,8 @@ struct PlanBench: ParsableCommand {
     @Option(help: "A GGUF model.") var model: String?
     @Option(help: "Tokens in each sample.") var tokens = 512
     @Option(help: "Samples in a step.") var samples = 1
-    @Option(help: "Rank of the adapters.") var rank = 16
+    @Option(help: "The PEFT method.") var adapter = "lora"
+    @Option(help: "Rank of the adapters; the method's own when absent.") var rank: Int?
     @Option(help: "Adapted modules: all-linear, or names with commas.") var targets = "all-linear"
     @Option(help: "Steps.") var steps = 3
     @Option(help: "Worker threads.") var threads = 2
@@ -78,6 +80,7 @@ struct PlanBench: ParsableCommand {
         guard let model else { throw ValidationError("--model, or --random") }
         var request = JobRequest(baseModel: "model", datasets: [DatasetReference(path: "data")])
         request.valSetSize = 0
+        request.adapter = adapter
         request.loraR = rank
         request.loraTargetModules =
             targets == "all-linear" ? .pattern(targets) : .names(targets.split(separator: ",").map(String.init))
@@ -99,7 +102,7 @@ struct PlanBench: ParsableCommand {
                 throw ValidationError("no budget \(budget)")
             }
             let found = try bench.measure(request, model: model, data: data, budget: Int(bytes))
-            try show(found.line("\(tokens) tokens x \(samples), r \(rank) \(targets)"))
+            try show(found.line("\(tokens) tokens x \(samples), \(adapter)\(rank.map { " r \($0)" } ?? "") \(targets)"))
         }
     }
 
@@ -219,8 +222,10 @@ struct PlanRunner {
         try writeSamples(lengths, of: model, to: data)
         var request = JobRequest(baseModel: "model", datasets: [DatasetReference(path: "data")])
         request.valSetSize = one([0, 0.2])
-        request.loraR = one([1, 4, 8, 16, 32])
-        request.loraDropout = one([0, 0, 0.1])
+        let method = draw(2) == 0 ? AdapterMethods.lora : one(AdapterMethods.all)
+        request.adapter = method.name
+        if method.configKeys.rank != nil { request.loraR = min(method.largestRank, one([1, 4, 8, 16, 32])) }
+        if method.hasDropout { request.loraDropout = one([0, 0, 0.1]) }
         request.loraTargetModules = one([.pattern("all-linear"), .names(["q_proj", "v_proj"]), .names(["down_proj"])])
         if draw(4) == 0 { request.layersToTransform = [shape.layers - 1] }
         request.sequenceLen = 4096
@@ -248,7 +253,7 @@ struct PlanRunner {
             draw(6) == 0
             ? smallest - 1 - draw(smallest / 4) : smallest + draw(max(1, (largest - smallest) * 11 / 10))
         let finding = PlanFinding(budget: budget, run: try worker.run(.train(made(budget))))
-        var line = finding.line("seed \(seed): \(shape.layers)x\(shape.hidden), \(format.name), \(longest) tokens, r \(request.loraR ?? 16)")
+        var line = finding.line("seed \(seed): \(shape.layers)x\(shape.hidden), \(format.name), \(longest) tokens, \(method.name)" + (request.loraR.map { " r \($0)" } ?? ""))
         if line.verdict == "refused" && budget >= smallest { line.verdict = "REFUSED THOUGH IT FITS" }
         if line.verdict == "kept" && budget < smallest { line.verdict = "RAN THOUGH NOTHING FITS" }
         return line

@@ -25,30 +25,66 @@ extension Daemon {
         let digests = try [("tensors", request.tensors), ("config", request.config)].compactMap { what, blob in
             try blob.map { try complete($0, what: what) }
         }
-        let now = now().inWholeSeconds
+        let adapter = try await newAdapter(
+            request.name, of: (model.name, model.blob), call.caller
+        ) { directory in
+            .importAdapter(
+                .init(
+                    tensorsPath: blobs.path(digests[0]), configPath: digests.dropFirst().first.map(blobs.path),
+                    modelPath: blobs.path(try BlobDigest(model.blob)), baseModel: model.name, outputDirectory: directory,
+                    budgetBytes: await sideBudget().bytes))
+        }
+        for digest in digests { try await release(digest.text) }
+        return try created(adapter)
+    }
+
+    /// Of adapters that are the caller's own.
+    func combineAdapters(_ call: Call) async throws -> Response {
+        let request = try await decodedBody(CombinationRequest.self, of: call, keys: .combination)
+        try request.validate()
+        try requireName(request.name)
+        var parts: [StoredAdapter] = []
+        for part in request.adapters { parts.append(try await adapter(named: part.adapter, for: call.caller)) }
+        if let other = parts.first(where: { $0.modelBlob != parts[0].modelBlob }) {
+            throw Problem(
+                .conflict, "\(parts[0].name) is an adapter of \(parts[0].baseModel), \(other.name) of \(other.baseModel)",
+                hint: "adapters of one model can be combined")
+        }
+        let modelPath = try modelPath(of: parts[0])
+        return try created(
+            try await newAdapter(request.name, of: (parts[0].baseModel, parts[0].modelBlob), call.caller) { output in
+                .combineAdapters(
+                    .init(
+                        request: request, adapterDirectories: parts.map { self.directory(of: $0) }, modelPath: modelPath,
+                        baseModel: parts[0].baseModel, outputDirectory: output, budgetBytes: await sideBudget().bytes))
+            })
+    }
+
+    /// What a worker publishes by `order`, which gets the directory to make.
+    private func newAdapter(
+        _ name: String, of model: (name: String, blob: String), _ caller: Caller, order: (_ directory: String) async throws -> WorkOrder
+    ) async throws -> StoredAdapter {
         let id = JobID.make(now: self.now(), random: random())
         let adapter = StoredAdapter(
-            name: request.name, job: id, baseModel: model.name, modelBlob: model.blob, ownerUid: call.caller.uid, createdAt: now)
-        guard try await store.adapter(request.name) == nil else {
-            throw Problem(.conflict, "there is another adapter \"\(request.name)\"", hint: "another name, or remove it first")
+            name: name, job: id, baseModel: model.name, modelBlob: model.blob, ownerUid: caller.uid, createdAt: now().inWholeSeconds)
+        guard try await store.adapter(name) == nil else {
+            throw Problem(.conflict, "there is another adapter \"\(name)\"", hint: "another name, or remove it first")
         }
         let directory = queue.directory(of: id)
         try DurableDirectory.make(directory)
         do {
-            let message = try await answer(
-                to: .importAdapter(
-                    .init(
-                        tensorsPath: blobs.path(digests[0]), configPath: digests.dropFirst().first.map(blobs.path),
-                        modelPath: blobs.path(try BlobDigest(model.blob)), baseModel: model.name,
-                        outputDirectory: self.directory(of: adapter), budgetBytes: await sideBudget().bytes)))
+            let message = try await answer(to: try await order(self.directory(of: adapter)))
             guard case .importedAdapter = message else { throw wrongAnswer(message) }
             try await store.add(adapter)
         } catch {
             try removeDirectory(directory)
             throw error
         }
-        for digest in digests { try await release(digest.text) }
-        return try Response(json: record(adapter), status: .created, headers: [.location: Endpoint.adapter(adapter.name)])
+        return adapter
+    }
+
+    private func created(_ adapter: StoredAdapter) throws -> Response {
+        try Response(json: record(adapter), status: .created, headers: [.location: Endpoint.adapter(adapter.name)])
     }
 
     func removeAdapter(_ call: Call) async throws -> Response {
@@ -80,20 +116,20 @@ extension Daemon {
     ]
 
     func adapter(_ call: Call) async throws -> StoredAdapter {
-        guard let adapter = try await store.adapter(call.parameters[0]) else {
-            throw Problem(.notFound, "there is no adapter \"\(call.parameters[0].prefix(80))\"")
+        try await adapter(named: call.parameters[0], for: call.caller)
+    }
+
+    private func adapter(named name: String, for caller: Caller) async throws -> StoredAdapter {
+        guard let adapter = try await store.adapter(name) else {
+            throw Problem(.notFound, "there is no adapter \"\(name.prefix(80))\"", hint: "edgetune adapters list")
         }
-        try call.caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
+        try caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
         return adapter
     }
 
     /// Where the adapter is that a request names.
     func adapterDirectoryNamed(_ name: String, for caller: Caller) async throws -> String {
-        guard let adapter = try await store.adapter(name) else {
-            throw Problem(.notFound, "there is no adapter \"\(name.prefix(80))\"", hint: "edgetune adapters list")
-        }
-        try caller.require(ownerOf: "adapter \"\(adapter.name)\"", uid: adapter.ownerUid)
-        return directory(of: adapter)
+        directory(of: try await adapter(named: name, for: caller))
     }
 
     func directory(of adapter: StoredAdapter) -> String { queue.directory(of: adapter.job) + "/adapter" }

@@ -79,6 +79,7 @@ struct Route: Sendable {
         Route(.delete, Endpoint.dataset("{}"), .user) { try await $0.removeDataset($1) },
 
         Route(.post, Endpoint.adapters, .user) { try await $0.addAdapter($1) },
+        Route(.post, Endpoint.combinations, .user) { try await $0.combineAdapters($1) },
         Route(.get, Endpoint.adapters, .user) { try await $0.listAdapters($1) },
         Route(.get, Endpoint.adapter("{}"), .user) { try await $0.showAdapter($1) },
         Route(.delete, Endpoint.adapter("{}"), .user) { try await $0.removeAdapter($1) },

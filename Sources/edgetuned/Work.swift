@@ -40,6 +40,9 @@ struct Work: ParsableCommand {
             case .importAdapter(let order):
                 try importAdapter(order)
                 channel.send(.importedAdapter)
+            case .combineAdapters(let order):
+                try edgetuned.combineAdapters(order)
+                channel.send(.importedAdapter)
             case .inspectDataset(let path): channel.send(.inspectedDataset(try datasetReport(path)))
             case .generate(let order): try generate(order, channel)
             case .merge(let order): try merge(order, channel)

@@ -9,5 +9,5 @@ func importAdapter(_ order: WorkOrder.ImportAdapterOrder) throws {
     // Once as a frame holds them, and once as values.
     let limitBytes = Int(clamping: order.budgetBytes - min(order.budgetBytes, ProcessFacts.idleBytes)) / 2
     try LoadedAdapter(tensors: order.tensorsPath, config: order.configPath, spec: spec, limitBytes: limitBytes)
-        .publish(to: order.outputDirectory, baseModel: order.baseModel, spec: spec)
+        .publish(to: order.outputDirectory, baseModel: order.baseModel, spec: spec, note: "Brought in, not trained here")
 }

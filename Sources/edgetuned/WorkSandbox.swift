@@ -41,6 +41,10 @@ extension WorkOrder {
             return OrderPaths(
                 readable: [order.tensorsPath, order.modelPath] + [order.configPath].compactMap { $0 },
                 writable: [parent(of: order.outputDirectory)], largestFileBytes: WireLimit.blobBytes)
+        case .combineAdapters(let order):
+            return OrderPaths(
+                readable: order.adapterDirectories + [order.modelPath], writable: [parent(of: order.outputDirectory)],
+                largestFileBytes: WireLimit.blobBytes)
         case .generate(let order):
             return OrderPaths(readable: [order.modelPath] + [order.adapterDirectory].compactMap { $0 })
         case .merge(let order):

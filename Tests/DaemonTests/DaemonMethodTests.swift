@@ -75,4 +75,39 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let problem = try daemon.post(Endpoint.plan, request).decoded(Problem.self)
         #expect(problem.kind == .invalidValue && problem.detail.hasPrefix(refusal.text), "\(problem)")
     }
+
+    @Test func adaptersAreCombinedToOneThatGeneratesAndExports() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try DaemonProcess(in: directory.path)
+        try KillTests.prepare(daemon)
+        #expect(try InitialAdapterTests.add("one", to: daemon).status == 201)
+        func combine(_ name: String, _ parts: [String], _ kind: CombinationKind, _ change: (inout CombinationRequest) -> Void = { _ in })
+            throws -> HTTPAnswer
+        {
+            var request = CombinationRequest(name: name, adapters: parts.map { .init(adapter: $0, weight: 0.5) }, combination: kind)
+            change(&request)
+            return try daemon.post(Endpoint.combinations, request)
+        }
+        let small = try combine("small", ["one"], .svd) { $0.rank = 2 }
+        #expect(small.status == 201, "\(small.text)")
+        #expect(try combine("both", ["one", "small"], .cat).status == 201)
+        #expect(try combine("pruned", ["one", "one"], .dareTies) { $0.density = 0.5 }.status == 201)
+        let config = try daemon.call("GET", Endpoint.adapterFile("both", "adapter_config.json")).text
+        #expect(config.contains("\"r\": 6") && config.contains("\"lora_alpha\": 6"), "\(config)")
+        #expect(try daemon.call("GET", Endpoint.adapterFile("both", "adapter.gguf")).status == 200)
+        let generation = GenerateRequest(model: "tiny", adapter: "pruned", messages: [ChatMessage(role: "user", content: "ab")])
+        #expect(try daemon.post(Endpoint.generate, generation).status == 200)
+
+        let refusals: [(HTTPAnswer, Int, String)] = [
+            (try combine("both", ["one"], .linear), 409, "there is another adapter"),
+            (try combine("x", ["nobody"], .linear), 404, "there is no adapter"),
+            (try combine("x", ["one", "small"], .linear), 422, "the adapters have the ranks 4, 2"),
+            (try combine("x", ["one"], .ties), 422, "density: nothing is not allowed; use above 0, to 1"),
+            (try combine("x", ["one"], .linear) { $0.rank = 2 }, 422, "rank: 2 is not allowed; use it with svd only"),
+            (try combine("x", [], .linear), 422, "adapters: 0 entries"),
+            (try combine("../x", ["one"], .linear), 422, "name"),
+        ]
+        for (answer, status, text) in refusals { #expect(answer.status == status && answer.text.contains(text), "\(answer.text)") }
+        #expect(try daemon.call("GET", Endpoint.adapters).decoded(AdapterList.self).adapters.count == 4)
+    }
 }

@@ -57,7 +57,7 @@ struct LoadedAdapterTests {
         let expected = try Self.values(fromPEFT)
         #expect(try Self.values(fromGGUF) == expected)
         #expect(fromGGUF.rank == 4 && fromGGUF.scaling == 2)
-        try fromGGUF.publish(to: scratch.path + "/artifact", baseModel: "tiny", spec: Self.spec())
+        try fromGGUF.publish(to: scratch.path + "/artifact", baseModel: "tiny", spec: Self.spec(), note: "From elsewhere")
         #expect(try Self.values(LoadedAdapter(directory: scratch.path + "/artifact", of: Self.spec())) == expected)
     }
 
@@ -155,7 +155,7 @@ struct LoadedAdapterTests {
                 }
             }
             // And so it is published, for whoever reads one rank only.
-            try adapter.publish(to: scratch.path + "/artifact", baseModel: "tiny", spec: Self.spec())
+            try adapter.publish(to: scratch.path + "/artifact", baseModel: "tiny", spec: Self.spec(), note: "From elsewhere")
             #expect(try Self.changes(LoadedAdapter(directory: scratch.path + "/artifact", of: Self.spec())).keys == found.keys)
         }
     }
@@ -197,7 +197,7 @@ struct LoadedAdapterTests {
         let adapter = try LoadedAdapter(
             tensors: scratch.path + "/adapter_model.safetensors", config: scratch.path + "/adapter_config.json", spec: other,
             limitBytes: 1 << 20)
-        #expect(throws: AdapterMismatch.self) { try adapter.publish(to: scratch.path + "/a", baseModel: "x", spec: other) }
+        #expect(throws: AdapterMismatch.self) { try adapter.publish(to: scratch.path + "/a", baseModel: "x", spec: other, note: "") }
         #expect(throws: LoadedAdapterError.noConfig) {
             try LoadedAdapter(tensors: scratch.path + "/adapter_model.safetensors", config: nil, spec: other, limitBytes: 1 << 20)
         }

@@ -111,6 +111,37 @@ def make(name, config, base):
     return {f"{name}/{key}": value.contiguous().clone() for key, value in tensors.items()}, saved
 
 
+COMBINATIONS = {
+    "linear": dict(combination_type="linear"), "cat": dict(combination_type="cat"), "svd": dict(combination_type="svd", svd_rank=3),
+    "ties": dict(combination_type="ties", density=0.6), "magnitude_prune": dict(combination_type="magnitude_prune", density=0.5),
+}
+COMBINATION_WEIGHTS = [0.7, -0.4]
+
+
+def make_combinations(base):
+    """Two adapters of different scalings and targets, and what PEFT makes of them."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    torch.manual_seed(SEED)
+    configs = {
+        "first": LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+        "second": LoraConfig(r=4, lora_alpha=2, target_modules=["q_proj"], task_type="CAUSAL_LM")}
+    model = get_peft_model(base.model(), configs["first"], adapter_name="first")
+    model.add_adapter("second", configs["second"])
+    random, tensors = np.random.default_rng(SEED + 1), {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.from_numpy(random.standard_normal(tuple(parameter.shape)).astype(np.float32)))
+    for name in configs:
+        tensors |= {f"combine/{name}.{key}": value for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
+    for name, options in COMBINATIONS.items():
+        model.base_model.add_weighted_adapter(["first", "second"], COMBINATION_WEIGHTS, name, **options)
+        # Where one adapter has no such module PEFT leaves the rank of the others and zeros.
+        tensors |= {f"combine/{name}.{key}": value for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
+    return {key: value.detach().contiguous().clone() for key, value in tensors.items()}
+
+
 def main():
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
@@ -120,6 +151,7 @@ def main():
         made, saved = make(name, config, base)
         tensors |= made
         metadata[name] = json.dumps(saved, sort_keys=True)
+    tensors |= make_combinations(base)
     save_file(tensors, HERE / "method-goldens.safetensors", metadata)
     (HERE / "method-goldens.safetensors").chmod(0o644)
 
