@@ -213,11 +213,7 @@ extension DecoderLayer {
                     addB(one, [run], into: gradients.b)
                     addOuterProduct(one.dz, input, [run], into: gradients.a, on: pool)
                 }
-                pool.run(together.count) { index, _ in
-                    let slot = together[index].module.slot
-                    adapters.spec.method.chain(
-                        slot.shape, adapters.stored(slot), adapters.shared, adapters.factorGradients(slot), into: adapters.gradients(slot))
-                }
+                pool.run(together.count) { index, _ in adapters.chain(together[index].module.slot) }
             }
         }
     }

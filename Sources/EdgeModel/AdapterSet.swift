@@ -183,7 +183,7 @@ package struct AdapterSet {
     private let factorSpace: UnsafeMutablePointer<Float>
     /// `[layer · 7 + module]`, an index into `slots`.
     private let slotOfModule: [Int?]
-    private let freshness = Freshness()
+    private let state = State()
 
     package var spec: AdapterSpec { layout.spec }
     package var slots: [Slot] { layout.slots }
@@ -278,7 +278,7 @@ package struct AdapterSet {
     func derive(_ slots: [Slot], on pool: WorkerPool) {
         guard spec.method.derivesFactors(spec) else { return }
         pool.run(slots.count) { index, _ in
-            spec.method.derive(slots[index].shape, stored(slots[index]), shared, into: factors(slots[index])!)
+            spec.method.derive(slots[index].shape, stored(slots[index]), shared, rank: state.rank ?? spec.rank, into: factors(slots[index])!)
         }
     }
 
@@ -311,12 +311,23 @@ package struct AdapterSet {
     }
 
     /// To be called when parameters have changed: what is derived from them and the weights is made again.
-    package func parametersChanged() { freshness.slots = [] }
-    func isFresh(_ slot: Slot) -> Bool { freshness.slots.contains(slot.id) }
-    func becameFresh(_ slot: Slot) { freshness.slots.insert(slot.id) }
+    package func parametersChanged() { state.fresh = [] }
+    func isFresh(_ slot: Slot) -> Bool { state.fresh.contains(slot.id) }
+    func becameFresh(_ slot: Slot) { state.fresh.insert(slot.id) }
 
-    private final class Freshness {
-        var slots: Set<ModuleID> = []
+    /// The first ranks, of a method that draws them; nil: all.
+    package func use(rank: Int?) { state.rank = rank }
+
+    /// Adds what the gradients of a slot's derived factors say of what is stored.
+    func chain(_ slot: Slot) {
+        spec.method.chain(
+            slot.shape, stored(slot), shared, factorGradients(slot), rank: state.rank ?? spec.rank, into: gradients(slot))
+    }
+
+    /// What changes while the memory stays.
+    private final class State {
+        var fresh: Set<ModuleID> = []
+        var rank: Int?
     }
 
     /// The method's own start: the adapted model begins as the base.
@@ -340,8 +351,13 @@ package struct AdapterSet {
             case .uniform(let bound):
                 for i in 0..<tensor.count { tensor.base[i] = (2 * random.uniform(drawn + i) - 1) * bound }
                 drawn += tensor.count
-            case .measured: break
+            case .normal(let deviation):
+                for i in 0..<tensor.count { tensor.base[i] = random.normal(drawn + i) * deviation }
+                drawn += tensor.count
+            case .measured, .orthogonal: break
             }
         }
+        let together = places.filter { $0.matrix.start == .orthogonal }.map(tensor)
+        if together.count == 2 { AdapterStart.fillOrthogonal(a: together[0], b: together[1], random) }
     }
 }

@@ -1,5 +1,6 @@
 // Counter-based randomness: a value is a function of (seed, stream, index), so nothing has a state to save, and any
 // number can be drawn again.
+import Glibc
 
 /// SplitMix64's finaliser (Steele et al., doi:10.1145/2660193.2660195): a bijection on 64 bits that passes BigCrush on
 /// counters.
@@ -12,7 +13,7 @@ package func mix64(_ value: UInt64) -> UInt64 {
 
 package struct RandomSource: Sendable {
     /// What a stream is for: two uses never share numbers.
-    package enum Purpose: UInt64, Sendable { case adapterInit = 1, shuffle, split, dropout, sampling, pruning }
+    package enum Purpose: UInt64, Sendable { case adapterInit = 1, shuffle, split, dropout, sampling, pruning, rank }
 
     private let key: UInt64
 
@@ -27,6 +28,12 @@ package struct RandomSource: Sendable {
 
     /// Uniform in [0, 1), 24 bits.
     package func uniform(_ index: Int) -> Float { Float(bits(index) >> 40) * 0x1p-24 }
+
+    /// Normal, of mean 0 and deviation 1 (Box and Muller).
+    package func normal(_ index: Int) -> Float {
+        let radius = (-2 * log(1 - Double(uniform(2 * index)))).squareRoot()
+        return Float(radius * cos(2 * .pi * Double(uniform(2 * index + 1))))
+    }
 
     /// Uniform in 0 ..< bound, by multiplication (Lemire, arXiv:1805.10941; the bias is below bound / 2^64).
     package func integer(_ index: Int, below bound: Int) -> Int {

@@ -124,7 +124,7 @@ extension AdapterArtifact {
             a: Tensor(space, rows: rank, columns: linear.inFeatures),
             b: Tensor(space + rank * linear.inFeatures, rows: linear.outFeatures, columns: rank))
         withTensors(tensors + common) { all in
-            method.derive(linear, Array(all.prefix(tensors.count)), Array(all.dropFirst(tensors.count)), into: factors)
+            method.derive(linear, Array(all.prefix(tensors.count)), Array(all.dropFirst(tensors.count)), rank: spec.rank, into: factors)
         }
         change.loraA = Array(UnsafeBufferPointer(start: factors.a.base, count: factors.a.count))
         change.loraB = Array(UnsafeBufferPointer(start: factors.b.base, count: factors.b.count))

@@ -12,6 +12,8 @@ package struct AdapterCombination: Equatable, Sendable {
         case cat
         /// The nearest change of a given rank to the weighted sum of the changes.
         case svd
+        /// The first ranks, scaled by alpha over as many: what a DyLoRA has there.
+        case truncate
         /// TIES (arXiv:2306.01708): of each element the largest of a matrix alone, the sign that most weight is on, and the mean of those
         /// that have it.
         case ties
@@ -21,7 +23,7 @@ package struct AdapterCombination: Equatable, Sendable {
         /// The largest elements of each matrix; then `linear`.
         case magnitudePrune = "magnitude_prune"
 
-        package var prunes: Bool { ![.linear, .cat, .svd].contains(self) }
+        package var prunes: Bool { ![.linear, .cat, .svd, .truncate].contains(self) }
     }
 
     package let kind: Kind
@@ -29,7 +31,7 @@ package struct AdapterCombination: Equatable, Sendable {
     package let weights: [Double]
     /// The part of the elements that pruning leaves, 0 to 1.
     package let density: Double
-    /// Of `svd`; nil: the largest that there is.
+    /// Of `svd` and `truncate`; nil: the largest that there is.
     package let rank: Int?
     package let seed: UInt64
 
@@ -47,12 +49,13 @@ package struct AdapterCombination: Equatable, Sendable {
         precondition(adapters.count == weights.count && !adapters.isEmpty)
         for (index, adapter) in adapters.enumerated() where !adapter.isLoRA { throw CombinationError.noLoRA(index: index) }
         let ranks = adapters.map(\.rank)
-        guard kind == .cat || kind == .svd || Set(ranks).count == 1 else { throw CombinationError.ranks(ranks) }
+        guard kind != .truncate || adapters.count == 1 else { throw CombinationError.severalToTruncate }
+        guard kind == .cat || kind == .svd || kind == .truncate || Set(ranks).count == 1 else { throw CombinationError.ranks(ranks) }
         let paths = Set(adapters.flatMap { $0.tensors.map(\.modulePath) }).sorted { $0.utf8.lexicographicallyPrecedes($1.utf8) }
         let rank =
             switch kind {
             case .cat: ranks.reduce(0, +)
-            case .svd: self.rank ?? ranks.max()!
+            case .svd, .truncate: self.rank ?? ranks.max()!
             default: ranks[0]
             }
         let tensors = try paths.map { path in
@@ -82,6 +85,7 @@ package struct AdapterCombination: Equatable, Sendable {
         case .svd:
             let (a, b) = concatenated(parts, rank: parts.reduce(0) { $0 + $1.tensors.rank })
             (combined.loraA, combined.loraB) = nearest(a, b, combined.inFeatures, combined.outFeatures, rank: rank)
+        case .truncate: (combined.loraA, combined.loraB) = concatenated([truncated(parts[0], to: rank)], rank: rank)
         default:
             combined.loraA = mixed(parts, \.loraA, "A") { ($0 < 0 ? -1 : 1) * abs($0).squareRoot() }
             combined.loraB = mixed(parts, \.loraB, "B") { abs($0).squareRoot() }
@@ -104,6 +108,15 @@ package struct AdapterCombination: Equatable, Sendable {
             first += own
         }
         return (a, b)
+    }
+
+    private func truncated(_ part: Part, to rank: Int) -> Part {
+        var tensors = part.tensors
+        let kept = min(rank, tensors.rank)
+        tensors.loraA = Array(tensors.loraA.prefix(kept * tensors.inFeatures))
+        tensors.loraB = (0..<tensors.outFeatures).flatMap { tensors.loraB[$0 * part.tensors.rank..<$0 * part.tensors.rank + kept] }
+        tensors.rank = kept
+        return Part(tensors: tensors, weight: part.weight * Double(part.tensors.rank) / Double(kept), adapter: part.adapter)
     }
 
     private func mixed(
@@ -223,12 +236,14 @@ package enum CombinationError: Error, Equatable, CustomStringConvertible {
     case noLoRA(index: Int)
     case ranks([Int])
     case shapes(module: String)
+    case severalToTruncate
 
     package var description: String {
         switch self {
         case .noLoRA(let index): "adapter number \(index + 1) is no plain LoRA; only those can be combined"
         case .ranks(let ranks):
             "the adapters have the ranks \(ranks.map(String.init).joined(separator: ", ")): their matrices can be combined by cat and svd only"
+        case .severalToTruncate: "one adapter at a time is truncated"
         case .shapes(let module): "the adapters have matrices of different shapes for \(module)"
         }
     }

@@ -163,13 +163,16 @@ package final class TrainStep {
     ///
     /// - Parameters:
     ///   - masks: nil: no dropout.
+    ///   - rank: what the step has drawn, of a method that draws one; nil: all ranks.
     ///   - finished: called with each adapted layer once its gradients are complete, from the last to the first, and with `loss`.
     /// - Throws: `FileError` when weights or spilled layer inputs cannot be read or written, and what `finished` throws.
     package func accumulate(
-        _ microBatch: MicroBatch, lossScale: Float, masks: DropoutMasks?, loss: inout Double,
+        _ microBatch: MicroBatch, lossScale: Float, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double,
         finished: (_ layer: Int, _ loss: Double) throws -> Void = { _, _ in }
     ) throws {
         let batch = load(microBatch)
+        adapters.use(rank: rank)
+        defer { adapters.use(rank: nil) }
         try forward(batch, .training(masks))
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()

@@ -222,6 +222,8 @@ package final class TrainingRun {
         let samples = indices.map { dataset.training[$0] }
         let lossTokens = Dataset.lossTokens(samples)
         let stepKey = RandomSource(seed: spec.seed, .dropout, UInt64(state.step)).streamKey
+        let rank = spec.adapter.method.drawsRank
+            ? 1 + RandomSource(seed: spec.seed, .rank).integer(state.step, below: spec.adapter.rank) : nil
         step.clearGradients()
         var (loss, squares) = (0.0, 0.0)
         var firstSample = 0
@@ -236,7 +238,8 @@ package final class TrainingRun {
             // The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
             try step.accumulate(
                 MicroBatch(batch), lossScale: 1 / Float(max(1, lossTokens)),
-                masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: firstSample) : nil, loss: &loss
+                masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: firstSample) : nil, rank: rank,
+                loss: &loss
             ) { layer, loss in
                 guard plan.shape.gradients == .oneLayer else { return }
                 squares += try apply(

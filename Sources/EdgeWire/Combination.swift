@@ -19,7 +19,7 @@ package struct CombinationRequest: Codable, Equatable, Sendable {
     package var combination: CombinationKind
     /// Of the kinds that prune: the part of the elements that is left.
     package var density: Double?
-    /// Of `svd`; nil: the largest that the adapters have.
+    /// Of `svd` and `truncate`; nil: the largest that the adapters have.
     package var rank: Int?
     /// Of `dare_linear` and `dare_ties`.
     package var seed: UInt64?
@@ -39,15 +39,15 @@ package struct CombinationRequest: Codable, Equatable, Sendable {
         for part in adapters { try require(abs(part.weight) <= 1000, "weight", part.weight, "-1000 to 1000") }
         try require(combination.prunes || density == nil, "density", density ?? 1, "it with ties, dare_linear, dare_ties or magnitude_prune only")
         try require(!combination.prunes || density.map { $0 > 0 && $0 <= 1 } == true, "density", density.map { "\($0)" } ?? "nothing", "above 0, to 1")
-        try require(combination == .svd || rank == nil, "rank", rank ?? 0, "it with svd only")
+        try require(combination == .svd || combination == .truncate || rank == nil, "rank", rank ?? 0, "it with svd and truncate only")
         if let rank { try require((1...512).contains(rank), "rank", rank, "1 to 512") }
     }
 }
 
 /// PEFT's words for `combination_type`.
 package enum CombinationKind: String, Codable, CaseIterable, Sendable {
-    case linear, cat, svd, ties
+    case linear, cat, svd, truncate, ties
     case dareLinear = "dare_linear", dareTies = "dare_ties", magnitudePrune = "magnitude_prune"
 
-    package var prunes: Bool { ![.linear, .cat, .svd].contains(self) }
+    package var prunes: Bool { ![.linear, .cat, .svd, .truncate].contains(self) }
 }

@@ -20,6 +20,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var loraR: Int?
     /// Nil: the method's own, for LoRA 32.
     package var loraAlpha: Double?
+    /// What a LoRA's A and B begin as.
+    package var initLoraWeights: LoRAStart?
     /// alpha is divided by the square root of the rank, and not by the rank.
     package var useRslora: Bool?
     /// LoRA+: what the learning rate of every B is multiplied by.
@@ -87,7 +89,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
 
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
-        case adapter, loraR, loraAlpha, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
+        case adapter, loraR, loraAlpha, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -113,6 +115,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.adapter, into: &adapter)
         try read(.loraR, into: &loraR)
         try read(.loraAlpha, into: &loraAlpha)
+        try read(.initLoraWeights, into: &initLoraWeights)
         try read(.useRslora, into: &useRslora)
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
         try read(.loraDropout, into: &loraDropout)
@@ -179,6 +182,11 @@ package enum TargetModules: Codable, Equatable, Sendable {
 
 package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
     case linear, cosine, constant
+}
+
+/// PEFT's words for `init_lora_weights`; its `true` is kaiming.
+package enum LoRAStart: String, Codable, CaseIterable, Sendable {
+    case kaiming, gaussian, orthogonal
 }
 
 package enum Optimizer: String, Codable, CaseIterable, Sendable {

@@ -10,6 +10,7 @@ extension Adapters {
                 linear           the weighted sum of the matrices; of adapters of one rank
                 cat              the weighted sum of what they change, exactly; the ranks add up
                 svd              the nearest to that of --rank
+                truncate         the first --rank ranks of one adapter: what a DyLoRA is trained for
                 ties             TIES: the largest elements, the sign that most agree on, their mean
                 dare_linear      DARE: a random part of the elements, grown by what is left out; dare_ties likewise
                 magnitude_prune  the largest elements, summed
@@ -21,9 +22,9 @@ extension Adapters {
         @Argument(help: "Names of adapters that the daemon holds.") var adapters: [String]
         @Option(help: "What to call the new one.") var name: String
         @Option(help: "Weights with commas, one an adapter. Default: 1 each.") var weights: String?
-        @Option(help: "linear, cat, svd, ties, dare_linear, dare_ties or magnitude_prune.") var combination = CombinationKind.linear
+        @Option(help: "linear, cat, svd, truncate, ties, dare_linear, dare_ties or magnitude_prune.") var combination = CombinationKind.linear
         @Option(help: "The part of the elements that pruning leaves, above 0 to 1.") var density: Double?
-        @Option(help: "Rank of svd.") var rank: Int?
+        @Option(help: "Rank of svd and truncate.") var rank: Int?
         @Option(help: "Seed of dare_linear and dare_ties.") var seed: UInt64?
 
         func run() async throws {

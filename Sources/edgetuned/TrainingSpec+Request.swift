@@ -47,7 +47,11 @@ extension AdapterSpec {
         try refuse("lora_dropout", request.loraDropout > 0, unless: method.hasDropout, "dropout here")
         try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
         try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
+        try refuse("init_lora_weights", request.initLoraWeights != nil, unless: method.peftType == AdapterMethods.lora.peftType, "such start")
         let rank = request.loraR ?? method.defaultRank
+        guard request.initLoraWeights != .orthogonal || rank % 2 == 0 else {
+            throw Problem(.invalidValue, "lora_r: \(rank) is not allowed; with init_lora_weights: orthogonal use an even number")
+        }
         guard rank <= method.largestRank else {
             throw Problem(.invalidValue, "lora_r: \(rank) is not allowed; with \(method.name) use 1 to \(method.largestRank)")
         }
@@ -62,6 +66,11 @@ extension AdapterSpec {
             dropout: Float(request.loraDropout), targets: targets, layers: request.layersToTransform)
         usesRankStabilizedScaling = request.useRslora ?? false
         learningRateRatio = request.loraplusLrRatio
+        switch request.initLoraWeights {
+        case nil, .kaiming: start = .kaiming
+        case .gaussian: start = .gaussian
+        case .orthogonal: start = .orthogonal
+        }
     }
 }
 

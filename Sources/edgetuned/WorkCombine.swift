@@ -32,6 +32,7 @@ extension AdapterCombination.Kind {
         case .linear: self = .linear
         case .cat: self = .cat
         case .svd: self = .svd
+        case .truncate: self = .truncate
         case .ties: self = .ties
         case .dareLinear: self = .dareLinear
         case .dareTies: self = .dareTies

@@ -25,7 +25,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let daemon = try DaemonProcess(in: directory.path)
         try KillTests.prepare(daemon)
         let rows = try Self.table(daemon).rows
-        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "vera", "miss", "loha", "ia3"])
+        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "ia3"])
         for row in rows {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
             var request = KillTests.request("of-\(row.name)")
@@ -103,7 +103,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
             (try combine("x", ["nobody"], .linear), 404, "there is no adapter"),
             (try combine("x", ["one", "small"], .linear), 422, "the adapters have the ranks 4, 2"),
             (try combine("x", ["one"], .ties), 422, "density: nothing is not allowed; use above 0, to 1"),
-            (try combine("x", ["one"], .linear) { $0.rank = 2 }, 422, "rank: 2 is not allowed; use it with svd only"),
+            (try combine("x", ["one"], .linear) { $0.rank = 2 }, 422, "rank: 2 is not allowed; use it with svd and truncate only"),
             (try combine("x", [], .linear), 422, "adapters: 0 entries"),
             (try combine("../x", ["one"], .linear), 422, "name"),
         ]

@@ -92,6 +92,27 @@ struct CombinationTests {
         #expect(try combined(.dareTies, 0.5).map(\.modulePath) == combined(.ties, 0.5).map(\.modulePath))
     }
 
+    @Test("a truncated adapter is its first ranks, scaled by alpha over as many")
+    func truncation() throws {
+        let scratch = try TemporaryDirectory()
+        let whole = try Self.pair(in: scratch.path)[0], spec = try LoadedAdapterTests.spec()
+        let first = try AdapterCombination(.truncate, weights: [1], rank: 3).combine([whole])
+        #expect(first.rank == 3)
+        let found = try Self.changes(first)
+        for (_, one) in try whole.tensors(of: spec) {
+            var change = [Float](repeating: 0, count: one.outFeatures * one.inFeatures)
+            for row in 0..<one.outFeatures {
+                for k in 0..<3 {
+                    for column in 0..<one.inFeatures {
+                        change[row * one.inFeatures + column] += 8 / 3 * one.loraB[row * 4 + k] * one.loraA[k * one.inFeatures + column]
+                    }
+                }
+            }
+            #expect(relativeError(try #require(found[one.modulePath]), change) < 1e-6)
+        }
+        #expect(throws: CombinationError.severalToTruncate) { try AdapterCombination(.truncate, weights: [1, 1]).combine([whole, whole]) }
+    }
+
     @Test("ranks that differ are refused but by cat and svd, and one adapter's own rank is made lower")
     func ranks() throws {
         let scratch = try TemporaryDirectory()

@@ -61,19 +61,19 @@ struct Trainee {
     }
 
     /// Σ nll; the gradients are added to.
-    func accumulate(_ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil) throws -> Double {
+    func accumulate(_ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil) throws -> Double {
         var loss = 0.0
-        try step.accumulate(batch, lossScale: lossScale, masks: masks, loss: &loss)
+        try step.accumulate(batch, lossScale: lossScale, masks: masks, rank: rank, loss: &loss)
         return loss
     }
 
     /// Losses and gradient norms of steps on the same batch.
-    func train(_ batch: MicroBatch, steps: Int, learningRate: Double) throws -> (losses: [Double], norms: [Double]) {
+    func train(_ batch: MicroBatch, steps: Int, learningRate: Double, rank: Int? = nil) throws -> (losses: [Double], norms: [Double]) {
         var (losses, norms): ([Double], [Double]) = ([], [])
         for index in 0..<steps {
             step.clearGradients()
             let count = batch.lossRows.count
-            losses.append(try accumulate(batch, lossScale: 1 / Float(count)) / Double(count))
+            losses.append(try accumulate(batch, lossScale: 1 / Float(count), rank: rank) / Double(count))
             norms.append(
                 sumOfSquares(adapters.gradients, count: adapters.trainedCount, kernels: step.kernels).squareRoot())
             let spec = Self.spec(learningRate: learningRate)

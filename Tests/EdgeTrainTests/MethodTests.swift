@@ -12,12 +12,14 @@ import Testing
 struct MethodCase: CustomTestStringConvertible, Sendable {
     let name: String
     let adapter: AdapterSpec
+    /// What every step of the golden has drawn.
+    var drawnRank: Int? { adapter.method.drawsRank ? 3 : nil }
     var testDescription: String { name }
 
     static let all: [MethodCase] = [
         make("rslora", "lora", rank: 4, alpha: 8) { $0.usesRankStabilizedScaling = true },
         make("loraplus", "lora", rank: 2, alpha: 8) { $0.learningRateRatio = 16 },
-        make("lora-fa", "lora-fa", rank: 4, alpha: 8), make("vera", "vera", rank: 8), make("miss", "miss", rank: 6),
+        make("lora-fa", "lora-fa", rank: 4, alpha: 8), make("dylora", "dylora", rank: 4, alpha: 8), make("vera", "vera", rank: 8), make("miss", "miss", rank: 6),
         make("loha", "loha", rank: 3, alpha: 6), make("dora", "dora", rank: 4, alpha: 8), make("ia3", "ia3"),
         make("ia3-recommended", "ia3") { $0.targets = .names(["k_proj", "v_proj", "down_proj"]) },
     ]
@@ -70,7 +72,7 @@ struct MethodTests {
         #expect(worst < 5e-5)
 
         let count = batch.lossRows.count
-        let loss = try trainee.accumulate(batch, lossScale: 1 / Float(count)) / Double(count)
+        let loss = try trainee.accumulate(batch, lossScale: 1 / Float(count), rank: method.drawnRank) / Double(count)
         let expectedLoss = Double(try golden.floats("\(method.name)/loss")[0])
         #expect(abs(loss / expectedLoss - 1) < 2e-6)
         let expected = try Self.tensors(method, "gradient")
@@ -83,7 +85,7 @@ struct MethodTests {
         }
         #expect(expected.reduce(0) { $0 + $1.values.count } == trainee.adapters.layout.trainableCount)
 
-        let (losses, _) = try trainee.train(batch, steps: 10, learningRate: 2e-3)
+        let (losses, _) = try trainee.train(batch, steps: 10, learningRate: 2e-3, rank: method.drawnRank)
         let expectedLosses = try golden.floats("\(method.name)/training_losses")
         let worstLoss = zip(losses, expectedLosses).map { abs($0 / Double($1) - 1) }.max()!
         #expect(worstLoss < 1e-3)
@@ -101,6 +103,18 @@ struct MethodTests {
         try Data(config.utf8).write(to: URL(fileURLWithPath: directory + "/adapter_config.json"))
     }
 
+    /// Of all ranks, by the golden's logits.
+    static func wholeLoss(_ method: MethodCase) throws -> Double {
+        let golden = try golden.get(), batch = MicroBatch(try golden.samples())
+        let logits = try golden.floats("\(method.name)/logits")
+        let columns = logits.count / batch.tokens.count
+        let losses = zip(batch.lossRows, batch.targets).map { row, target in
+            let values = logits[Int(row) * columns..<(Int(row) + 1) * columns].map(Double.init)
+            return log(values.reduce(0) { $0 + exp($1) }) - values[Int(target)]
+        }
+        return losses.reduce(0, +) / Double(losses.count)
+    }
+
     static func loss(_ model: BaseModel, _ adapter: LoadedAdapter?, in scratch: String) throws -> Double {
         try MergedModelTests.loss(model, adapter, try golden.get().samples(), in: scratch)
     }
@@ -110,7 +124,7 @@ struct MethodTests {
         let scratch = try TemporaryDirectory()
         try Self.peftDirectory(method, scratch.path)
         let model = try BaseModel.open(path: TinyRun.modelPath)
-        let expected = Double(try Self.golden.get().floats("\(method.name)/loss")[0])
+        let expected = try Self.wholeLoss(method)
         let adapter = try LoadedAdapter(directory: scratch.path, of: model.spec)
         #expect(abs(try Self.loss(model, adapter, in: scratch.path) / expected - 1) < 2e-6)
         let merged = try MergedModel(model, adapter, format: .f16)
@@ -143,7 +157,7 @@ struct MethodTests {
             #expect(theirs[key] == value || theirs[key]?.double == value.double && value.double != nil, "\(key): \(value)")
         }
         let adapter = try LoadedAdapter(directory: scratch.path + "/a", of: trainee.model.spec)
-        let loss = Double(try Self.golden.get().floats("\(method.name)/loss")[0])
+        let loss = try Self.wholeLoss(method)
         #expect(abs(try Self.loss(trainee.model, adapter, in: scratch.path) / loss - 1) < 2e-6)
     }
 
@@ -167,8 +181,7 @@ struct MethodTests {
         }
         try export()
         let adapter = try LoadedAdapter(tensors: path, config: nil, spec: model.spec, limitBytes: 1 << 24)
-        let expected = Double(try Self.golden.get().floats("\(method.name)/loss")[0])
-        #expect(abs(try Self.loss(model, adapter, in: scratch.path) / expected - 1) < 2e-6)
+        #expect(abs(try Self.loss(model, adapter, in: scratch.path) / Self.wholeLoss(method) - 1) < 2e-6)
     }
 
     // MARK: the same bits
@@ -178,7 +191,7 @@ struct MethodTests {
     ) throws -> [UInt32] {
         let trainee = try trainee(method, keptLayers: keptLayers, threads: threads)
         try trainee.adapters.load(tensors(method, "initial"), trainee.model.spec)
-        for batch in batches { _ = try trainee.accumulate(MicroBatch(batch), lossScale: 0.1) }
+        for batch in batches { _ = try trainee.accumulate(MicroBatch(batch), lossScale: 0.1, rank: method.drawnRank) }
         return (0..<trainee.adapters.trainedCount).map { trainee.adapters.gradients[$0].bitPattern }
     }
 
@@ -204,5 +217,29 @@ struct MethodTests {
         let (losses, _) = try trainee.train(batch, steps: 30, learningRate: 5e-3)
         #expect(abs(losses[0] / base - 1) < 1e-6)
         #expect(losses.last! < 0.99 * losses[0], "\(losses)")
+    }
+
+    @Test("every start leaves the base as it is; gaussian has its deviation, orthogonal is none of zero", arguments: AdapterStart.allCases)
+    func starts(_ start: AdapterStart) throws {
+        var spec = AdapterSpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
+        spec.start = start
+        let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 20, longest: 13)
+        trainee.adapters.initialize(seed: 3)
+        var (count, squares) = (0, 0.0)
+        for slot in trainee.adapters.slots {
+            let a = trainee.adapters.loraA(slot), b = trainee.adapters.loraB(slot)
+            for i in 0..<a.count { squares += Double(a.base[i] * a.base[i]) }
+            count += a.count
+            #expect((0..<b.count).allSatisfy { (b.base[$0] == 0) == (start != .orthogonal) })
+            for row in 0..<b.rows {
+                for column in 0..<a.columns {
+                    let change = (0..<4).reduce(Float(0)) { $0 + b.row(row)[$1] * a.row($1)[column] }
+                    #expect(abs(change) < 1e-7)
+                }
+            }
+        }
+        if start == .gaussian { #expect(abs((squares / Double(count)).squareRoot() - 0.25) < 0.01) }
+        // A tenth of normal in half of the directions.
+        if start == .orthogonal { #expect(abs((squares / Double(count)).squareRoot() - 0.1 * 0.5.squareRoot()) < 0.005) }
     }
 }

@@ -211,7 +211,7 @@ private let modelJSON =
 
     @Test func everyKeyOfARequestIsSnakeCaseOnTheWireAsInTheFile() throws {
         var full = request()
-        (full.loraR, full.loraAlpha, full.useRslora, full.loraplusLrRatio) = (8, 16, true, 4)
+        (full.loraR, full.loraAlpha, full.useRslora, full.loraplusLrRatio, full.initLoraWeights) = (8, 16, true, 4, .gaussian)
         full.layersToTransform = [1]
         full.initFromAdapter = "a"
         full.maxSteps = 1

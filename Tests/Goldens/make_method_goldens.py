@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 SEED = 20261122
 LEARNING_RATE = 2e-3
 LEARNING_RATE_RATIO = 16.0
+DRAWN_RANK = 3
 
 
 def cases():
@@ -38,6 +39,7 @@ def cases():
         "lora-fa": LoraConfig(r=4, lora_alpha=8, target_modules=every, **task),
         "vera": VeraConfig(r=8, target_modules=every, projection_prng_key=3, **task),
         "miss": MissConfig(r=6, target_modules=every, **task),
+        "dylora": LoraConfig(r=4, lora_alpha=8, target_modules=every, **task),
         "dora": LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=every, **task),
         "loha": LoHaConfig(r=3, alpha=6, target_modules=every, **task),
         "ia3": IA3Config(target_modules=every, feedforward_modules=["down_proj"], **task),
@@ -72,6 +74,17 @@ def randomise(parameters, random):
             parameter.add_(0.1 * noise)
 
 
+def draw_rank(model, rank=DRAWN_RANK):
+    """DyLoRA's step of this rank, by its paper: the first ranks of A and B, and alpha over as many."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            a, b, alpha = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.lora_alpha["default"]
+            layer.forward = lambda x, layer=layer, a=a, b=b, alpha=alpha: (
+                layer.base_layer(x) + alpha / rank * (x @ a[:rank].T @ b[:, :rank].T))
+
+
 def make(name, config, base):
     from peft import get_peft_model, get_peft_model_state_dict
 
@@ -85,6 +98,9 @@ def make(name, config, base):
     assert not missing, missing
     batch = samples()
     loss, logits = batch_loss(model, batch)
+    if name == "dylora":
+        draw_rank(model)
+        loss, _ = batch_loss(model, batch)
     loss.backward()
     gradients = {key: value.grad.detach().clone() for key, value in parameters.items()}
     if name == "lora-fa":

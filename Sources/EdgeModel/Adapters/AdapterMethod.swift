@@ -13,7 +13,7 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, LoRA(name: "lora-fa", trainsA: false), dora, VeRA(), MiSS(), LoHa(), IA3(),
+        lora, LoRA(name: "lora-fa", trainsA: false), dora, DyLoRA(), VeRA(), MiSS(), LoHa(), IA3(),
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
@@ -42,6 +42,9 @@ package struct AdapterMatrix: Equatable, Sendable {
         case constant(Float)
         /// In ± bound.
         case uniform(bound: Float)
+        case normal(deviation: Float)
+        /// A and B of a LoRA together.
+        case orthogonal
         /// What the base's weights say, once they are in memory; zero until then.
         case measured
     }
@@ -144,9 +147,14 @@ package protocol AdapterMethod: Sendable {
     /// The stored matrices that are A and B themselves; nil: they are derived, or there are none.
     var storedFactors: (a: Int, b: Int)? { get }
     /// Fills the factors from what is stored and shared.
-    func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], into factors: AdapterFactors)
+    ///
+    /// - Parameter rank: of the stored ranks the first so many count: all, or what a step has drawn.
+    func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors)
     /// Adds to the gradients of what is stored (nil: not trained), by the chain rule, from those of the factors.
-    func chain(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?])
+    func chain(
+        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, rank: Int, into gradients: [Tensor?])
+    /// Whether every step trains a number of ranks that it draws.
+    var drawsRank: Bool { get }
 
     /// The stored vector that is i.
     func inputScale(_ linear: LinearShape) -> Int?
@@ -159,10 +167,11 @@ extension AdapterMethod {
     package var largestRank: Int { 512 }
     package func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
     package var storedFactors: (a: Int, b: Int)? { nil }
-    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], into factors: AdapterFactors) {}
+    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {}
     package func chain(
-        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?]
+        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, rank: Int, into gradients: [Tensor?]
     ) {}
+    package var drawsRank: Bool { false }
     package func inputScale(_ linear: LinearShape) -> Int? { nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }
     package var fileMethod: String { name }

@@ -20,6 +20,8 @@ package struct AdapterSpec: Equatable, Sendable {
     package var layers: [Int]?
     /// alpha is divided by √rank, and not by the rank (rsLoRA, arXiv:2312.03732): of the methods that have an alpha.
     package var usesRankStabilizedScaling = false
+    /// Of LoRA's A and B.
+    package var start = AdapterStart.kaiming
     /// What LoRA+ (arXiv:2402.12354) multiplies the learning rate of every B by; nil: 1.
     package var learningRateRatio: Double?
 
@@ -37,7 +39,7 @@ package struct AdapterSpec: Equatable, Sendable {
     package static func == (a: Self, b: Self) -> Bool {
         a.method.name == b.method.name && (a.rank, a.alpha, a.dropout) == (b.rank, b.alpha, b.dropout) && a.targets == b.targets
             && a.layers == b.layers && a.usesRankStabilizedScaling == b.usesRankStabilizedScaling
-            && a.learningRateRatio == b.learningRateRatio
+            && a.learningRateRatio == b.learningRateRatio && a.start == b.start
     }
 
     /// "rank 16, alpha 32.0": what of it the method has.

@@ -36,9 +36,8 @@ package struct LoHa: AdapterMethod {
     package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank * spec.rank }
     package func scaling(_ spec: AdapterSpec) -> Float { spec.alphaOverRank }
 
-    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], into factors: AdapterFactors) {
+    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {
         let (p1, q1, p2, q2) = (stored[0], stored[1], stored[2], stored[3])
-        let rank = q1.rows
         for i in 0..<rank {
             for j in 0..<rank {
                 let row = factors.a.row(i * rank + j)
@@ -51,11 +50,10 @@ package struct LoHa: AdapterMethod {
     }
 
     package func chain(
-        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?]
+        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, rank: Int, into gradients: [Tensor?]
     ) {
         let (p1, q1, p2, q2) = (stored[0], stored[1], stored[2], stored[3])
         let (dP1, dQ1, dP2, dQ2) = (gradients[0]!, gradients[1]!, gradients[2]!, gradients[3]!)
-        let rank = q1.rows
         for i in 0..<rank {
             for j in 0..<rank {
                 let row = dFactors.a.row(i * rank + j)

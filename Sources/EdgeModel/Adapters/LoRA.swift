@@ -23,13 +23,17 @@ package struct LoRA: AdapterMethod {
     }
 
     package func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] {
-        [
+        // The adapted model begins as the base.
+        let (a, b): (AdapterMatrix.Start, AdapterMatrix.Start) =
+            switch spec.start {
+            case .kaiming: (AdapterMatrix.kaiming(columns: linear.inFeatures), .constant(0))
+            case .gaussian: (.normal(deviation: 1 / Float(spec.rank)), .constant(0))
+            case .orthogonal: (.orthogonal, .orthogonal)
+            }
+        return [
+            AdapterMatrix(name: "lora_A.weight", rows: spec.rank, columns: linear.inFeatures, isTrained: trainsA, start: a),
             AdapterMatrix(
-                name: "lora_A.weight", rows: spec.rank, columns: linear.inFeatures, isTrained: trainsA,
-                start: AdapterMatrix.kaiming(columns: linear.inFeatures)),
-            // The adapted model begins as the base.
-            AdapterMatrix(
-                name: "lora_B.weight", rows: linear.outFeatures, columns: spec.rank, outputs: .rows, start: .constant(0),
+                name: "lora_B.weight", rows: linear.outFeatures, columns: spec.rank, outputs: .rows, start: b,
                 learningRateFactor: spec.learningRateRatio ?? 1),
         ]
     }

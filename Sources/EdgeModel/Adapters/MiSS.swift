@@ -20,7 +20,7 @@ package struct MiSS: AdapterMethod {
     package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
     package func scaling(_ spec: AdapterSpec) -> Float { 1 }
 
-    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], into factors: AdapterFactors) {
+    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {
         let (a, b) = (factors.a, factors.b)
         a.clear()
         for column in 0..<a.columns { a.row(column % a.rows)[column] = 1 }
@@ -28,7 +28,7 @@ package struct MiSS: AdapterMethod {
     }
 
     package func chain(
-        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?]
+        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, rank: Int, into gradients: [Tensor?]
     ) {
         let (b, gradient) = (dFactors.b, gradients[0]!)
         for row in 0..<b.rows { for column in 0..<b.columns { gradient.row(column)[row] += b.row(row)[column] } }

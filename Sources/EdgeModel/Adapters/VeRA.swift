@@ -42,7 +42,7 @@ package struct VeRA: AdapterMethod {
     package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
     package func scaling(_ spec: AdapterSpec) -> Float { 1 }
 
-    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], into factors: AdapterFactors) {
+    package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {
         let (lambdaB, lambdaD) = (stored[0].base, stored[1].base)
         let (a, b) = (factors.a, factors.b)
         for row in 0..<a.rows { for column in 0..<a.columns { a.row(row)[column] = lambdaD[row] * shared[0].row(row)[column] } }
@@ -53,7 +53,7 @@ package struct VeRA: AdapterMethod {
     }
 
     package func chain(
-        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, into gradients: [Tensor?]
+        _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, rank: Int, into gradients: [Tensor?]
     ) {
         func add(_ x: Tensor, _ y: Tensor, _ order: [Int]?, to sums: UnsafeMutablePointer<Float>) {
             for row in 0..<x.rows {
