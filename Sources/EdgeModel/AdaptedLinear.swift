@@ -55,13 +55,13 @@ extension DecoderLayer {
         _ modules: [LinearModule], _ x: Tensor, _ parts: [SamplePart], projected: [Tensor]
     ) -> [LowRankTerm?] {
         let adapted = adaptedModules(modules)
-        func z(_ module: AdaptedModule) -> Tensor { projected[module.slot.id.module.rawValue].prefix(x.rows) }
         withInputs(adapted, x, parts) { modules, input in
-            projectDown(input, modules.map { ($0.factors.a, z($0)) }, scale: scaling, on: pool)
+            projectDown(
+                input, modules.map { (a: $0.factors.a, z: $0.narrow(projected[$0.module], x.rows), scale: $0.slot.scaling) }, on: pool)
         }
         return modules.map { module in
             adapted.first { $0.slot.linear.parts.contains(module) }.map {
-                LowRankTerm(projected: z($0), factor: rows(of: module, $0.slot, $0.factors.b))
+                LowRankTerm(projected: $0.narrow(projected[$0.module], x.rows), factor: rows(of: module, $0.slot, $0.factors.b))
             }
         }
     }
@@ -80,14 +80,17 @@ extension DecoderLayer {
         // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
         let narrow = zip(adapted, gradients.own.dProjected).map { module, dz in
             NarrowGradient(
-                module: module, dz: dz.prefix(x.rows), dys: modules.filter { module.slot.linear.parts.contains($0.module) },
-                z: projected[module.slot.id.module.rawValue].prefix(x.rows))
+                module: module, dz: module.narrow(dz, x.rows), dys: modules.filter { module.slot.linear.parts.contains($0.module) },
+                z: module.narrow(projected[module.module], x.rows))
         }
         if !narrow.isEmpty {
             let factors = narrow.map { one in
-                (parts: one.dys.map { ($0.dy, rows(of: $0.module, one.module.slot, one.module.factors.b)) }, dz: one.dz)
+                (
+                    parts: one.dys.map { ($0.dy, rows(of: $0.module, one.module.slot, one.module.factors.b)) }, dz: one.dz,
+                    scale: one.module.slot.scaling
+                )
             }
-            projectDownBackward(factors, scale: scaling, on: pool)
+            projectDownBackward(factors, on: pool)
             addGradients(narrow, x: x, parts)
         }
         guard let dx else { return }
@@ -116,6 +119,13 @@ extension DecoderLayer {
     struct AdaptedModule {
         let slot: AdapterSet.Slot
         let factors: AdapterFactors
+        var module: Int { slot.id.module.rawValue }
+
+        /// Memory for the largest rank, as wide as this one's.
+        func narrow(_ memory: Tensor, _ rows: Int) -> Tensor {
+            precondition(rows <= memory.rows && slot.factorRank <= memory.columns)
+            return Tensor(memory.base, rows: rows, columns: slot.factorRank)
+        }
     }
 
     private struct NarrowGradient {
@@ -125,7 +135,6 @@ extension DecoderLayer {
         let z: Tensor
     }
 
-    private var scaling: Float { adapters?.spec.scaling ?? 0 }
     private var hasDropout: Bool { masks != nil && (adapters?.spec.dropout ?? 0) > 0 }
 
     /// The adapted linears that do these products, each at its leader; the other products of a fused one come with it.
@@ -255,7 +264,7 @@ extension DecoderLayer {
                 linear(factors.a, weights[module], into: projected, on: pool)
                 let gram = Tensor(scaledRows + rank * b.rows, rows: rank, columns: rank)
                 linear(factors.a, QuantizedMatrix(factors.a), into: gram, on: pool)
-                adaptedRowNorms(squares, b, projected, gram, scaling: scaling, into: scale.scale, on: pool)
+                adaptedRowNorms(squares, b, projected, gram, scaling: slot.scaling, into: scale.scale, on: pool)
                 // Now the lengths; then what they make of the magnitudes.
                 if scale.trained.base[0] == 0 { scale.trained.copy(from: scale.scale) }
                 for i in 0..<scale.scale.count { scale.scale.base[i] = scale.trained.base[i] / scale.scale.base[i] }
@@ -290,7 +299,7 @@ extension DecoderLayer {
         guard let scale = outputScale(module), let scaledRows else { return }
         let output = Tensor(scaledRows, rows: x.rows, columns: weights[module].outFeatures)
         let term = adapted.first { $0.slot.linear.parts.contains(module) }.map {
-            LowRankTerm(projected: projected[$0.slot.id.module.rawValue].prefix(x.rows), factor: rows(of: module, $0.slot, $0.factors.b))
+            LowRankTerm(projected: $0.narrow(projected[$0.module], x.rows), factor: rows(of: module, $0.slot, $0.factors.b))
         }
         linear(
             rounding([x], smoothing: smoothingVector(module, x), on: pool)[0],

@@ -19,6 +19,10 @@ package struct AdapterLayout {
         package var inFeatures: Int { shape.inFeatures }
         package var outFeatures: Int { shape.outFeatures }
         package let places: [Place]
+        /// As stored, and of the factors; 0: it has none.
+        package let rank: Int
+        package let factorRank: Int
+        package let scaling: Float
         /// Where its derived factors begin among those of the modules that work together, in elements.
         let factorOffset: Int
     }
@@ -34,6 +38,8 @@ package struct AdapterLayout {
     package let layerRanges: [Range<Int>]
     /// Elements of the derived factors of the modules that work together.
     private let factorCount: Int
+    /// The largest.
+    package let factorRank: Int
     /// Of all factors; and of those that have a gradient.
     package let factorElements: Int
     package let trainedFactorElements: Int
@@ -51,7 +57,8 @@ package struct AdapterLayout {
         // Layers are alike: what their linears have is made once.
         let ofModule = Dictionary(Set(modules.map(\.module)).map { ($0, spec.shape($0)) }) { first, _ in first }
         let shapes = modules.map { ofModule[$0.module]! }
-        let matrices = shapes.map { method.matrices($0, adapter) }
+        let specs = modules.map { adapter.own($0.path(spec)) }
+        let matrices = zip(shapes, specs).map { method.matrices($0, $1) }
         var count = 0
         func place(_ matrix: AdapterMatrix) -> Place {
             defer { count += Self.padded(matrix.count) }
@@ -76,7 +83,7 @@ package struct AdapterLayout {
         shared = method.shared(widest, adapter).map(place)
         parameterCount = count
 
-        let rank = method.derivesFactors(adapter) ? adapter.factorRank : 0
+        let isDerived = method.derivesFactors(adapter)
         var (slots, largest) = ([Slot](), 0)
         var together: (layer: Int, input: LinearModule, count: Int)?
         for (index, id) in modules.enumerated() {
@@ -86,23 +93,25 @@ package struct AdapterLayout {
             let shape = shapes[index]
             slots.append(
                 Slot(
-                    id: id, linear: spec.linear(doing: id.module), shape: shape, places: places[index].map { $0! },
-                    factorOffset: together!.count))
+                    id: id, linear: spec.linear(doing: id.module), shape: shape, places: places[index].map { $0! }, rank: specs[index].rank,
+                    factorRank: specs[index].factorRank, scaling: specs[index].scaling, factorOffset: together!.count))
+            let rank = isDerived ? specs[index].factorRank : 0
             together!.count += Self.padded(rank * shape.inFeatures) + Self.padded(rank * shape.outFeatures)
             largest = max(largest, together!.count)
         }
         self.slots = slots
         factorCount = largest
-        factorElements = shapes.reduce(0) { $0 + adapter.factorRank * ($1.inFeatures + $1.outFeatures) }
+        factorRank = slots.map(\.factorRank).max() ?? 0
+        factorElements = slots.reduce(0) { $0 + $1.factorRank * ($1.inFeatures + $1.outFeatures) }
         trainedFactorElements = slots.reduce(0) { sum, slot in
             let isTrained = method.storedFactors.map { slot.places[$0.a].matrix.isTrained } ?? true
-            return sum + adapter.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
+            return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
         }
         scaledWeights = shapes.reduce(0) { $0 + (method.outputScale($1) == nil ? 0 : $1.inFeatures * $1.outFeatures) }
         widestScaledInput = shapes.filter { method.inputScale($0) != nil }.map(\.inFeatures).max() ?? 0
         widestScaledOutput = shapes.filter { method.outputScale($0) != nil }.map(\.outFeatures).max() ?? 0
         let hasMagnitude = shapes.contains { method.outputScale($0)?.isMagnitude ?? false }
-        magnitudeCount = hasMagnitude ? adapter.factorRank * (widestScaledOutput + adapter.factorRank) : 0
+        magnitudeCount = hasMagnitude ? factorRank * (widestScaledOutput + factorRank) : 0
     }
 
     static func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }
@@ -255,7 +264,7 @@ package struct AdapterSet {
 
     /// A and B; nil where the method has none. Derived ones are those of the last `derive`.
     package func factors(_ slot: Slot) -> AdapterFactors? {
-        guard spec.factorRank > 0 else { return nil }
+        guard slot.factorRank > 0 else { return nil }
         if let stored = spec.method.storedFactors {
             return AdapterFactors(a: tensor(slot.places[stored.a]), b: tensor(slot.places[stored.b]))
         }
@@ -268,7 +277,7 @@ package struct AdapterSet {
     }
 
     private func derived(_ slot: Slot, from space: UnsafeMutablePointer<Float>) -> AdapterFactors {
-        let (rank, first) = (spec.factorRank, space + slot.factorOffset)
+        let (rank, first) = (slot.factorRank, space + slot.factorOffset)
         return AdapterFactors(
             a: Tensor(first, rows: rank, columns: slot.inFeatures),
             b: Tensor(first + AdapterLayout.padded(rank * slot.inFeatures), rows: slot.outFeatures, columns: rank))
@@ -278,7 +287,7 @@ package struct AdapterSet {
     func derive(_ slots: [Slot], on pool: WorkerPool) {
         guard spec.method.derivesFactors(spec) else { return }
         pool.run(slots.count) { index, _ in
-            spec.method.derive(slots[index].shape, stored(slots[index]), shared, rank: state.rank ?? spec.rank, into: factors(slots[index])!)
+            spec.method.derive(slots[index].shape, stored(slots[index]), shared, rank: usedRank(slots[index]), into: factors(slots[index])!)
         }
     }
 
@@ -321,8 +330,10 @@ package struct AdapterSet {
     /// Adds what the gradients of a slot's derived factors say of what is stored.
     func chain(_ slot: Slot) {
         spec.method.chain(
-            slot.shape, stored(slot), shared, factorGradients(slot), rank: state.rank ?? spec.rank, into: gradients(slot))
+            slot.shape, stored(slot), shared, factorGradients(slot), rank: usedRank(slot), into: gradients(slot))
     }
+
+    private func usedRank(_ slot: Slot) -> Int { min(state.rank ?? slot.rank, slot.rank) }
 
     /// What changes while the memory stays.
     private final class State {

@@ -174,13 +174,13 @@ private let narrowTokens = 126
 /// - Parameters:
 ///   - x: `[tokens, inFeatures]`.
 ///   - factors: A `[rank, inFeatures]` and z `[tokens, rank]` of each.
-package func projectDown(_ x: Tensor, _ factors: [(a: Tensor, z: Tensor)], scale: Float, on pool: WorkerPool) {
+package func projectDown(_ x: Tensor, _ factors: [(a: Tensor, z: Tensor, scale: Float)], on pool: WorkerPool) {
     let chunks = (x.rows + narrowTokens - 1) / narrowTokens
     let cost = OperationCost(
         flop: 2 * Double(x.count) * Double(factors.reduce(0) { $0 + $1.a.rows }), bytes: 4 * Double(x.count))
     pool.perform(.adapterProduct, cost) {
         pool.run(chunks * factors.count) { piece, scratch in
-            let (a, z) = factors[piece / chunks]
+            let (a, z, scale) = factors[piece / chunks]
             let first = piece % chunks * narrowTokens
             let tokens = first..<min(first + narrowTokens, x.rows)
             pool.productSlices(
@@ -195,7 +195,7 @@ package func projectDown(_ x: Tensor, _ factors: [(a: Tensor, z: Tensor)], scale
 ///
 /// - Parameter factors: dz `[tokens, rank]` of each, and its parts: dy `[tokens, outFeatures]` and B `[outFeatures, rank]`.
 package func projectDownBackward(
-    _ factors: [(parts: [(dy: Tensor, b: Tensor)], dz: Tensor)], scale: Float, on pool: WorkerPool
+    _ factors: [(parts: [(dy: Tensor, b: Tensor)], dz: Tensor, scale: Float)], on pool: WorkerPool
 ) {
     let rows = factors[0].dz.rows
     let chunks = (rows + narrowTokens - 1) / narrowTokens
@@ -204,7 +204,7 @@ package func projectDownBackward(
     }
     pool.perform(.adapterProduct, cost.sum) {
         pool.run(chunks * factors.count) { piece, scratch in
-            let (parts, dz) = factors[piece / chunks]
+            let (parts, dz, scale) = factors[piece / chunks]
             let first = piece % chunks * narrowTokens
             let tokens = first..<min(first + narrowTokens, rows)
             for (index, part) in parts.enumerated() {

@@ -45,8 +45,6 @@ package enum AdapterError: Error, Equatable, Sendable {
     case badRowOrder(module: String)
     /// llama.cpp's adapters have no place for this.
     case notForGGUF(method: String)
-    /// rsLoRA with several ranks: a GGUF adapter has one alpha.
-    case mixedRanks([Int])
     case badMetadata(key: String, found: String, expected: String)
     /// A file of a published artifact is gone, or is not what was published.
     case missingFile(String)
@@ -77,8 +75,6 @@ extension AdapterError: CustomStringConvertible {
             "\(directory) has both \(AdapterArtifact.framedName) and \(AdapterArtifact.plainName)"
         case .noGGUFName(let module): "\(module) has no counterpart in the GGUF file"
         case .badRowOrder(let module): "the row order of \(module) is not a permutation of its rows"
-        case .mixedRanks(let ranks):
-            "rank-stabilized scaling with ranks \(ranks) does not fit a GGUF adapter's one alpha"
         case .notForGGUF(let method):
             "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
                 + "edgetune merge makes a model that has it"

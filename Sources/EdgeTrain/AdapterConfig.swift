@@ -16,16 +16,11 @@ package struct AdapterConfig: Equatable, Sendable {
     /// A hub id or a path, as whoever trained the adapter called it.
     package var baseModelNameOrPath: String?
     package var usesRankStabilizedScaling: Bool
-    /// Regular expressions of module paths, the first that matches counting, with an alpha of their own. Ranks need no such list
-    /// here: the tensors' shapes say them.
-    private var alphaPattern: [AlphaOfPattern] = []
+    /// Modules with an alpha of their own; and with a rank, which the tensors' shapes say too.
+    private var alphaPattern = ModulePatterns<Double>()
+    private var rankPattern = ModulePatterns<Int>()
     /// Those of the targets that are the MLP's last: (IA)³ scales what they get.
     private var downTargets: [String] = []
-
-    private struct AlphaOfPattern: Equatable, Sendable {
-        let pattern: String
-        let alpha: Double
-    }
 
     package init(
         rank: Int, loraAlpha: Double, loraDropout: Double, targetModules: [String], layersToTransform: [Int]?,
@@ -56,6 +51,7 @@ package struct AdapterConfig: Equatable, Sendable {
             layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
             usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
         methodName = spec.method.fileMethod
+        (rankPattern, alphaPattern) = (spec.rankPattern, spec.alphaPattern)
         if !hasLayers {
             layersToTransform = nil
             downTargets = targets { $0 == .down }.sorted()
@@ -78,15 +74,11 @@ package struct AdapterConfig: Equatable, Sendable {
     ///
     /// - Throws: `AdapterError.badConfig` for a pattern that is no regular expression.
     package func scalings(of tensors: [LoRATensors]) throws -> [String: Double] {
-        let patterns = try alphaPattern.map { one in
-            do { return (try Regex("(.*\\.)?(\(one.pattern))"), one.alpha) } catch {
-                throw AdapterError.badConfig(key: "alpha_pattern", value: one.pattern)
-            }
-        }
+        if let pattern = alphaPattern.badPattern { throw AdapterError.badConfig(key: "alpha_pattern", value: pattern) }
         var scalings: [String: Double] = [:]
         for one in tensors {
             var own = self
-            own.loraAlpha = try patterns.first { try $0.0.wholeMatch(in: one.modulePath) != nil }?.1 ?? loraAlpha
+            own.loraAlpha = alphaPattern[one.modulePath] ?? loraAlpha
             scalings[one.modulePath] = own.scaling(rank: one.rank)
         }
         return scalings
@@ -113,8 +105,9 @@ package struct AdapterConfig: Equatable, Sendable {
         if let key = keys.dropout { members.append(.init(key, .number("\(loraDropout)"))) }
         members += method.configMembers(
             AdapterConfigValues(
-                rank: rank, alpha: loraAlpha, dropout: loraDropout, usesRankStabilizedScaling: usesRankStabilizedScaling,
-                downTargets: downTargets))
+                usesRankStabilizedScaling: usesRankStabilizedScaling, downTargets: downTargets,
+                rankPattern: .object(rankPattern.rows.map { .init($0.pattern, .number("\($0.value)")) }),
+                alphaPattern: .object(alphaPattern.rows.map { .init($0.pattern, Self.number($0.value)) })))
         members.sort { $0.key < $1.key }
         return JSONText.object(members).indented()
     }
@@ -140,7 +133,10 @@ package struct AdapterConfig: Equatable, Sendable {
         }
         baseModelNameOrPath = try Self.read("base_model_name_or_path", document, default: nil) { $0.string }
         usesRankStabilizedScaling = try Self.read("use_rslora", document, default: false) { $0.bool }
-        alphaPattern = try Self.read("alpha_pattern", document, default: []) { Self.alphas($0) }
+        alphaPattern = try Self.read("alpha_pattern", document, default: alphaPattern) {
+            Self.patterns($0) { $0.double.flatMap { $0.isFinite ? $0 : nil } }
+        }
+        rankPattern = try Self.read("rank_pattern", document, default: rankPattern) { Self.patterns($0) { $0.integer } }
     }
 
     private static func method(of document: JSONText) throws(AdapterError) -> any AdapterMethod {
@@ -178,12 +174,13 @@ package struct AdapterConfig: Equatable, Sendable {
         return decoded
     }
 
-    private static func alphas(_ value: JSONText) -> [AlphaOfPattern]? {
+    /// In the order of the file.
+    private static func patterns<Value>(_ value: JSONText, _ decode: (JSONText) -> Value?) -> ModulePatterns<Value>? {
         guard case .object(let members) = value else { return nil }
-        let alphas = members.compactMap { member in
-            member.value.double.flatMap { $0.isFinite ? AlphaOfPattern(pattern: member.key, alpha: $0) : nil }
+        let rows = members.compactMap { member in
+            decode(member.value).map { ModulePatterns.Row(pattern: member.key, value: $0) }
         }
-        return alphas.count == members.count ? alphas : nil
+        return rows.count == members.count ? ModulePatterns(rows) : nil
     }
 
     private static func strings(_ value: JSONText) -> [String]? {

@@ -37,7 +37,7 @@ extension AdapterSet {
         for slot in slots {
             let path = slot.id.path(model)
             guard let tensor = byPath[path] else { throw AdapterMismatch.missingModule(path) }
-            let expected = [spec.factorRank, slot.inFeatures, slot.outFeatures]
+            let expected = [slot.factorRank, slot.inFeatures, slot.outFeatures]
             guard [tensor.rank, tensor.inFeatures, tensor.outFeatures] == expected else {
                 throw AdapterMismatch.wrongShape(
                     module: path, found: [tensor.rank, tensor.inFeatures, tensor.outFeatures],

@@ -46,24 +46,19 @@ extension AdapterArtifact {
         try file.add("general.type", .string("adapter"))
         try file.add("general.architecture", .string(architecture))
         try file.add("adapter.type", .string("lora"))
-        try file.add(alphaKey, .float32(Float(try ggufAlpha(tensors.map(\.change), config))))
-        for (change, target) in tensors {
+        // llama.cpp scales by alpha/r, whatever the adapter was trained with: what a module's own scaling makes of that is in its B.
+        let scalings = try config.scalings(of: tensors.map(\.change))
+        let alphas = tensors.map { scalings[$0.change.modulePath]! * Double($0.change.rank) }
+        let alpha = alphas.contains(config.loraAlpha) ? config.loraAlpha : alphas.first { $0 != 0 } ?? 1
+        try file.add(alphaKey, .float32(Float(alpha)))
+        for ((change, target), own) in zip(tensors, alphas) {
             try file.addTensor(
                 target.name + ".lora_a", shape: [change.rank, change.inFeatures], type: .f32, body: .floats(change.loraA))
             try file.addTensor(
                 target.name + ".lora_b", shape: [change.outFeatures, change.rank], type: .f32,
-                body: .floats(rows(of: change, in: target.rowOrder)))
+                body: .floats(rows(of: change, in: target.rowOrder).map { own == alpha ? $0 : $0 * Float(own / alpha) }))
         }
         return file
-    }
-
-    /// llama.cpp scales by alpha/r, whatever the adapter was trained with.
-    private static func ggufAlpha(_ tensors: [LoRATensors], _ config: AdapterConfig) throws(AdapterError) -> Double {
-        // Of ranks that differ, alpha/r does what alpha does.
-        if config.method.storedFactors != nil, !config.usesRankStabilizedScaling { return config.loraAlpha }
-        let ranks = Set(tensors.map(\.rank)).sorted()
-        guard let rank = ranks.first, ranks.count == 1 else { throw .mixedRanks(ranks) }
-        return config.scaling(rank: rank) * Double(rank)
     }
 
     private static func rows(of change: LoRATensors, in order: [Int]?) throws(AdapterError) -> [Float] {

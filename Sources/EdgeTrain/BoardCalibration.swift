@@ -74,7 +74,7 @@ extension Calibration {
         let rank = 16
         let a = values(rank, features), z = values(tokens, rank), da = arena.tensor(rank, features)
         let adapter = time {
-            projectDown(x, [(a, z)], scale: 1, on: pool)
+            projectDown(x, [(a: a, z: z, scale: 1)], on: pool)
             addOuterProduct(z, x, [SamplePart(rows: 0..<tokens, sample: 0, firstToken: 0)], into: da, on: pool)
         }
 

@@ -58,7 +58,7 @@ package final class Generator {
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
         return cache + ofAdapter + hidden + hidden
             + LayerActivations.bytes(
-                tokens: chunk, mlpTokens: chunk, rank: adapter?.spec.factorRank ?? 1, adapted: adapter?.modules ?? [], spec)
+                tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], spec)
             + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
             + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
@@ -99,7 +99,7 @@ package final class Generator {
         keys = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         values = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         activations = LayerActivations(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.spec.factorRank ?? 1, adapted: layout?.modules ?? [], spec,
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [], spec,
             arena: arena)
         scaledRows = arena.floats(layout?.scaledCount(tokens: Self.promptChunk, isTrained: false) ?? 0)
         workspace = LayerWorkspace(

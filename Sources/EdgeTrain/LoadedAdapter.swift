@@ -140,6 +140,7 @@ package struct LoadedAdapter: Sendable {
         guard lora.method.storedFactors != nil, lora.method.fileMethod == method.name else {
             throw LoadedAdapterError.otherMethod(adapter: method.name, asked: lora.method.name)
         }
+        guard lora.rankPattern.isEmpty, lora.alphaPattern.isEmpty else { throw LoadedAdapterError.patterns }
         let found = Set(try self.modules(of: spec))
         var lines: [String] = []
         if rank != lora.rank { lines.append("lora_r: \(rank)") }
@@ -170,6 +171,7 @@ package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
     case otherMethod(adapter: String, asked: String)
     /// Some layers have other modules than others.
     case irregular
+    case patterns
     case differs(lines: [String])
 
     package var description: String {
@@ -179,6 +181,7 @@ package enum LoadedAdapterError: Error, Equatable, CustomStringConvertible {
         case .otherMethod(let adapter, let asked):
             "the adapter to begin from is \(adapter), the job asks for \(asked); a job of lora or lora-fa can begin from what is exactly a "
                 + "LoRA, one of dora from a DoRA"
+        case .patterns: "a job that begins from an adapter has its ranks and alphas, and no rank_pattern or alpha_pattern"
         case .irregular: "the adapter to begin from changes other modules in some layers than in others"
         case .differs: "the adapter to begin from is not what the job asks for"
         }

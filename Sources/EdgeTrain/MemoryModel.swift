@@ -142,7 +142,7 @@ package struct MemoryModel {
 
     private func oneLayer(_ shape: StepShape, mlpTokens: Int) -> ByteCount {
         LayerActivations.bytes(
-            tokens: shape.tokens, mlpTokens: mlpTokens, rank: adapter.factorRank, adapted: adaptedModules, spec)
+            tokens: shape.tokens, mlpTokens: mlpTokens, rank: layout.factorRank, adapted: adaptedModules, spec)
     }
     /// Of the layers that keep them.
     package func keptActivations(_ shape: StepShape) -> ByteCount {
@@ -152,7 +152,7 @@ package struct MemoryModel {
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
-            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: adapter.factorRank))
+            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: layout.factorRank))
             + (adapter.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero) + .floats(layout.scaledCount(tokens: shape.tokens, isTrained: true))
     }
 

@@ -107,14 +107,14 @@ package final class TrainStep {
             arena: arena)
         func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
-                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.adapter.factorRank, adapted: memory.adaptedModules, spec, arena: arena)
+                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.layout.factorRank, adapted: memory.adaptedModules, spec, arena: arena)
         }
         kept = (0..<shape.keptLayers).map { _ in layerActivations(mlpTokens: shape.tokens) }
         let (layer, head) = arena.either {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.adapter.factorRank), arena: arena),
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.layout.factorRank), arena: arena),
                 memory.adapter.dropout > 0 ? arena.tensor(shape.tokens, memory.widestInput) : nil,
                 arena.floats(memory.layout.scaledCount(tokens: shape.tokens, isTrained: true))
             )

@@ -20,6 +20,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var loraR: Int?
     /// Nil: the method's own, for LoRA 32.
     package var loraAlpha: Double?
+    /// Ranks, and alphas, of modules whose path ends in what an expression matches; the first in the order of the expressions counts.
+    package var rankPattern: [String: Int]?
+    package var alphaPattern: [String: Double]?
     /// What a LoRA's A and B begin as.
     package var initLoraWeights: LoRAStart?
     /// alpha is divided by the square root of the rank, and not by the rank.
@@ -89,7 +92,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
 
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
-        case adapter, loraR, loraAlpha, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
+        case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -115,6 +118,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.adapter, into: &adapter)
         try read(.loraR, into: &loraR)
         try read(.loraAlpha, into: &loraAlpha)
+        try read(.rankPattern, into: &rankPattern)
+        try read(.alphaPattern, into: &alphaPattern)
         try read(.initLoraWeights, into: &initLoraWeights)
         try read(.useRslora, into: &useRslora)
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
@@ -246,6 +251,17 @@ extension JobRequest {
         try require(Wire.isName(adapter), .adapter, "\"\(adapter)\"", "the name of a method, such as lora")
         if let loraR { try require((1...512).contains(loraR), .loraR, loraR, "1 to 512") }
         if let loraAlpha { try require(loraAlpha > 0 && loraAlpha <= 65536, .loraAlpha, loraAlpha, "above 0, to 65536") }
+        if let rankPattern {
+            try require(
+                (1...256).contains(rankPattern.count) && rankPattern.allSatisfy { (1...512).contains($0.value) && $0.key.utf8.count <= 1024 },
+                .rankPattern, "\(rankPattern.count) entries", "1 to 256 expressions, each with a rank of 1 to 512")
+        }
+        if let alphaPattern {
+            try require(
+                (1...256).contains(alphaPattern.count)
+                    && alphaPattern.allSatisfy { $0.value > 0 && $0.value <= 65536 && $0.key.utf8.count <= 1024 },
+                .alphaPattern, "\(alphaPattern.count) entries", "1 to 256 expressions, each with an alpha above 0, to 65536")
+        }
         if let ratio = loraplusLrRatio {
             try require(ratio >= 1 && ratio <= 1024, .loraplusLrRatio, ratio, "1 to 1024")
         }

@@ -66,6 +66,14 @@ extension AdapterSpec {
             dropout: Float(request.loraDropout), targets: targets, layers: request.layersToTransform)
         usesRankStabilizedScaling = request.useRslora ?? false
         learningRateRatio = request.loraplusLrRatio
+        let isLoRA = method.peftType == AdapterMethods.lora.peftType
+        try refuse("rank_pattern", request.rankPattern != nil, unless: isLoRA, "modules of other ranks")
+        try refuse("alpha_pattern", request.alphaPattern != nil, unless: isLoRA, "modules of other alphas")
+        rankPattern = ModulePatterns(request.rankPattern ?? [:])
+        alphaPattern = ModulePatterns(request.alphaPattern ?? [:])
+        for (key, bad) in [("rank_pattern", rankPattern.badPattern), ("alpha_pattern", alphaPattern.badPattern)] {
+            if let bad { throw Problem(.invalidValue, "\(key): \"\(bad)\" is not a regular expression") }
+        }
         switch request.initLoraWeights {
         case nil, .kaiming: start = .kaiming
         case .gaussian: start = .gaussian

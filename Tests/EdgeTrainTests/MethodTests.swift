@@ -19,7 +19,11 @@ struct MethodCase: CustomTestStringConvertible, Sendable {
     static let all: [MethodCase] = [
         make("rslora", "lora", rank: 4, alpha: 8) { $0.usesRankStabilizedScaling = true },
         make("loraplus", "lora", rank: 2, alpha: 8) { $0.learningRateRatio = 16 },
-        make("lora-fa", "lora-fa", rank: 4, alpha: 8), make("dylora", "dylora", rank: 4, alpha: 8), make("vera", "vera", rank: 8), make("miss", "miss", rank: 6),
+        make("lora-fa", "lora-fa", rank: 4, alpha: 8), make("dylora", "dylora", rank: 4, alpha: 8),
+        make("patterns", "lora", rank: 4, alpha: 8) {
+            $0.rankPattern = ModulePatterns(["layers.1.mlp.down_proj": 6, "q_proj": 2])
+            $0.alphaPattern = ModulePatterns(["k_proj": 3, "q_proj": 5])
+        }, make("vera", "vera", rank: 8), make("miss", "miss", rank: 6),
         make("loha", "loha", rank: 3, alpha: 6), make("dora", "dora", rank: 4, alpha: 8), make("ia3", "ia3"),
         make("ia3-recommended", "ia3") { $0.targets = .names(["k_proj", "v_proj", "down_proj"]) },
     ]

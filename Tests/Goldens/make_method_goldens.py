@@ -39,6 +39,9 @@ def cases():
         "lora-fa": LoraConfig(r=4, lora_alpha=8, target_modules=every, **task),
         "vera": VeraConfig(r=8, target_modules=every, projection_prng_key=3, **task),
         "miss": MissConfig(r=6, target_modules=every, **task),
+        "patterns": LoraConfig(
+            r=4, lora_alpha=8, rank_pattern={"layers.1.mlp.down_proj": 6, "q_proj": 2}, alpha_pattern={"k_proj": 3, "q_proj": 5},
+            target_modules=every, **task),
         "dylora": LoraConfig(r=4, lora_alpha=8, target_modules=every, **task),
         "dora": LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=every, **task),
         "loha": LoHaConfig(r=3, alpha=6, target_modules=every, **task),

@@ -97,18 +97,16 @@ package struct AdapterFactors {
 
 /// What adapter_config.json says of an adapter, whatever its method.
 package struct AdapterConfigValues: Equatable, Sendable {
-    package var rank: Int
-    package var alpha: Double
-    package var dropout: Double
     package var usesRankStabilizedScaling: Bool
     /// Those of the targets that are the MLP's last.
     package var downTargets: [String]
-    package init(rank: Int, alpha: Double, dropout: Double, usesRankStabilizedScaling: Bool, downTargets: [String]) {
-        self.rank = rank
-        self.alpha = alpha
-        self.dropout = dropout
+    package var rankPattern: JSONText
+    package var alphaPattern: JSONText
+    package init(usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText) {
         self.usesRankStabilizedScaling = usesRankStabilizedScaling
         self.downTargets = downTargets
+        self.rankPattern = rankPattern
+        self.alphaPattern = alphaPattern
     }
 }
 

@@ -20,6 +20,9 @@ package struct AdapterSpec: Equatable, Sendable {
     package var layers: [Int]?
     /// alpha is divided by √rank, and not by the rank (rsLoRA, arXiv:2312.03732): of the methods that have an alpha.
     package var usesRankStabilizedScaling = false
+    /// Modules with a rank, or an alpha, of their own: of the methods whose files are LoRA's.
+    package var rankPattern = ModulePatterns<Int>()
+    package var alphaPattern = ModulePatterns<Double>()
     /// Of LoRA's A and B.
     package var start = AdapterStart.kaiming
     /// What LoRA+ (arXiv:2402.12354) multiplies the learning rate of every B by; nil: 1.
@@ -39,7 +42,7 @@ package struct AdapterSpec: Equatable, Sendable {
     package static func == (a: Self, b: Self) -> Bool {
         a.method.name == b.method.name && (a.rank, a.alpha, a.dropout) == (b.rank, b.alpha, b.dropout) && a.targets == b.targets
             && a.layers == b.layers && a.usesRankStabilizedScaling == b.usesRankStabilizedScaling
-            && a.learningRateRatio == b.learningRateRatio && a.start == b.start
+            && a.learningRateRatio == b.learningRateRatio && a.start == b.start && a.rankPattern == b.rankPattern && a.alphaPattern == b.alphaPattern
     }
 
     /// "rank 16, alpha 32.0": what of it the method has.
@@ -49,12 +52,49 @@ package struct AdapterSpec: Equatable, Sendable {
             .reduce(method.name) { "\($0), \($1)" }
     }
 
+    /// Of the module with this path.
+    func own(_ path: String) -> AdapterSpec {
+        guard !rankPattern.isEmpty || !alphaPattern.isEmpty else { return self }
+        var own = self
+        own.rank = rankPattern[path] ?? rank
+        own.alpha = alphaPattern[path].map(Float.init) ?? alpha
+        return own
+    }
+
     /// PEFT's word for what the low-rank change is multiplied by.
     package var scaling: Float { method.scaling(self) }
     /// Of the change's factors; 0: it has none.
     package var factorRank: Int { method.factorRank(self) }
     /// alpha / rank, or alpha / √rank.
     var alphaOverRank: Float { alpha / (usesRankStabilizedScaling ? Float(rank).squareRoot() : Float(rank)) }
+}
+
+/// Values for modules whose path ends in what a regular expression matches, from a dot on; the first that matches counts, in the order of
+/// the expressions (peft `get_pattern_key`, which takes them in the order of the file: sorted, in ours).
+package struct ModulePatterns<Value: Equatable & Sendable>: Equatable, Sendable {
+    package struct Row: Equatable, Sendable {
+        package let pattern: String
+        package let value: Value
+        package init(pattern: String, value: Value) {
+            self.pattern = pattern
+            self.value = value
+        }
+    }
+
+    package let rows: [Row]
+    package var isEmpty: Bool { rows.isEmpty }
+    package init(_ rows: [Row] = []) { self.rows = rows }
+    package init(_ values: [String: Value]) { rows = values.sorted { $0.key < $1.key }.map { Row(pattern: $0.key, value: $0.value) } }
+
+    /// The first that is no regular expression.
+    package var badPattern: String? { rows.first { (try? Self.regex($0.pattern)) == nil }?.pattern }
+
+    /// - Precondition: there is no bad pattern.
+    package subscript(path: String) -> Value? {
+        rows.first { (try? Self.regex($0.pattern).wholeMatch(in: path)) != nil }?.value
+    }
+
+    private static func regex(_ pattern: String) throws -> Regex<AnyRegexOutput> { try Regex("(.*\\.)?(\(pattern))") }
 }
 
 package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {

@@ -16,8 +16,8 @@ package struct LoRA: AdapterMethod {
 
     static func members(_ values: AdapterConfigValues, isDoRA: Bool) -> [JSONText.Member] {
         [
-            .init("alpha_pattern", .object([])), .init("bias", .string("none")), .init("fan_in_fan_out", .bool(false)),
-            .init("init_lora_weights", .bool(true)), .init("rank_pattern", .object([])), .init("use_dora", .bool(isDoRA)),
+            .init("alpha_pattern", values.alphaPattern), .init("bias", .string("none")), .init("fan_in_fan_out", .bool(false)),
+            .init("init_lora_weights", .bool(true)), .init("rank_pattern", values.rankPattern), .init("use_dora", .bool(isDoRA)),
             .init("use_rslora", .bool(values.usesRankStabilizedScaling)),
         ]
     }
