@@ -8,6 +8,6 @@ struct Edgebench: ParsableCommand {
         commandName: "edgebench", abstract: "Measure kernels, a training step, or a memory plan.",
         subcommands: [
             KernelsBench.self, StepBench.self, PlanBench.self, CalibrateBench.self, ModelBench.self, ImportBench.self,
-            PerplexityBench.self, TokenizeBench.self, RenderBench.self,
+            PerplexityBench.self, AccuracyBench.self, TokenizeBench.self, RenderBench.self,
         ])
 }

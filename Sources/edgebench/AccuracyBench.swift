@@ -1,0 +1,74 @@
+// Loss and exact answers of a model, with or without an adapter, on lines of a data set.
+import ArgumentParser
+import EdgeFormats
+import EdgeModel
+import EdgeTensor
+import EdgeTrain
+
+struct AccuracyBench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "accuracy", abstract: "How many answers of a data set a model would give word for word, and its loss on them.",
+        discussion: "An answer counts when each of its tokens is the most likely one after those before it: what greedy generation gives.")
+
+    @Option(help: "A GGUF model.") var model: String
+    @Option(help: "A directory with an adapter; none: the model alone.") var adapter: String?
+    @Option(help: "A data set (JSONL).") var data: String
+    @Option(help: "Worker threads.") var threads = 2
+
+    private struct Line: Encodable {
+        let answers: Int, exact: Int
+        let accuracy: Double, loss: Double
+        let lossTokens: Int
+    }
+
+    func run() throws {
+        let base = try BaseModel.open(path: model)
+        let samples = try samples(of: base)
+        let loaded = try adapter.map { try LoadedAdapter(directory: $0, of: base.spec) }
+        let spec = loaded?.spec ?? AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
+        let memory = MemoryModel(
+            spec: base.spec, adapter: spec, modules: try loaded?.modules(of: base.spec) ?? spec.modules(of: base.spec), weights: WeightParts(base))
+        let longest = samples.map(\.tokens.count).max() ?? 1
+        let shape = StepShape(
+            tokens: longest, longestSample: longest, lossChunk: min(128, longest), keptLayers: 0, threads: threads, compute: .f32)
+        let step = try TrainStep(
+            model: base, memory: memory, shape: shape, kernels: .strongest, arena: try Arena(capacity: memory.arena(shape)),
+            spillDirectory: "/tmp")
+        if let loaded { try loaded.load(into: step.adapters, base.spec) } else { step.adapters.initialize(seed: 1) }
+        var (exact, loss, tokens) = (0, 0.0, 0)
+        for sample in samples {
+            let batch = MicroBatch([sample])
+            var isExact = true
+            try step.logits(of: batch) { first, logits in
+                for (row, target) in zip(batch.lossRows, batch.targets) {
+                    let row = Int(row) - first
+                    guard (0..<logits.rows).contains(row) else { continue }
+                    isExact = isExact && mostLikely(logits, row) == Int(target)
+                }
+            }
+            if isExact { exact += 1 }
+            try step.evaluate(batch, loss: &loss)
+            tokens += batch.lossRows.count
+        }
+        try Measurement.printLine(
+            Line(
+                answers: samples.count, exact: exact, accuracy: Double(exact) / Double(max(1, samples.count)),
+                loss: loss / Double(max(1, tokens)), lossTokens: tokens))
+    }
+
+    private func samples(of base: BaseModel) throws -> [TokenizedSample] {
+        let tokenizer = try Tokenizer(try TokenizerSpec(gguf: base.file))
+        let template = try ChatTemplate.compile(gguf: base.file)
+        var reader = try DatasetReader.open(path: data)
+        var samples: [TokenizedSample] = []
+        while let line = try reader.next() {
+            samples.append(
+                try TrainingText(line, chatTemplate: template, tokenizer: tokenizer, lossScope: .completions).tokenized(by: tokenizer))
+        }
+        return samples
+    }
+
+    private func mostLikely(_ logits: Tensor, _ row: Int) -> Int {
+        (1..<logits.columns).reduce(0) { logits.row(row)[$1] > logits.row(row)[$0] ? $1 : $0 }
+    }
+}
