@@ -47,9 +47,14 @@ extension AdapterArtifact {
 
     /// Sorted by module path. Every tensor is used, or is an error.
     ///
-    /// - Parameter shape: of a module of the base; nil where there is none.
+    /// - Parameters:
+    ///   - limitBytes: the most that derived factors may take: a small file can mean large ones.
+    ///   - shape: of a module of the base; nil where there is none.
     /// - Throws: `AdapterError`; `AdapterMismatch.noSuchModule`.
-    package func lora(_ shape: (_ modulePath: String) throws -> (inFeatures: Int, outFeatures: Int)?) throws -> [LoRATensors] {
+    package func lora(
+        limitBytes: Int = tensorFileLimitBytes, _ shape: (_ modulePath: String) throws -> (inFeatures: Int, outFeatures: Int)?
+    ) throws -> [LoRATensors] {
+        var derivedBytes = 0
         let method = config.method
         let byName = Dictionary(stored.map { ($0.name, $0) }) { first, _ in first }
         let spec = config.spec
@@ -75,6 +80,8 @@ extension AdapterArtifact {
                 guard let found = try shape(module) else { throw AdapterMismatch.noSuchModule(module) }
                 let linear = LinearShape(
                     inFeatures: found.inFeatures, outFeatures: found.outFeatures, isDown: module.hasSuffix("mlp.down_proj"))
+                derivedBytes += 4 * spec.factorRank * (linear.inFeatures + linear.outFeatures)
+                guard derivedBytes <= limitBytes else { throw LoadedAdapterError.tooLarge(bytes: derivedBytes, limitBytes: limitBytes) }
                 return try Self.change(of: module, linear, spec, tensors, common)
             }
             let (a, b) = (tensors[stored.a], tensors[stored.b])

@@ -112,6 +112,9 @@ package struct AdapterConfig: Equatable, Sendable {
         return JSONText.object(members).indented()
     }
 
+    /// Of what is read; it is multiplied by itself, and by a linear's sizes.
+    private static let largestRank = 1 << 16
+
     /// - Throws: `JSONTextError` or `AdapterError`.
     package init(json: ByteRegion) throws {
         let document = try json.withBytes { try JSONText(parsing: $0) }
@@ -119,7 +122,7 @@ package struct AdapterConfig: Equatable, Sendable {
         try Self.refuseUnsupported(document)
         methodName = method.name
         let keys = method.configKeys
-        rank = try keys.rank.map { try Self.read($0, document, default: 8) { $0.integer.flatMap { $0 > 0 ? $0 : nil } } } ?? 1
+        rank = try keys.rank.map { try Self.read($0, document, default: 8) { $0.integer.flatMap { (1...Self.largestRank).contains($0) ? $0 : nil } } } ?? 1
         loraAlpha = try keys.alpha.map { try Self.read($0, document, default: 8) { $0.double.flatMap { $0.isFinite ? $0 : nil } } } ?? 1
         loraDropout = try keys.dropout.map { try Self.read($0, document, default: 0) { $0.double } } ?? 0
         downTargets = try Self.read("feedforward_modules", document, default: []) {

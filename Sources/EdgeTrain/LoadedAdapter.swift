@@ -49,7 +49,7 @@ package struct LoadedAdapter: Sendable {
     }
 
     private init(_ artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
-        let tensors = try artifact.lora { path in
+        let tensors = try artifact.lora(limitBytes: limitBytes) { path in
             let id = try ModuleID(path: path, in: spec)
             return (id.inFeatures(spec), id.outFeatures(spec))
         }

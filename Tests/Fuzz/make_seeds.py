@@ -6,6 +6,7 @@ begin with "found-" are inputs that once broke a claim; they are not made here a
 """
 import hashlib
 import json
+import math
 import pathlib
 import random
 import struct
@@ -216,6 +217,24 @@ def adapters():
     file = safetensors(tensors)
     save("adapter", "peft", config + b"\0" + file)
     save("adapter", "framed", config + b"\0" + lz4(file))
+    # The other methods' files, for the same linears and down_proj (16 inputs, 8 outputs).
+    matrices = {
+        "dora": ("LORA", {"lora_A.weight": lambda i, o: [2, i], "lora_B.weight": lambda i, o: [o, 2], "lora_magnitude_vector": lambda i, o: [o]}, {}),
+        "vera": ("VERA", {"vera_lambda_b": lambda i, o: [o], "vera_lambda_d": lambda i, o: [2]},
+                 {"base_model.vera_A": [2, 16], "base_model.vera_B": [8, 2]}),
+        "miss": ("MISS", {"miss_block": lambda i, o: [2, o]}, {}),
+        "loha": ("LOHA", {"hada_w1_a": lambda i, o: [o, 2], "hada_w1_b": lambda i, o: [2, i], "hada_w2_a": lambda i, o: [o, 2],
+                          "hada_w2_b": lambda i, o: [2, i]}, {}),
+        "ia3": ("IA3", {"ia3_l": lambda i, o: [1, i] if i == 16 else [o, 1]}, {}),
+    }
+    for name, (kind, stored, shared) in matrices.items():
+        file = {f"{base}{layer}.{module}.{matrix}": ("F32", shape(*sizes), floats(math.prod(shape(*sizes))))
+                for layer in range(2) for module, sizes in (("self_attn.v_proj", (8, 4)), ("mlp.down_proj", (16, 8)))
+                for matrix, shape in stored.items()}
+        file |= {key: ("F32", shape, floats(math.prod(shape))) for key, shape in shared.items()}
+        settings = {"peft_type": kind, "r": 2, "target_modules": ["v_proj", "down_proj"]}
+        settings |= {"use_dora": True} if name == "dora" else {"feedforward_modules": ["down_proj"]} if name == "ia3" else {}
+        save("adapter", name, json.dumps(settings).encode() + b"\0" + safetensors(file))
     save("adapter", "llama-cpp", b"\0" + gguf({
         "general.type": (STRING, "adapter"), "general.architecture": (STRING, "llama"), "adapter.type": (STRING, "lora"),
         "adapter.lora.alpha": (FLOAT32, 4.0)}, ggufs))

@@ -25,6 +25,13 @@ extension FuzzTarget {
         let tensors = ScratchDirectory.save(parts.count > 1 ? parts[1] : [], to: "adapter.tensors")
         let adapter = try LoadedAdapter(
             tensors: tensors, config: parts[0].isEmpty ? nil : config, spec: spec, limitBytes: max(8192, 300 * bytes.count))
+        // As it is generated with, whatever its method.
+        let layout = AdapterLayout(adapter.spec, modules: try adapter.modules(of: spec), of: spec)
+        let own = try Arena(capacity: .floats(layout.parameterCount))
+        try withExtendedLifetime(own) {
+            let set = AdapterSet(layout, of: spec, parameters: own.floats(layout.parameterCount), gradients: nil, factorSpace: nil)
+            try adapter.load(into: set, spec)
+        }
         let lora = SmallModel.lora, modules = try lora.modules(of: spec)
         try adapter.check(lora, modules: modules, spec: spec)
         let (adapters, arena) = try SmallModel.adapters()
