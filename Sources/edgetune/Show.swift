@@ -24,7 +24,7 @@ enum JobText {
         var rows = [
             ("job", job.id), ("name", job.name),
             ("state", job.state.rawValue + (job.reason.map { " (\($0))" } ?? "")),
-            ("base model", job.request.baseModel),
+            ("base model", job.request.baseModel), ("method", job.request.adapter),
             ("data sets", job.request.datasets.map(\.path).joined(separator: ", ")),
             ("created", Amount.time(job.createdAt) + " by uid \(job.ownerUid)"),
         ]

@@ -1,0 +1,60 @@
+// `edgetune methods` and `edgetune adapters combine`: what is asked of the daemon, and what is shown.
+import EdgeWire
+import Foundation
+import Testing
+
+@Suite struct MethodCommandTests {
+    private static let table = MethodTable(
+        rows: [
+            .init(
+                name: "lora", rank: 16, trainableParameters: 4_884_480, peakBytes: 300 << 20, fits: true, tokensPerSecond: 593.6,
+                adapterBytes: 19 << 20, exports: ["peft", "gguf"]),
+            .init(
+                name: "ia3", rank: nil, trainableParameters: 184_320, peakBytes: 950 << 20, fits: false, tokensPerSecond: nil,
+                adapterBytes: 720 << 10, exports: ["peft"]),
+        ], budgetBytes: 900 << 20, budgetReason: "the job's memory_budget, 900MiB")
+
+    @Test func theTableSaysWhatFitsAndWhoLoadsIt() throws {
+        let daemon = ScriptedDaemon { _ in .value(Self.table) }
+        let outcome = try Edgetune.run(
+            ["methods", "m", "--sequence-len", "64", "--memory-budget", "900MiB", "--lora-target-modules", "q_proj,v_proj"], daemon: daemon)
+        #expect(outcome.code == 0)
+        let lines = outcome.out.split(separator: "\n").map { $0.split(separator: " ", omittingEmptySubsequences: true).joined(separator: " ") }
+        #expect(lines == [
+            "METHOD RANK TRAINABLE MEMORY TOKENS/S ADAPTER EXPORTS", "lora 16 4884480 300.0 MiB 594 19.0 MiB peft, gguf",
+            "ia3 - 184320 950.0 MiB (does not fit) - 720.0 KiB peft", "budget: 900.0 MiB (the job's memory_budget, 900MiB)",
+        ])
+        let request = try #require(daemon.requests.last { $0.route == "POST /v1/methods" })
+        let asked = try Wire.decoder().decode(MethodsRequest.self, from: Data(request.body))
+        #expect(asked.sequenceLen == 64 && asked.samplesPerStep == 8 && asked.loraTargetModules == .names(["q_proj", "v_proj"]))
+        #expect(try Wire.decoder().decode(MethodTable.self, from: Data(Edgetune.run(["methods", "m", "--json"], daemon: daemon).out.utf8)) == Self.table)
+    }
+
+    @Test func aCombinationIsAskedForWithItsWeights() throws {
+        let record = AdapterRecord(name: "desk", job: "j-1", baseModel: "m", ownerUid: 1, createdAt: .distantPast, path: "/a", files: [])
+        let daemon = ScriptedDaemon { _ in .value(record) }
+        let outcome = try Edgetune.run(
+            ["adapters", "combine", "a", "b", "--weights", "0.7,-0.3", "--combination", "dare_ties", "--density", "0.5", "--name", "desk"],
+            daemon: daemon)
+        #expect(outcome.code == 0 && outcome.out == "desk: an adapter of m\n")
+        let request = try #require(daemon.requests.last { $0.route == "POST /v1/combinations" })
+        var expected = CombinationRequest(
+            name: "desk", adapters: [.init(adapter: "a", weight: 0.7), .init(adapter: "b", weight: -0.3)], combination: .dareTies)
+        expected.density = 0.5
+        #expect(try Wire.decoder().decode(CombinationRequest.self, from: Data(request.body)) == expected)
+    }
+
+    @Test(arguments: [
+        (["a", "b", "--weights", "0.7", "--name", "x"], "--weights 0.7 is not 2 numbers with commas, one an adapter"),
+        (["a", "--weights", "one", "--name", "x"], "--weights one is not 1 numbers with commas, one an adapter"),
+        (["a", "b", "--combination", "ties", "--name", "x"], "density: nothing is not allowed; use above 0, to 1"),
+        (["a", "b", "--rank", "4", "--name", "x"], "rank: 4 is not allowed; use it with svd and truncate only"),
+        (["a", "b"], "--name"),
+    ])
+    func aWrongCombinationIsRefusedBeforeTheDaemonIsAsked(_ arguments: [String], _ text: String) throws {
+        let daemon = ScriptedDaemon { _ in .value(Self.table) }
+        let outcome = try Edgetune.run(["adapters", "combine"] + arguments, daemon: daemon)
+        #expect(outcome.code == 64 && outcome.err.contains(text), "\(outcome.err)")
+        #expect(daemon.requests.isEmpty)
+    }
+}
