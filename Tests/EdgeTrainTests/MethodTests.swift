@@ -246,4 +246,58 @@ struct MethodTests {
         // A tenth of normal in half of the directions.
         if start == .orthogonal { #expect(abs((squares / Double(count)).squareRoot() - 0.1 * 0.5.squareRoot()) < 0.005) }
     }
+
+    // MARK: runs
+
+    static func run(_ name: String) throws -> TinyRun {
+        let method = try #require(AdapterMethods.named(name))
+        var run = TinyRun()
+        run.spec.adapter = AdapterSpec(
+            method: method, rank: min(4, method.largestRank), alpha: 8, dropout: method.hasDropout ? 0.1 : 0, targets: .allLinear, layers: nil)
+        if method.peftType == "LORA" { run.spec.adapter.rankPattern = ModulePatterns(["q_proj": 2]) }
+        return run
+    }
+
+    static func adapter(of run: TinyRun) throws -> [UInt32] {
+        let directory = try TemporaryDirectory()
+        let result = try run.run(in: directory.path)
+        guard case .finished = result.outcome else { throw CancellationError() }
+        return result.adapter
+    }
+
+    @Test("a run of every method, stopped and resumed, ends with the same bits", arguments: AdapterMethods.all.map(\.name))
+    func resume(_ name: String) throws {
+        let expected = try Self.adapter(of: Self.run(name))
+        var piecemeal = try Self.run(name)
+        piecemeal.replan = { $0.tokenBudget = 1 }
+        for stopAfter in [0, 1, 7, 14, 27] {
+            let directory = try TemporaryDirectory()
+            guard case .stopped = try piecemeal.run(in: directory.path, stopAfter: stopAfter).outcome else {
+                Issue.record("stop \(stopAfter) ignored")
+                continue
+            }
+            var rest = try Self.run(name)
+            rest.threads = 3
+            #expect(try rest.run(in: directory.path).adapter == expected, "stopped after \(stopAfter)")
+        }
+    }
+
+    @Test("what a plan trades for memory leaves every method's bits as they are", arguments: AdapterMethods.all.map(\.name))
+    func trades(_ name: String) throws {
+        let free = try Self.adapter(of: Self.run(name))
+        var tight = try Self.run(name)
+        tight.replan = {
+            $0.shape.keptLayers = 0
+            $0.shape.weights = .streamed
+            $0.shape.checkpoints = .file
+            $0.shape.lossChunk = 3
+        }
+        #expect(try Self.adapter(of: tight) == free)
+        // Gradients applied layer by layer, where nothing is clipped and a step is one micro-batch.
+        var whole = try Self.run(name), layered = try Self.run(name)
+        (whole.spec.maxGradNorm, layered.spec.maxGradNorm) = (nil, nil)
+        whole.replan = { $0.shape.gradients = .allLayers }
+        layered.replan = { $0.shape.gradients = .oneLayer }
+        #expect(try Self.adapter(of: layered) == Self.adapter(of: whole))
+    }
 }
