@@ -56,8 +56,13 @@ extension DecoderLayer {
     ) -> [LowRankTerm?] {
         let adapted = adaptedModules(modules)
         withInputs(adapted, x, parts) { modules, input in
-            projectDown(
-                input, modules.map { (a: $0.factors.a, z: $0.narrow(projected[$0.module], x.rows), scale: $0.slot.scaling) }, on: pool)
+            if foldsInputs {
+                // A method that folds is scaled by nothing.
+                for module in modules { foldColumns(input, into: module.narrow(projected[module.module], x.rows), on: pool) }
+            } else {
+                projectDown(
+                    input, modules.map { (a: $0.factors.a, z: $0.narrow(projected[$0.module], x.rows), scale: $0.slot.scaling) }, on: pool)
+            }
         }
         return modules.map { module in
             adapted.first { $0.slot.linear.parts.contains(module) }.map {
@@ -101,15 +106,23 @@ extension DecoderLayer {
         }
         linearBackward(
             zip(modules, dys).map { one, dy in
-                let term = narrow.first { $0.module.slot.id.module == one.module && !hasDropout }
+                let term = narrow.first { $0.module.slot.id.module == one.module && !hasDropout && !foldsInputs }
                 return LinearGradient(
                     dy: dy, weight: weights[one.module],
                     adapter: term.map { LowRankTerm(projected: $0.dz, factor: $0.module.factors.a) })
             }, into: dx, accumulation, on: pool)
-        guard hasDropout, let dropped else { return }
+        guard hasDropout, let dropped else {
+            if foldsInputs { for one in narrow { addUnfolded(one.dz, to: dx, on: pool) } }
+            return
+        }
         let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
         for one in narrow {
-            linearBackward(one.dz, QuantizedMatrix(one.module.factors.a), into: masked, on: pool)
+            if foldsInputs {
+                masked.clear()
+                addUnfolded(one.dz, to: masked, on: pool)
+            } else {
+                linearBackward(one.dz, QuantizedMatrix(one.module.factors.a), into: masked, on: pool)
+            }
             dropout(masked, parts, one.module, into: masked)
             addScaled(masked, to: dx, on: pool)
         }
@@ -135,6 +148,7 @@ extension DecoderLayer {
         let z: Tensor
     }
 
+    private var foldsInputs: Bool { adapters?.spec.method.foldsInputs ?? false }
     private var hasDropout: Bool { masks != nil && (adapters?.spec.dropout ?? 0) > 0 }
 
     /// The adapted linears that do these products, each at its leader; the other products of a fused one come with it.
@@ -220,7 +234,7 @@ extension DecoderLayer {
                     gradients.a.clear()
                     gradients.b.clear()
                     addB(one, [run], into: gradients.b)
-                    addOuterProduct(one.dz, input, [run], into: gradients.a, on: pool)
+                    if !foldsInputs { addOuterProduct(one.dz, input, [run], into: gradients.a, on: pool) }
                 }
                 pool.run(together.count) { index, _ in adapters.chain(together[index].module.slot) }
             }

@@ -40,7 +40,7 @@ package struct AdapterLayout {
     private let factorCount: Int
     /// The largest.
     package let factorRank: Int
-    /// Of all factors; and of those that have a gradient.
+    /// Of all factors that are multiplied by; and of those that have a gradient.
     package let factorElements: Int
     package let trainedFactorElements: Int
     /// Weights of the linears whose outputs the method scales.
@@ -102,9 +102,9 @@ package struct AdapterLayout {
         self.slots = slots
         factorCount = largest
         factorRank = slots.map(\.factorRank).max() ?? 0
-        factorElements = slots.reduce(0) { $0 + $1.factorRank * ($1.inFeatures + $1.outFeatures) }
+        factorElements = slots.reduce(0) { $0 + $1.factorRank * ((method.foldsInputs ? 0 : $1.inFeatures) + $1.outFeatures) }
         trainedFactorElements = slots.reduce(0) { sum, slot in
-            let isTrained = method.storedFactors.map { slot.places[$0.a].matrix.isTrained } ?? true
+            let isTrained = method.storedFactors.map { slot.places[$0.a].matrix.isTrained } ?? !method.foldsInputs
             return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
         }
         scaledWeights = shapes.reduce(0) { $0 + (method.outputScale($1) == nil ? 0 : $1.inFeatures * $1.outFeatures) }

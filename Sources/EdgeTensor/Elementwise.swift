@@ -71,6 +71,37 @@ package func addColumnProducts(
     }
 }
 
+/// z = Σ of the columns of x whose number is the same modulo z's width.
+///
+/// - Parameters:
+///   - x: `[tokens, columns]`.
+///   - z: `[tokens, rank]`.
+package func foldColumns(_ x: Tensor, into z: Tensor, on pool: WorkerPool) {
+    precondition(x.rows == z.rows)
+    pool.run(rowPieces(x.rows), as: .adapterProduct, .pass(x.count, streams: 1, flopEach: 1)) { piece, _ in
+        for i in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, x.rows) {
+            let (from, to) = (x.row(i), z.row(i))
+            to.update(repeating: 0, count: z.columns)
+            for first in stride(from: 0, to: x.columns, by: z.columns) {
+                for column in 0..<min(z.columns, x.columns - first) { to[column] += from[first + column] }
+            }
+        }
+    }
+}
+
+/// The gradient of `foldColumns`: every column of dx gets that of its sum.
+package func addUnfolded(_ dz: Tensor, to dx: Tensor, on pool: WorkerPool) {
+    precondition(dx.rows == dz.rows)
+    pool.run(rowPieces(dx.rows), as: .adapterProduct, .pass(dx.count, streams: 2, flopEach: 1)) { piece, _ in
+        for i in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, dx.rows) {
+            let (from, to) = (dz.row(i), dx.row(i))
+            for first in stride(from: 0, to: dx.columns, by: dz.columns) {
+                for column in 0..<min(dz.columns, dx.columns - first) { to[first + column] += from[column] }
+            }
+        }
+    }
+}
+
 /// Σ w² of every row of a frozen matrix.
 ///
 /// - Parameter sums: as many values as the matrix has rows.

@@ -151,6 +151,8 @@ package protocol AdapterMethod: Sendable {
     /// Adds to the gradients of what is stored (nil: not trained), by the chain rule, from those of the factors.
     func chain(
         _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, rank: Int, into gradients: [Tensor?])
+    /// Whether A sums the inputs whose number is the same modulo the rank: then no product with it is computed, and it has no gradient.
+    var foldsInputs: Bool { get }
     /// Whether every step trains a number of ranks that it draws.
     var drawsRank: Bool { get }
 
@@ -169,6 +171,7 @@ extension AdapterMethod {
     package func chain(
         _ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], _ dFactors: AdapterFactors, rank: Int, into gradients: [Tensor?]
     ) {}
+    package var foldsInputs: Bool { false }
     package var drawsRank: Bool { false }
     package func inputScale(_ linear: LinearShape) -> Int? { nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }

@@ -9,6 +9,8 @@ package struct MiSS: AdapterMethod {
     package let peftType = "MISS"
     package let configKeys = AdapterConfigKeys(rank: "r", alpha: nil, dropout: "miss_dropout")
 
+    package let foldsInputs = true
+
     package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] {
         [.init("bias", .string("none")), .init("init_weights", .bool(true)), .init("mini_r", .number("1"))]
     }
