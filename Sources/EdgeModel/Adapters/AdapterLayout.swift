@@ -1,0 +1,181 @@
+// Where what a method stores lies in memory, and how much of everything there is: what plans are made of.
+import EdgeTensor
+
+/// Where the matrices of an adapter lie. Arithmetic alone: a plan is made of it.
+package struct AdapterLayout {
+    /// A matrix of a module, or of all, in the block.
+    package struct Place: Equatable, Sendable {
+        package let matrix: AdapterMatrix
+        /// In elements.
+        package let offset: Int
+        package var elements: Range<Int> { offset..<offset + matrix.count }
+    }
+
+    package struct Slot: Equatable, Sendable {
+        package let id: ModuleID
+        package let linear: LinearGroup
+        package let shape: LinearShape
+        package var inFeatures: Int { shape.inFeatures }
+        package var outFeatures: Int { shape.outFeatures }
+        package let places: [Place]
+        /// As stored, and of the factors; 0: it has none.
+        package let rank: Int
+        package let factorRank: Int
+        package let scaling: Float
+        /// Where its derived factors begin among those of the modules that work together, in elements.
+        let factorOffset: Int
+    }
+
+    package let spec: AdapterSpec
+    package let slots: [Slot]
+    package let shared: [Place]
+    /// Elements of the block, with the padding between matrices.
+    package let parameterCount: Int
+    /// The first so many are trained.
+    package let trainedCount: Int
+    /// Elements of each layer's trained matrices, by layer; empty where a layer has none.
+    package let layerRanges: [Range<Int>]
+    /// Elements of the derived factors of the modules that work together.
+    private let factorCount: Int
+    /// The largest.
+    package let factorRank: Int
+    /// Of all factors that are multiplied by; and of those that have a gradient.
+    package let factorElements: Int
+    package let trainedFactorElements: Int
+    /// Weights of the linears whose outputs the method scales.
+    package let scaledWeights: Int
+    /// Widest input, and output, of a module that the method scales there; 0: none.
+    private let widestScaledInput: Int
+    private let widestScaledOutput: Int
+    private let magnitudeCount: Int
+
+    /// Each matrix starts at a cache line.
+    package init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec) {
+        self.spec = adapter
+        let method = adapter.method
+        // Layers are alike: what their linears have is made once.
+        let ofModule = Dictionary(Set(modules.map(\.module)).map { ($0, spec.shape($0)) }) { first, _ in first }
+        let shapes = modules.map { ofModule[$0.module]! }
+        let specs = modules.map { adapter.own($0.path(spec)) }
+        let matrices = zip(shapes, specs).map { method.matrices($0, $1) }
+        var count = 0
+        func place(_ matrix: AdapterMatrix) -> Place {
+            defer { count += Self.padded(matrix.count) }
+            return Place(matrix: matrix, offset: count)
+        }
+        var places: [[Place?]] = []
+        var ranges = [Range<Int>](repeating: 0..<0, count: spec.layerCount)
+        for (id, matrices) in zip(modules, matrices) {
+            let first = count
+            places.append(matrices.map { $0.isTrained ? place($0) : nil })
+            if count > first { ranges[id.layer] = (ranges[id.layer].isEmpty ? first : ranges[id.layer].lowerBound)..<count }
+        }
+        trainedCount = count
+        layerRanges = ranges
+        for module in modules.indices {
+            for (index, matrix) in matrices[module].enumerated() where places[module][index] == nil {
+                places[module][index] = place(matrix)
+            }
+        }
+        let widest = LinearShape(
+            inFeatures: shapes.map(\.inFeatures).max() ?? 0, outFeatures: shapes.map(\.outFeatures).max() ?? 0, isDown: false)
+        shared = method.shared(widest, adapter).map(place)
+        parameterCount = count
+
+        let isDerived = method.derivesFactors(adapter)
+        var (slots, largest) = ([Slot](), 0)
+        var together: (layer: Int, input: LinearModule, count: Int)?
+        for (index, id) in modules.enumerated() {
+            if together?.layer != id.layer || together?.input != id.module.sharesInputWith {
+                together = (id.layer, id.module.sharesInputWith, 0)
+            }
+            let shape = shapes[index]
+            slots.append(
+                Slot(
+                    id: id, linear: spec.linear(doing: id.module), shape: shape, places: places[index].map { $0! }, rank: specs[index].rank,
+                    factorRank: specs[index].factorRank, scaling: specs[index].scaling, factorOffset: together!.count))
+            let rank = isDerived ? specs[index].factorRank : 0
+            together!.count += Self.padded(rank * shape.inFeatures) + Self.padded(rank * shape.outFeatures)
+            largest = max(largest, together!.count)
+        }
+        self.slots = slots
+        factorCount = largest
+        factorRank = slots.map(\.factorRank).max() ?? 0
+        factorElements = slots.reduce(0) { $0 + $1.factorRank * ((method.foldsInputs ? 0 : $1.inFeatures) + $1.outFeatures) }
+        trainedFactorElements = slots.reduce(0) { sum, slot in
+            let isTrained = method.storedFactors.map { slot.places[$0.a].matrix.isTrained } ?? !method.foldsInputs
+            return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
+        }
+        scaledWeights = shapes.reduce(0) { $0 + (method.outputScale($1) == nil ? 0 : $1.inFeatures * $1.outFeatures) }
+        widestScaledInput = shapes.filter { method.inputScale($0) != nil }.map(\.inFeatures).max() ?? 0
+        widestScaledOutput = shapes.filter { method.outputScale($0) != nil }.map(\.outFeatures).max() ?? 0
+        let hasMagnitude = shapes.contains { method.outputScale($0)?.isMagnitude ?? false }
+        magnitudeCount = hasMagnitude ? factorRank * (widestScaledOutput + factorRank) : 0
+    }
+
+    static func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }
+
+    /// In the block's order.
+    package var trained: [TrainedMatrix] {
+        slots.flatMap(\.places).filter(\.matrix.isTrained).map {
+            TrainedMatrix(elements: $0.elements, learningRateFactor: $0.matrix.learningRateFactor)
+        }
+    }
+
+    /// Parameters that are trained, without the padding between matrices.
+    package var trainableCount: Int { trained.reduce(0) { $0 + $1.elements.count } }
+
+    /// Of the tensors' file, without its header.
+    package var fileBytes: Int {
+        (slots.flatMap(\.places) + shared).filter(\.matrix.isOnFile).reduce(0) { $0 + 4 * $1.matrix.count }
+    }
+
+    /// Elements that the gradients take.
+    package func gradientCount(_ extent: AdapterSet.GradientExtent) -> Int {
+        switch extent {
+        case .allLayers: trainedCount
+        case .oneLayer: layerRanges.map(\.count).max() ?? 0
+        }
+    }
+
+    package var modules: Set<LinearModule> { Set(slots.map(\.id.module)) }
+
+    /// Elements of derived factors, and of their gradients where there is training.
+    package func factorCount(isTrained: Bool) -> Int { isTrained ? 2 * factorCount : factorCount }
+
+    /// Elements for a scaled product's inputs or outputs, and for what a magnitude's scale is made of.
+    package func scaledCount(tokens: Int, isTrained: Bool) -> Int {
+        max(tokens * max(widestScaledInput, isTrained ? widestScaledOutput : 0), magnitudeCount)
+    }
+}
+
+extension DecoderSpec {
+    fileprivate func shape(_ module: LinearModule) -> LinearShape {
+        LinearShape(
+            inFeatures: module.inFeatures(self), outFeatures: linear(doing: module).outFeatures(self), isDown: module == .down,
+            rowOrder: rowOrder(module))
+    }
+}
+
+extension LinearModule {
+    /// The first of those that read the same input.
+    fileprivate var sharesInputWith: LinearModule {
+        switch self {
+        case .query, .key, .value: .query
+        case .output: .output
+        case .gate, .up: .gate
+        case .down: .down
+        }
+    }
+}
+
+/// What the optimizer updates as one.
+package struct TrainedMatrix: Equatable, Sendable {
+    /// Of the adapters' block.
+    package let elements: Range<Int>
+    package let learningRateFactor: Double
+    package init(elements: Range<Int>, learningRateFactor: Double = 1) {
+        self.elements = elements
+        self.learningRateFactor = learningRateFactor
+    }
+}
