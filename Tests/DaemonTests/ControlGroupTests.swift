@@ -63,10 +63,12 @@ extension CapturedHost {
         let daemon = try DaemonProcess(in: directory.path, arguments: ["--host-root", host.root])
         #expect(host.read(unitPath + "/job-left/memory.max") == nil)
         try KillTests.prepare(daemon)
-        let job = try KillTests.submit("a", to: daemon)
-        let running = try daemon.wait(for: job) { ($0.progress?.step ?? 0) >= 3 }
+        // Of the plan that the job was taken with: a run plans again, and what it held until then may be a little more.
+        let submitted = try daemon.post(Endpoint.jobs, KillTests.request("a")).decoded(JobStatus.self)
+        let job = submitted.id
+        _ = try daemon.wait(for: job) { ($0.progress?.step ?? 0) >= 3 }
         let group = "\(unitPath)/job-\(job)"
-        let peak = try #require(running.plan?.peakBytes)
+        let peak = try #require(submitted.plan?.peakBytes)
         let limit = peak + peak / 64 + 16 << 20
         #expect(host.read(group + "/memory.max") == "\(limit)")
         #expect(host.read(group + "/memory.swap.max") == "0")
