@@ -205,14 +205,12 @@ extension DecoderLayer {
             addDerivedGradients(narrow, x: x, parts, adapters)
             return
         }
-        for one in narrow {
-            guard let b = adapters.gradients(one.module.slot)[stored.b] else { continue }
-            addB(one, parts, into: b)
-        }
+        func gradient(_ one: NarrowGradient, _ matrix: Int) -> Tensor { adapters.gradient(one.module.slot.places[matrix], layer: index) }
+        for one in narrow { addB(one, parts, into: gradient(one, stored.b)) }
         let trained = narrow.filter { $0.module.slot.places[stored.a].matrix.isTrained }
         withInputs(trained.map(\.module), x, parts) { modules, input in
             for one in trained where modules.contains(where: { $0.slot == one.module.slot }) {
-                addOuterProduct(one.dz, input, parts, into: adapters.gradients(one.module.slot)[stored.a]!, on: pool)
+                addOuterProduct(one.dz, input, parts, into: gradient(one, stored.a), on: pool)
             }
         }
     }
@@ -245,28 +243,15 @@ extension DecoderLayer {
 // Scales.
 extension DecoderLayer {
     /// Of the outputs that are `module`'s.
-    private struct OutputScaling {
-        let scale: Tensor
-        let trained: Tensor
-        let gradient: Tensor
-        let weightSquares: Tensor?
-        var scalesBias: Bool { weightSquares == nil }
-    }
-
-    private func outputScale(_ module: LinearModule) -> OutputScaling? {
-        guard let adapters, let slot = adapters.slot(layer: index, module), let whole = adapters.outputScale(slot) else { return nil }
-        let rows = slot.linear.rows(of: module, spec)
-        func part(_ vector: Tensor) -> Tensor { Tensor(vector.base + rows.lowerBound, rows: 1, columns: rows.count) }
-        return OutputScaling(
-            scale: part(whole.scale), trained: part(whole.trained), gradient: part(whole.gradient),
-            weightSquares: whole.weightSquares.map(part))
+    private func outputScale(_ module: LinearModule) -> AdapterSet.OutputScaling? {
+        guard let adapters, let slot = adapters.slot(layer: index, module) else { return nil }
+        return adapters.outputScale(slot, slot.linear.rows(of: module, spec))
     }
 
     /// Of magnitudes, where parameters have changed: magnitude / ‖W + scaling · B · A‖, row by row. What was never measured is:
     /// the rows of W, and magnitudes that begin as their lengths.
     private func renewScales(_ modules: [LinearModule]) {
-        guard let adapters, let scaledRows, case .magnitude = adapters.slot(layer: index, modules[0]).flatMap({ adapters.spec.method.outputScale($0.shape) })
-        else { return }
+        guard let adapters, let scaledRows, adapters.layout.hasMagnitudes else { return }
         for slot in slots(modules) where !adapters.isFresh(slot) {
             guard let factors = adapters.factors(slot) else { continue }
             for module in slot.linear.parts {

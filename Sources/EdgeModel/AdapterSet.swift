@@ -117,26 +117,29 @@ package struct AdapterSet {
     }
 
     /// What a linear's outputs are multiplied by.
-    struct SlotScale {
+    struct OutputScaling {
         let scale: Tensor
         /// What is trained of it, and the gradient of that.
         let trained: Tensor
         let gradient: Tensor
         /// Of DoRA: ‖W‖² of each row; nil: the scale is what is trained.
         let weightSquares: Tensor?
+        var scalesBias: Bool { weightSquares == nil }
     }
 
-    func outputScale(_ slot: Slot) -> SlotScale? {
-        func slotScale(_ trained: Int, scale: Int, weightSquares: Int?) -> SlotScale {
+    /// - Parameter outputs: of the linear: those of one product of a fused one.
+    func outputScale(_ slot: Slot, _ outputs: Range<Int>) -> OutputScaling? {
+        func part(_ vector: Tensor) -> Tensor { Tensor(vector.base + outputs.lowerBound, rows: 1, columns: outputs.count) }
+        func scaling(_ trained: Int, scale: Int, weightSquares: Int?) -> OutputScaling {
             let places = slot.places
-            return SlotScale(
-                scale: tensor(places[scale]), trained: tensor(places[trained]), gradient: gradient(places[trained], layer: slot.id.layer),
-                weightSquares: weightSquares.map { tensor(places[$0]) })
+            return OutputScaling(
+                scale: part(tensor(places[scale])), trained: part(tensor(places[trained])),
+                gradient: part(gradient(places[trained], layer: slot.id.layer)), weightSquares: weightSquares.map { part(tensor(places[$0])) })
         }
         return switch spec.method.outputScale(slot.shape) {
         case nil: nil
-        case .stored(let index): slotScale(index, scale: index, weightSquares: nil)
-        case .magnitude(let trained, let squares, let scale): slotScale(trained, scale: scale, weightSquares: squares)
+        case .stored(let index): scaling(index, scale: index, weightSquares: nil)
+        case .magnitude(let trained, let squares, let scale): scaling(trained, scale: scale, weightSquares: squares)
         }
     }
 

@@ -52,11 +52,12 @@ extension AdapterArtifact {
         let alpha = alphas.contains(config.loraAlpha) ? config.loraAlpha : alphas.first { $0 != 0 } ?? 1
         try file.add(alphaKey, .float32(Float(alpha)))
         for ((change, target), own) in zip(tensors, alphas) {
+            let rows = try rows(of: change, in: target.rowOrder)
             try file.addTensor(
                 target.name + ".lora_a", shape: [change.rank, change.inFeatures], type: .f32, body: .floats(change.loraA))
             try file.addTensor(
                 target.name + ".lora_b", shape: [change.outFeatures, change.rank], type: .f32,
-                body: .floats(rows(of: change, in: target.rowOrder).map { own == alpha ? $0 : $0 * Float(own / alpha) }))
+                body: .floats(own == alpha ? rows : rows.map { $0 * Float(own / alpha) }))
         }
         return file
     }

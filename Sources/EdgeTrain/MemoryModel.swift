@@ -102,7 +102,7 @@ package struct MemoryModel {
         optimizerStates = Dictionary(
             uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
         lowestLayer = modules.map(\.layer).min() ?? 0
-        adaptedModules = Set(modules.map(\.module))
+        adaptedModules = layout.modules
     }
 
     package init(

@@ -50,7 +50,7 @@ package final class RecentPlans: Sendable {
         // None of these is read by the plan.
         (order.request.name, order.request.priority, order.request.maxTime, order.request.runBetween) = (nil, nil, nil, nil)
         order.request.learningRate = 1
-        let isCached = (order.availableBytes ?? 0) >= order.budgetBytes + modelBytes
+        let isCached = staysCached(modelBytes, beside: order.budgetBytes, available: order.availableBytes)
         order.availableBytes = nil
         let calibration = try order.calibrationPath.flatMap(modificationTime)
         var digest = SHA256()

@@ -15,15 +15,20 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
     let dataset = Dataset(training: [TokenizedSample](repeating: sample, count: order.request.samplesPerStep), heldOut: [])
     model.file.releaseHeader()
     let process = try ProcessFacts.processMemory()
-    let isCached = (order.availableBytes ?? 0) >= order.budgetBytes + UInt64(model.file.fileBytes)
+    let weights = WeightParts(model)
+    func spec(_ method: any AdapterMethod) throws -> TrainingSpec {
+        try TrainingSpec(order.request.job(adapter: method.name), defaultSaveSteps: 1)
+    }
+    let common = try spec(AdapterMethods.lora)
+    let limits = PlanLimits(
+        budget: ByteCount(Int(clamping: order.budgetBytes)), threads: order.threads, compute: try common.computeType(on: kernels),
+        optimizer: common.optimizer, spill: ByteCount(Int(clamping: BlobStore.freeBytes(order.modelPath) / 2)),
+        appliesLayerByLayer: common.maxGradNorm == nil, calibration: calibration(at: order.calibrationPath),
+        weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes))
     let rows = try AdapterMethods.all.map { method in
-        let request = order.request.job(adapter: method.name)
-        let spec = try TrainingSpec(request, defaultSaveSteps: 1)
-        let memory = try MemoryModel(model, adapter: spec.adapter, process: process)
-        let limits = PlanLimits(
-            budget: ByteCount(Int(clamping: order.budgetBytes)), threads: order.threads, compute: try spec.computeType(on: kernels),
-            optimizer: spec.optimizer, spill: ByteCount(Int(clamping: BlobStore.freeBytes(order.modelPath) / 2)),
-            appliesLayerByLayer: spec.maxGradNorm == nil, calibration: calibration(at: order.calibrationPath), weightsAreCached: isCached)
+        let spec = try spec(method)
+        let memory = MemoryModel(
+            spec: model.spec, adapter: spec.adapter, modules: try spec.adapter.modules(of: model.spec), weights: weights, process: process)
         var row = MethodTable.Row(
             name: method.name, rank: method.configKeys.rank.map { _ in spec.adapter.rank },
             trainableParameters: memory.layout.trainableCount, peakBytes: 0, fits: false, tokensPerSecond: nil,

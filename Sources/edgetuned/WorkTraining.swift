@@ -44,8 +44,6 @@ struct WorkTraining {
             try LoadedAdapter(directory: initial, of: model.spec).check(spec.adapter, modules: memory.modules, spec: model.spec)
         }
         let lengths = SampleLengths(dataset, spec: spec)
-        // The kernel keeps the file while there is room beside the job; with a budget that takes all, there is none.
-        let isCached = (order.availableBytes ?? 0) >= order.budgetBytes + UInt64(model.file.fileBytes)
         // A plan is made before its directory: the model is on the same disk.
         let freeDisk = BlobStore.freeBytes(order.directory.isEmpty ? order.modelPath : order.directory) / 2
         plan = try TrainingPlan.make(
@@ -54,7 +52,7 @@ struct WorkTraining {
                 budget: ByteCount(Int(clamping: order.budgetBytes)),
                 threads: order.request.threads ?? ProcessFacts.coreCount, compute: try spec.computeType(on: kernels),
                 optimizer: spec.optimizer, spill: ByteCount(Int(clamping: freeDisk)), appliesLayerByLayer: spec.maxGradNorm == nil,
-                calibration: calibration(at: order.calibrationPath), weightsAreCached: isCached))
+                calibration: calibration(at: order.calibrationPath), weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes)))
         totalSteps = lengths.totalSteps
     }
 
@@ -226,6 +224,11 @@ struct WorkTraining {
             ],
             trainingJSON: Array(try encoder.encode(record)), modelCard: record.modelCard)
     }
+}
+
+/// The kernel keeps a model's file in memory while there is room beside the job; with a budget that takes all, there is none.
+func staysCached(_ fileBytes: UInt64, beside budgetBytes: UInt64, available: UInt64?) -> Bool {
+    (available ?? 0) >= budgetBytes + fileBytes
 }
 
 /// Tells `serve` now and then that micro-batches are being done, however long a step or an evaluation takes.

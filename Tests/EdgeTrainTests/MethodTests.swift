@@ -223,6 +223,21 @@ struct MethodTests {
         #expect(losses.last! < 0.99 * losses[0], "\(losses)")
     }
 
+    @Test(
+        "linears that share an input with ones that have no adapter begin as the base, and learn", arguments: AdapterMethods.all.map(\.name))
+    func partlyAdapted(_ name: String) throws {
+        let method = try #require(AdapterMethods.named(name))
+        let spec = AdapterSpec(
+            method: method, rank: min(4, method.largestRank), alpha: 8, dropout: 0, targets: .names(["v_proj", "up_proj"]), layers: nil)
+        let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 20, longest: 13)
+        trainee.adapters.initialize(seed: 7)
+        let scratch = try TemporaryDirectory()
+        let base = try Self.loss(trainee.model, nil, in: scratch.path)
+        let (losses, _) = try trainee.train(MicroBatch(try Self.golden.get().samples()), steps: 30, learningRate: 5e-3)
+        #expect(abs(losses[0] / base - 1) < 1e-6)
+        #expect(losses.last! < losses[0], "\(losses)")
+    }
+
     @Test("every start leaves the base as it is; gaussian has its deviation, orthogonal is none of zero", arguments: AdapterStart.allCases)
     func starts(_ start: AdapterStart) throws {
         var spec = AdapterSpec(rank: 4, alpha: 8, dropout: 0, targets: .allLinear, layers: nil)

@@ -48,6 +48,7 @@ package struct AdapterLayout {
     private let widestScaledInput: Int
     private let widestScaledOutput: Int
     private let magnitudeCount: Int
+    var hasMagnitudes: Bool { magnitudeCount > 0 }
 
     /// Each matrix starts at a cache line.
     package init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec) {

@@ -82,7 +82,7 @@ package enum OutputScale: Equatable, Sendable {
     var isMagnitude: Bool { if case .magnitude = self { true } else { false } }
 }
 
-/// The factors of a linear's change, and where their gradients go.
+/// The factors of a linear's change, or their gradients.
 package struct AdapterFactors {
     /// `[factorRank, inFeatures]`.
     package let a: Tensor
@@ -166,6 +166,8 @@ extension AdapterMethod {
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }
     package func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
+    package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
+    package func scaling(_ spec: AdapterSpec) -> Float { configKeys.alpha == nil ? 1 : spec.alphaOverRank }
     package var storedFactors: (a: Int, b: Int)? { nil }
     package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {}
     package func chain(

@@ -29,8 +29,6 @@ package struct DoRA: AdapterMethod {
         ]
     }
 
-    package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
-    package func scaling(_ spec: AdapterSpec) -> Float { spec.alphaOverRank }
     package func defaultAlpha(rank: Int) -> Double { 32 }
     package var storedFactors: (a: Int, b: Int)? { (0, 1) }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { .magnitude(2, weightSquares: 3, scale: 4) }

@@ -12,8 +12,6 @@ package struct DyLoRA: AdapterMethod {
 
     package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] { LoRA.members(values, isDoRA: false) }
     package func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { AdapterMethods.lora.matrices(linear, spec) }
-    package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
-    package func scaling(_ spec: AdapterSpec) -> Float { spec.alphaOverRank }
     package func defaultAlpha(rank: Int) -> Double { 32 }
 
     /// Ranks beyond the drawn one are zero in both, and so are their gradients; B is larger by what alpha/b is than alpha/r.

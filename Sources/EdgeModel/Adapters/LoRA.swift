@@ -38,7 +38,5 @@ package struct LoRA: AdapterMethod {
         ]
     }
 
-    package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
-    package func scaling(_ spec: AdapterSpec) -> Float { spec.alphaOverRank }
     package var storedFactors: (a: Int, b: Int)? { (0, 1) }
 }

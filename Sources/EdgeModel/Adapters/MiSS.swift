@@ -19,8 +19,6 @@ package struct MiSS: AdapterMethod {
         [AdapterMatrix(name: "miss_block", rows: spec.rank, columns: linear.outFeatures, outputs: .columns, start: .constant(0))]
     }
 
-    package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
-    package func scaling(_ spec: AdapterSpec) -> Float { 1 }
 
     package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {
         let (a, b) = (factors.a, factors.b)

@@ -39,8 +39,6 @@ package struct VeRA: AdapterMethod {
         ]
     }
 
-    package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
-    package func scaling(_ spec: AdapterSpec) -> Float { 1 }
 
     package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {
         let (lambdaB, lambdaD) = (stored[0].base, stored[1].base)
