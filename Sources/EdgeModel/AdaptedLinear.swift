@@ -1,74 +1,130 @@
 // The linear modules of a layer with their adapters: y = o ⊙ ((i ⊙ x) · Wᵀ + bias + scaling · dropout(x) · Aᵀ · Bᵀ), and the gradients.
 //
-// Modules that read the same input run together, so that it is rounded once and the threads meet once. The narrow
-// products with A come first; those with B are added while the frozen product's result is in cache. Scales and factors are
-// what the adapter's method makes of its matrices (Adapters/AdapterMethod.swift); a method that scales inputs has no factors.
+// Modules that read the same input run together, so that it is rounded once and the threads meet once; so do the rows of jobs that
+// train together, so that a weight is decoded once for all of them. The narrow products with A come first, job by job
+// (AdaptedRows.swift); those with B are added while the frozen product's result is in cache. Scales and factors are what the adapter's
+// method makes of its matrices (Adapters/AdapterMethod.swift); a method that scales inputs has no factors.
+//
+// A row's bits do not depend on the rows around it, so a job's are the same alone and with others.
 import EdgeTensor
 
+/// Rows of a batch that a product takes in the same way, and whose they are.
+struct AlikeRows {
+    fileprivate(set) var rows: Range<Int>
+    fileprivate(set) var jobs: [AdaptedRows]
+    fileprivate let treatment: Treatment
+
+    fileprivate struct Treatment: Equatable {
+        var scalesInput = false
+        var scalesOutput = false
+        var smoothing: UnsafePointer<Float>?
+    }
+
+    /// Whether what the product gives is scaled, and so must exist before it is added to anything.
+    var scalesOutput: Bool { treatment.scalesOutput }
+}
+
 extension DecoderLayer {
+    /// Each job's rows of a batch or a chunk; none where only the base runs.
+    private func jobRows(_ parts: [SamplePart]) -> [AdaptedRows] {
+        guard !jobs.isEmpty else { return [] }
+        return jobs.indices.compactMap { index in
+            // They follow each other.
+            let own = parts.filter { $0.job == index }
+            guard let first = own.first?.rows.lowerBound, let last = own.last?.rows.upperBound else { return nil }
+            return AdaptedRows(
+                layer: self, job: jobs[index], rows: first..<last,
+                parts: own.map { part in
+                    var moved = part
+                    moved.rows = part.rows.lowerBound - first..<part.rows.upperBound - first
+                    return moved
+                })
+        }
+    }
+
+    /// The rows that can go through these modules together: neighbours that are treated alike.
+    func alike(_ modules: [LinearModule], _ parts: [SamplePart]) -> [AlikeRows] {
+        var runs: [AlikeRows] = []
+        for job in jobRows(parts) {
+            let treatment = AlikeRows.Treatment(
+                scalesInput: modules.contains(where: job.scalesInput), scalesOutput: modules.contains(where: job.scalesOutput),
+                smoothing: job.job.smoothing.map { UnsafePointer($0[modules[0]]) })
+            if runs.last?.treatment == treatment {
+                runs[runs.count - 1].rows = runs.last!.rows.lowerBound..<job.rows.upperBound
+                runs[runs.count - 1].jobs.append(job)
+            } else {
+                runs.append(AlikeRows(rows: job.rows, jobs: [job], treatment: treatment))
+            }
+        }
+        guard runs.isEmpty, let last = parts.last else { return runs }
+        return [AlikeRows(rows: parts[0].rows.lowerBound..<last.rows.upperBound, jobs: [], treatment: AlikeRows.Treatment())]
+    }
+
     /// y = x · Wᵀ + bias + adapter(x), for every module that reads x.
     ///
     /// - Parameters:
     ///   - x: `[tokens, inFeatures]`.
     ///   - parts: the samples in x.
-    ///   - accumulation: `.overwrite` where a method scales outputs.
     ///   - projected: what `lowRankTerms` leaves there, by module.
+    func project(_ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ parts: [SamplePart], projected: [Tensor]) {
+        for run in alike(modules.map(\.module), parts) { project(modules, x, run, projected: projected) }
+    }
+
+    /// - Parameter accumulation: `.overwrite` where outputs are scaled.
     func project(
-        _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ parts: [SamplePart],
-        _ accumulation: Accumulation = .overwrite, projected: [Tensor]
+        _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ run: AlikeRows, _ accumulation: Accumulation = .overwrite,
+        projected: [Tensor]
     ) {
-        renewScales(modules.map(\.module))
-        let terms = lowRankTerms(modules.map(\.module), x, parts, projected: projected)
-        let input = scaledInput(modules.map(\.module), x)
+        precondition(accumulation == .overwrite || !run.scalesOutput)
+        let names = modules.map(\.module)
+        for job in run.jobs { job.renewScales(names) }
+        let terms = run.jobs.map { $0.lowRankTerms(names, x, projected: projected, from: run.rows.lowerBound) }
+        let input = scaledInput(names, x, run)
+        let outputs = modules.indices.map { index in
+            LinearOutput(weight: weights[names[index]], adapters: terms.compactMap { $0[index] }, y: modules[index].y.rows(run.rows))
+        }
         // One token is a generated one (a training sample has at least two): then decoding bounds the product.
-        if x.rows == 1 {
-            for ((module, y), term) in zip(modules, terms) {
-                linearVector(input, weights[module], into: y, accumulation, on: pool)
-                if let term { linear(term.projected, QuantizedMatrix(term.factor), into: y, .add, on: pool) }
+        if input.rows == 1 {
+            for output in outputs {
+                linearVector(input, output.weight, into: output.y, accumulation, on: pool)
+                for term in output.adapters { linear(term.projected, QuantizedMatrix(term.factor), into: output.y, .add, on: pool) }
             }
         } else {
-            let outputs = zip(modules, terms).map { LinearOutput(weight: weights[$0.module], adapter: $1, y: $0.y) }
-            linear(
-                rounding([input], smoothing: smoothingVector(modules[0].module, input), on: pool)[0], outputs, accumulation, on: pool)
+            linear(rounding([input], smoothing: smoothingVector(names[0], input, run), on: pool)[0], outputs, accumulation, on: pool)
         }
         for (module, y) in modules {
-            let scale = outputScale(module)
-            precondition(scale == nil || accumulation == .overwrite)
-            if let scale, !scale.scalesBias { scaleColumns(y, by: scale.scale, on: pool) }
-            if let bias = weights.bias(module) { addRows(bias, to: y, on: pool) }
-            if let scale, scale.scalesBias { scaleColumns(y, by: scale.scale, on: pool) }
+            if run.scalesOutput {
+                for job in run.jobs { job.addBiasAndScale(y, of: module) }
+            } else if let bias = weights.bias(module) {
+                addRows(bias, to: y.rows(run.rows), on: pool)
+            }
         }
     }
 
-    private func smoothingVector(_ module: LinearModule, _ x: Tensor) -> UnsafePointer<Float>? {
-        switch smoothing {
-        case .none: return nil
-        case .of(let layer): return UnsafePointer(layer[module])
-        case .measured(let layer):
-            measureSmoothing(x, into: layer[module], on: pool)
-            return nil
-        }
+    private func smoothingVector(_ module: LinearModule, _ x: Tensor, _ run: AlikeRows) -> UnsafePointer<Float>? {
+        if let measured { measureSmoothing(x, into: measured[module], on: pool) }
+        return run.treatment.smoothing
     }
 
-    /// scaling · dropout(x) · Aᵀ of each adapted linear, in `projected`, which is kept for the backward.
-    func lowRankTerms(
-        _ modules: [LinearModule], _ x: Tensor, _ parts: [SamplePart], projected: [Tensor]
-    ) -> [LowRankTerm?] {
-        let adapted = adaptedModules(modules)
-        withInputs(adapted, x, parts) { modules, input in
-            if foldsInputs {
-                // A method that folds is scaled by nothing.
-                for module in modules { foldColumns(input, into: module.narrow(projected[module.module], x.rows), on: pool) }
-            } else {
-                projectDown(
-                    input, modules.map { (a: $0.factors.a, z: $0.narrow(projected[$0.module], x.rows), scale: $0.slot.scaling) }, on: pool)
-            }
-        }
-        return modules.map { module in
-            adapted.first { $0.slot.linear.parts.contains(module) }.map {
-                LowRankTerm(projected: $0.narrow(projected[$0.module], x.rows), factor: rows(of: module, $0.slot, $0.factors.b))
-            }
-        }
+    /// The narrow half of `project` alone.
+    func projectNarrow(_ modules: [LinearModule], _ x: Tensor, _ parts: [SamplePart], projected: [Tensor]) {
+        for job in jobRows(parts) { _ = job.lowRankTerms(modules, x, projected: projected, from: job.rows.lowerBound) }
+    }
+
+    /// i ⊙ x, or x, of the run's rows.
+    private func scaledInput(_ modules: [LinearModule], _ x: Tensor, _ run: AlikeRows) -> Tensor {
+        let x = x.rows(run.rows)
+        guard run.treatment.scalesInput, let scaledRows else { return x }
+        precondition(modules.count == 1, "modules that share an input have one scale each")
+        let scaled = Tensor(scaledRows, rows: x.rows, columns: x.columns)
+        scaled.copy(from: x)
+        for job in run.jobs { job.scaleInput(own(scaled, job, run), of: modules[0]) }
+        return scaled
+    }
+
+    /// A job's rows of a tensor that begins with the run's first.
+    private func own(_ tensor: Tensor, _ job: AdaptedRows, _ run: AlikeRows) -> Tensor {
+        tensor.rows(job.rows.lowerBound - run.rows.lowerBound..<job.rows.upperBound - run.rows.lowerBound)
     }
 
     /// dx = Σ dy · W + the adapters' parts, and the adapters' own gradients, which are added to.
@@ -80,251 +136,33 @@ extension DecoderLayer {
         _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, _ parts: [SamplePart], into dx: Tensor?,
         _ projected: [Tensor], _ gradients: LayerGradients, _ accumulation: Accumulation = .overwrite
     ) {
-        let adapted = adaptedModules(modules.map(\.module))
-        for (module, dy) in modules { scaleBackward(module, dy, x: x, parts, adapted, projected) }
-        // dB = dyᵀ · (scaling · x · Aᵀ); with dz = scaling · dy · B: dA = dzᵀ · x, dx = dz · A.
-        let narrow = zip(adapted, gradients.own.dProjected).map { module, dz in
-            NarrowGradient(
-                module: module, dz: module.narrow(dz, x.rows), dys: modules.filter { module.slot.linear.parts.contains($0.module) },
-                z: module.narrow(projected[module.module], x.rows))
-        }
-        if !narrow.isEmpty {
-            let factors = narrow.map { one in
-                (
-                    parts: one.dys.map { ($0.dy, rows(of: $0.module, one.module.slot, one.module.factors.b)) }, dz: one.dz,
-                    scale: one.module.slot.scaling
-                )
+        for run in alike(modules.map(\.module), parts) {
+            let narrow = run.jobs.map { $0.narrowGradients(modules, x, projected: projected, dProjected: gradients.own.dProjected) }
+            guard let dx else { continue }
+            let dys = rounding(modules.map { $0.dy.rows(run.rows) }, on: pool)
+            if run.treatment.scalesInput {
+                inputScaleBackward(zip(modules, dys).map { ($0.module, $1) }, x: x, run, into: dx.rows(run.rows), accumulation)
+                continue
             }
-            projectDownBackward(factors, on: pool)
-            addGradients(narrow, x: x, parts)
-        }
-        guard let dx else { return }
-        let dys = rounding(modules.map(\.dy), on: pool)
-        if scalesInputs(modules.map(\.module)) {
-            inputScaleBackward(zip(modules, dys).map { ($0.module, $1) }, x: x, parts, into: dx, accumulation)
-            return
-        }
-        linearBackward(
-            zip(modules, dys).map { one, dy in
-                let term = narrow.first { $0.module.slot.id.module == one.module && !hasDropout && !foldsInputs }
-                return LinearGradient(
+            let products = zip(modules, dys).map { one, dy in
+                LinearGradient(
                     dy: dy, weight: weights[one.module],
-                    adapter: term.map { LowRankTerm(projected: $0.dz, factor: $0.module.factors.a) })
-            }, into: dx, accumulation, on: pool)
-        guard hasDropout, let dropped else {
-            if foldsInputs { for one in narrow { addUnfolded(one.dz, to: dx, on: pool) } }
-            return
-        }
-        let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
-        for one in narrow {
-            if foldsInputs {
-                masked.clear()
-                addUnfolded(one.dz, to: masked, on: pool)
-            } else {
-                linearBackward(one.dz, QuantizedMatrix(one.module.factors.a), into: masked, on: pool)
+                    adapters: zip(run.jobs, narrow).compactMap { $0.inputTerm(one.module, $1, from: run.rows.lowerBound) })
             }
-            dropout(masked, parts, one.module, into: masked)
-            addScaled(masked, to: dx, on: pool)
+            linearBackward(products, into: dx.rows(run.rows), accumulation, on: pool)
+            for (job, narrow) in zip(run.jobs, narrow) { job.addInputTerms(narrow, to: dx) }
         }
     }
 
-    /// A linear with factors.
-    struct AdaptedModule {
-        let slot: AdapterSet.Slot
-        let factors: AdapterFactors
-        var module: Int { slot.id.module.rawValue }
-
-        /// Memory for the largest rank, as wide as this one's.
-        func narrow(_ memory: Tensor, _ rows: Int) -> Tensor {
-            precondition(rows <= memory.rows && slot.factorRank <= memory.columns)
-            return Tensor(memory.base, rows: rows, columns: slot.factorRank)
-        }
-    }
-
-    private struct NarrowGradient {
-        let module: AdaptedModule
-        let dz: Tensor
-        let dys: [(module: LinearModule, dy: Tensor)]
-        let z: Tensor
-    }
-
-    private var foldsInputs: Bool { adapters?.spec.method.foldsInputs ?? false }
-    private var hasDropout: Bool { masks != nil && (adapters?.spec.dropout ?? 0) > 0 }
-
-    /// The adapted linears that do these products, each at its leader; the other products of a fused one come with it.
-    private func slots(_ modules: [LinearModule]) -> [AdapterSet.Slot] {
-        guard let adapters else { return [] }
-        return modules.compactMap { module in
-            adapters.slot(layer: index, module).flatMap { $0.id.module == module ? $0 : nil }
-        }
-    }
-
-    /// Those with factors, which are made here.
-    private func adaptedModules(_ modules: [LinearModule]) -> [AdaptedModule] {
-        guard let adapters else { return [] }
-        let slots = slots(modules)
-        adapters.derive(slots, on: pool)
-        return slots.compactMap { slot in adapters.factors(slot).map { AdaptedModule(slot: slot, factors: $0) } }
-    }
-
-    /// What a product of a fused linear has of its B, or of B's gradient.
-    private func rows(of module: LinearModule, _ slot: AdapterSet.Slot, _ b: Tensor) -> Tensor {
-        let rows = slot.linear.rows(of: module, spec)
-        return Tensor(b.row(rows.lowerBound), rows: rows.count, columns: b.columns)
-    }
-
-    /// Calls `body` with the modules and the input that they see: all with x, or one by one when each has a mask.
-    private func withInputs(
-        _ adapted: [AdaptedModule], _ x: Tensor, _ parts: [SamplePart], _ body: ([AdaptedModule], Tensor) -> Void
-    ) {
-        guard hasDropout, let dropped else {
-            if !adapted.isEmpty { body(adapted, x) }
-            return
-        }
-        let masked = Tensor(dropped.base, rows: x.rows, columns: x.columns)
-        for module in adapted {
-            dropout(x, parts, module, into: masked)
-            body([module], masked)
-        }
-    }
-
-    private func dropout(_ x: Tensor, _ parts: [SamplePart], _ module: AdaptedModule, into y: Tensor) {
-        guard let masks else { preconditionFailure("dropout without masks") }
-        let stream = index * LinearModule.allCases.count + module.slot.id.module.rawValue
-        EdgeTensor.dropout(
-            x, probability: adapters?.spec.dropout ?? 0,
-            parts: parts.map { ($0, masks.key(sample: $0.sample, stream: stream)) }, into: y, on: pool)
-    }
-}
-
-// Gradients of the factors, and of what they are made of.
-extension DecoderLayer {
-    private func addGradients(_ narrow: [NarrowGradient], x: Tensor, _ parts: [SamplePart]) {
-        guard let adapters else { return }
-        guard let stored = adapters.spec.method.storedFactors else {
-            addDerivedGradients(narrow, x: x, parts, adapters)
-            return
-        }
-        func gradient(_ one: NarrowGradient, _ matrix: Int) -> Tensor { adapters.gradient(one.module.slot.places[matrix], layer: index) }
-        for one in narrow { addB(one, parts, into: gradient(one, stored.b)) }
-        let trained = narrow.filter { $0.module.slot.places[stored.a].matrix.isTrained }
-        withInputs(trained.map(\.module), x, parts) { modules, input in
-            for one in trained where modules.contains(where: { $0.slot == one.module.slot }) {
-                addOuterProduct(one.dz, input, parts, into: gradient(one, stored.a), on: pool)
-            }
-        }
-    }
-
-    private func addB(_ one: NarrowGradient, _ parts: [SamplePart], into gradient: Tensor) {
-        for (module, dy) in one.dys {
-            addOuterProduct(dy, one.z, parts, into: rows(of: module, one.module.slot, gradient), on: pool)
-        }
-    }
-
-    /// The chain rule is applied to each run of tokens by itself: so what is added to a gradient, and in which order, depends on the
-    /// samples alone, as in `addOuterProduct`.
-    private func addDerivedGradients(_ narrow: [NarrowGradient], x: Tensor, _ parts: [SamplePart], _ adapters: AdapterSet) {
-        withInputs(narrow.map(\.module), x, parts) { modules, input in
-            let together = narrow.filter { one in modules.contains { $0.slot == one.module.slot } }
-            for run in parts.flatMap(\.outerProductRuns) {
-                for one in together {
-                    let gradients = adapters.factorGradients(one.module.slot)
-                    gradients.a.clear()
-                    gradients.b.clear()
-                    addB(one, [run], into: gradients.b)
-                    if !foldsInputs { addOuterProduct(one.dz, input, [run], into: gradients.a, on: pool) }
-                }
-                pool.run(together.count) { index, _ in adapters.chain(together[index].module.slot) }
-            }
-        }
-    }
-}
-
-// Scales.
-extension DecoderLayer {
-    /// Of the outputs that are `module`'s.
-    private func outputScale(_ module: LinearModule) -> AdapterSet.OutputScaling? {
-        guard let adapters, let slot = adapters.slot(layer: index, module) else { return nil }
-        return adapters.outputScale(slot, slot.linear.rows(of: module, spec))
-    }
-
-    /// Of magnitudes, where parameters have changed: magnitude / ‖W + scaling · B · A‖, row by row. What was never measured is:
-    /// the rows of W, and magnitudes that begin as their lengths.
-    private func renewScales(_ modules: [LinearModule]) {
-        guard let adapters, let scaledRows, adapters.layout.hasMagnitudes else { return }
-        for slot in slots(modules) where !adapters.isFresh(slot) {
-            guard let factors = adapters.factors(slot) else { continue }
-            for module in slot.linear.parts {
-                guard let scale = outputScale(module), let squares = scale.weightSquares else { continue }
-                if squares.base[0] == 0 { rowSquares(weights[module], into: squares, on: pool) }
-                let b = rows(of: module, slot, factors.b)
-                let rank = factors.a.rows
-                let projected = Tensor(scaledRows, rows: rank, columns: b.rows)
-                linear(factors.a, weights[module], into: projected, on: pool)
-                let gram = Tensor(scaledRows + rank * b.rows, rows: rank, columns: rank)
-                linear(factors.a, QuantizedMatrix(factors.a), into: gram, on: pool)
-                adaptedRowNorms(squares, b, projected, gram, scaling: slot.scaling, into: scale.scale, on: pool)
-                // Now the lengths; then what they make of the magnitudes.
-                if scale.trained.base[0] == 0 { scale.trained.copy(from: scale.scale) }
-                for i in 0..<scale.scale.count { scale.scale.base[i] = scale.trained.base[i] / scale.scale.base[i] }
-            }
-            adapters.becameFresh(slot)
-        }
-    }
-
-    /// Whether what `module` gives is scaled, and so must exist before it is added to anything.
-    func scalesOutput(_ module: LinearModule) -> Bool { outputScale(module) != nil }
-
-    private func inputScale(_ module: LinearModule) -> (scale: Tensor, gradient: Tensor)? {
-        adapters.flatMap { adapters in adapters.slot(layer: index, module).flatMap { adapters.inputScale($0) } }
-    }
-
-    private func scalesInputs(_ modules: [LinearModule]) -> Bool { modules.contains { inputScale($0) != nil } }
-
-    /// i ⊙ x, or x.
-    private func scaledInput(_ modules: [LinearModule], _ x: Tensor) -> Tensor {
-        guard let scale = inputScale(modules[0]), let scaledRows else { return x }
-        precondition(modules.count == 1, "modules that share an input have one scale each")
-        let scaled = Tensor(scaledRows, rows: x.rows, columns: x.columns)
-        scaled.copy(from: x)
-        scaleColumns(scaled, by: scale.scale, on: pool)
-        return scaled
-    }
-
-    /// The gradient of an output's scale, for which the output is computed again; and dy becomes that of what was scaled.
-    private func scaleBackward(
-        _ module: LinearModule, _ dy: Tensor, x: Tensor, _ parts: [SamplePart], _ adapted: [AdaptedModule], _ projected: [Tensor]
-    ) {
-        guard let scale = outputScale(module), let scaledRows else { return }
-        let output = Tensor(scaledRows, rows: x.rows, columns: weights[module].outFeatures)
-        let term = adapted.first { $0.slot.linear.parts.contains(module) }.map {
-            LowRankTerm(projected: $0.narrow(projected[$0.module], x.rows), factor: rows(of: module, $0.slot, $0.factors.b))
-        }
-        linear(
-            rounding([x], smoothing: smoothingVector(module, x), on: pool)[0],
-            [LinearOutput(weight: weights[module], adapter: term, y: output)], on: pool)
-        if scale.scalesBias {
-            if let bias = weights.bias(module) { addRows(bias, to: output, on: pool) }
-            addColumnProducts(dy, output, parts, into: scale.gradient, on: pool)
-            scaleColumns(dy, by: scale.scale, on: pool)
-        } else {
-            // With the length a constant: d magnitude = Σ dy ⊙ output / length = Σ (scale ⊙ dy) ⊙ output / magnitude.
-            scaleColumns(dy, by: scale.scale, on: pool)
-            addColumnProducts(dy, output, parts, over: scale.trained, into: scale.gradient, on: pool)
-        }
-    }
-
-    /// di = Σ over tokens of dx' ⊙ x, and dx = i ⊙ dx'.
+    /// - Parameter dx: of the run's rows.
     private func inputScaleBackward(
-        _ modules: [(module: LinearModule, dy: LeftOperand)], x: Tensor, _ parts: [SamplePart], into dx: Tensor, _ accumulation: Accumulation
+        _ modules: [(module: LinearModule, dy: LeftOperand)], x: Tensor, _ run: AlikeRows, into dx: Tensor, _ accumulation: Accumulation
     ) {
-        guard let scaledRows, let scale = inputScale(modules[0].module) else { return }
+        guard let scaledRows else { preconditionFailure("scaled inputs without room for them") }
         precondition(modules.count == 1, "modules that share an input have one scale each")
-        let gradient = Tensor(scaledRows, rows: x.rows, columns: x.columns)
-        linearBackward(
-            [LinearGradient(dy: modules[0].dy, weight: weights[modules[0].module], adapter: nil)], into: gradient, on: pool)
-        addColumnProducts(gradient, x, parts, into: scale.gradient, on: pool)
-        scaleColumns(gradient, by: scale.scale, on: pool)
-        if accumulation == .overwrite { dx.copy(from: gradient) } else { addScaled(gradient, to: dx, on: pool) }
+        let dScaled = Tensor(scaledRows, rows: dx.rows, columns: dx.columns)
+        linearBackward([LinearGradient(dy: modules[0].dy, weight: weights[modules[0].module])], into: dScaled, on: pool)
+        for job in run.jobs { job.scaleInputBackward(own(dScaled, job, run), x, of: modules[0].module) }
+        if accumulation == .overwrite { dx.copy(from: dScaled) } else { addScaled(dScaled, to: dx, on: pool) }
     }
 }

@@ -12,41 +12,33 @@ package struct DecoderLayer {
     let index: Int
     let spec: DecoderSpec
     let weights: LayerWeights
-    let adapters: AdapterSet?
+    /// In the order of their rows in a batch; none where only the base runs.
+    let jobs: [LayerJob]
     /// Of the model, by `LayerKind.rotary`.
     let rotaries: [RotaryEmbedding]
     /// `[tokens, widest input]` when there is dropout.
     let dropped: Tensor?
     /// Room for a product's inputs or outputs when the adapter scales some: `AdapterLayout.scaledCount` elements.
     let scaledRows: UnsafeMutablePointer<Float>?
-    /// Nil: no dropout (evaluation, generation).
-    let masks: DropoutMasks?
     /// The type that products with frozen weights are computed in, and the memory for their operands.
     let rounding: RoundedRows
-    let smoothing: Smoothing
+    /// Set while the base runs to find what its smoothing is to be.
+    let measured: LayerSmoothing?
     let pool: WorkerPool
 
-    package enum Smoothing {
-        case none
-        case of(LayerSmoothing)
-        /// The layer runs to find what its smoothing is to be.
-        case measured(LayerSmoothing)
-    }
-
     package init(
-        index: Int, spec: DecoderSpec, weights: LayerWeights, adapters: AdapterSet?, rotaries: [RotaryEmbedding],
-        dropped: Tensor?, scaledRows: UnsafeMutablePointer<Float>?, masks: DropoutMasks?, rounding: RoundedRows, smoothing: Smoothing, pool: WorkerPool
+        index: Int, spec: DecoderSpec, weights: LayerWeights, jobs: [LayerJob], rotaries: [RotaryEmbedding], dropped: Tensor?,
+        scaledRows: UnsafeMutablePointer<Float>?, rounding: RoundedRows, measured: LayerSmoothing? = nil, pool: WorkerPool
     ) {
         self.index = index
         self.spec = spec
         self.weights = weights
-        self.adapters = adapters
+        self.jobs = jobs
         self.rotaries = rotaries
         self.dropped = dropped
         self.scaledRows = scaledRows
-        self.masks = masks
         self.rounding = rounding
-        self.smoothing = smoothing
+        self.measured = measured
         self.pool = pool
     }
 
@@ -160,19 +152,22 @@ package struct DecoderLayer {
         _ module: LinearModule, _ x: Tensor, _ parts: [SamplePart], residual: Tensor, into sum: Tensor, norm: Norm?,
         output: Tensor, inverse: UnsafeMutablePointer<Float>, projected: [Tensor]
     ) {
-        guard spec.hasOwnOutputs || scalesOutput(module) else {
-            sum.copy(from: residual)
-            project([(module, sum)], x, parts, .add, projected: projected)
-            return
+        for run in alike([module], parts) {
+            let (ownSum, ownResidual) = (sum.rows(run.rows), residual.rows(run.rows))
+            guard spec.hasOwnOutputs || run.scalesOutput else {
+                ownSum.copy(from: ownResidual)
+                project([(module, sum)], x, run, .add, projected: projected)
+                continue
+            }
+            if let norm {
+                project([(module, output)], x, run, projected: projected)
+                normalize(output.rows(run.rows), norm, into: ownSum, inverse: inverse + run.rows.lowerBound, on: pool)
+            } else {
+                project([(module, sum)], x, run, projected: projected)
+            }
+            multiply(ownSum, by: spec.residualScale, on: pool)
+            addScaled(ownResidual, to: ownSum, on: pool)
         }
-        if let norm {
-            project([(module, output)], x, parts, projected: projected)
-            normalize(output, norm, into: sum, inverse: inverse, on: pool)
-        } else {
-            project([(module, sum)], x, parts, projected: projected)
-        }
-        multiply(sum, by: spec.residualScale, on: pool)
-        addScaled(residual, to: sum, on: pool)
     }
 
     /// From the middle of the layer to its output.
@@ -235,10 +230,10 @@ package struct DecoderLayer {
                     project([(.down, output)], activated, chunk.parts, projected: projected)
                     normalize(output, norm, into: dNormed, inverse: inverse, on: pool)
                 } else {
-                    _ = lowRankTerms([.down], activated, chunk.parts, projected: projected)
+                    projectNarrow([.down], activated, chunk.parts, projected: projected)
                 }
             }
-            let dOutput = ofOutput(.down, dH, output, weights.mlpOutput, inverse, into: dNormed)
+            let dOutput = ofOutput(.down, dH, output, chunk.parts, weights.mlpOutput, inverse, into: dNormed)
             projectBackward([(.down, dOutput)], x: activated, chunk.parts, into: dActivated, projected, g)
             activateBackward(spec.activation, dy: dActivated, gate: gate, up: up, on: pool)
             throughInput(
@@ -262,7 +257,7 @@ package struct DecoderLayer {
         let dQ = g.attention.dQ.prefix(tokens), dK = g.attention.dK.prefix(tokens), dV = g.attention.dV.prefix(tokens)
         let dAttended = g.attention.dAttended.prefix(tokens)
         let dOutput = ofOutput(
-            .output, dH, a.attentionOutput.prefix(tokens), weights.attentionOutput, a.inverses.attentionOutput, into: dNormed)
+            .output, dH, a.attentionOutput.prefix(tokens), parts, weights.attentionOutput, a.inverses.attentionOutput, into: dNormed)
         projectBackward([(.output, dOutput)], x: a.attended.prefix(tokens), parts, into: dAttended, a.projected, g)
         let heads = attentionHeads(a, w, tokens)
         attention.backward(
@@ -287,12 +282,14 @@ package struct DecoderLayer {
 
     /// The gradient of x · Wᵀ, given that of what became of it in the residual: the same, or made in `place`.
     private func ofOutput(
-        _ module: LinearModule, _ dH: Tensor, _ output: Tensor, _ norm: Norm?, _ inverse: UnsafePointer<Float>, into place: Tensor
+        _ module: LinearModule, _ dH: Tensor, _ output: Tensor, _ parts: [SamplePart], _ norm: Norm?, _ inverse: UnsafePointer<Float>,
+        into place: Tensor
     ) -> Tensor {
-        guard spec.hasOwnOutputs || scalesOutput(module) else { return dH }
         if let norm {
             normalizeBackward(dH, output, norm, inverse: inverse, into: place, .overwrite, on: pool)
         } else {
+            // What is scaled is overwritten by the scale's backward.
+            guard spec.hasOwnOutputs || alike([module], parts).contains(where: \.scalesOutput) else { return dH }
             place.copy(from: dH)
         }
         multiply(place, by: spec.residualScale, on: pool)

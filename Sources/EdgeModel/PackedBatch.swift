@@ -1,22 +1,28 @@
 // The samples of a micro-batch as the layers see them, whole or in runs of tokens, and which of their elements dropout drops.
 import EdgeTensor
 
-/// The samples of a micro-batch as the layers see them: one flat run of tokens, no padding.
+/// The samples of a micro-batch as the layers see them, of one job or of several, one after the other: one flat run of tokens, no
+/// padding.
 package struct PackedBatch {
     package let tokenCount: Int
     package let positions: UnsafePointer<Int32>
     package let spans: [AttentionSpan]
-    package init(tokenCount: Int, positions: UnsafePointer<Int32>, spans: [AttentionSpan]) {
+    /// Every sample whole.
+    let parts: [SamplePart]
+
+    /// - Parameter jobs: how many of the spans are each job's.
+    package init(tokenCount: Int, positions: UnsafePointer<Int32>, spans: [AttentionSpan], jobs: [Int]) {
         self.tokenCount = tokenCount
         self.positions = positions
         self.spans = spans
-    }
-
-    /// Every sample whole.
-    var parts: [SamplePart] {
-        spans.enumerated().map { index, span in
-            SamplePart(rows: span.firstQuery..<span.firstQuery + span.queryCount, sample: index, firstToken: 0)
+        var rest = spans[...]
+        parts = jobs.enumerated().flatMap { job, count in
+            defer { rest = rest.dropFirst(count) }
+            return rest.prefix(count).enumerated().map { sample, span in
+                SamplePart(rows: span.firstQuery..<span.firstQuery + span.queryCount, job: job, sample: sample, firstToken: 0)
+            }
         }
+        precondition(rest.isEmpty)
     }
 
     /// The tokens parted into runs of at most `limit`, for what can be done token by token. Samples are cut where their outer
@@ -31,7 +37,7 @@ package struct PackedBatch {
                 if chunks.last.map({ $0.rows.count + rows.count > limit }) ?? true {
                     chunks.append(TokenChunk(rows: rows.lowerBound..<rows.lowerBound, parts: []))
                 }
-                chunks[chunks.count - 1].add(rows, sample: part.sample, firstToken: first)
+                chunks[chunks.count - 1].add(rows, of: part, firstToken: first)
             }
         }
         return chunks
@@ -45,14 +51,14 @@ struct TokenChunk {
     /// With rows counted from the chunk's first.
     private(set) var parts: [SamplePart]
 
-    mutating func add(_ added: Range<Int>, sample: Int, firstToken: Int) {
+    mutating func add(_ added: Range<Int>, of sample: SamplePart, firstToken: Int) {
         let offset = rows.lowerBound
         rows = rows.lowerBound..<added.upperBound
         let own = added.lowerBound - offset..<added.upperBound - offset
-        if let last = parts.last, last.sample == sample {
+        if let last = parts.last, last.job == sample.job, last.sample == sample.sample {
             parts[parts.count - 1].rows = last.rows.lowerBound..<own.upperBound
         } else {
-            parts.append(SamplePart(rows: own, sample: sample, firstToken: firstToken))
+            parts.append(SamplePart(rows: own, job: sample.job, sample: sample.sample, firstToken: firstToken))
         }
     }
 

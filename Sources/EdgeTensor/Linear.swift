@@ -39,25 +39,31 @@ private struct ProductPieces {
 
 /// An adapter's part of a product: `projected · factorᵀ` in the forward, `projected · factor` in the backward.
 package struct LowRankTerm {
-    /// `[tokens, rank]`, scaled.
+    /// `[rows, rank]`, scaled.
     package let projected: Tensor
     /// B `[outFeatures, rank]` in the forward, A `[rank, inFeatures]` in the backward.
     package let factor: Tensor
-    package init(projected: Tensor, factor: Tensor) {
+    /// Of the product, the row that is `projected`'s first: rows of other adapters may be around.
+    package let firstRow: Int
+    package init(projected: Tensor, factor: Tensor, firstRow: Int = 0) {
         self.projected = projected
         self.factor = factor
+        self.firstRow = firstRow
     }
+
+    fileprivate func among(_ tokens: Range<Int>) -> Range<Int> { tokens.clamped(to: firstRow..<firstRow + projected.rows) }
+    fileprivate func left(from row: Int) -> edge_left { LeftOperand(projected).from(row - firstRow) }
 }
 
 package struct LinearOutput {
     package let weight: QuantizedMatrix
-    package let adapter: LowRankTerm?
+    package let adapters: [LowRankTerm]
     package let y: Tensor
     /// Where the weight's first output is in y.
     package let column: Int
-    package init(weight: QuantizedMatrix, adapter: LowRankTerm?, y: Tensor, column: Int = 0) {
+    package init(weight: QuantizedMatrix, adapters: [LowRankTerm] = [], y: Tensor, column: Int = 0) {
         self.weight = weight
-        self.adapter = adapter
+        self.adapters = adapters
         self.y = y
         self.column = column
     }
@@ -66,18 +72,19 @@ package struct LinearOutput {
 package struct LinearGradient {
     package let dy: LeftOperand
     package let weight: QuantizedMatrix
-    package let adapter: LowRankTerm?
-    package init(dy: LeftOperand, weight: QuantizedMatrix, adapter: LowRankTerm?) {
+    package let adapters: [LowRankTerm]
+    package init(dy: LeftOperand, weight: QuantizedMatrix, adapters: [LowRankTerm] = []) {
         self.dy = dy
         self.weight = weight
-        self.adapter = adapter
+        self.adapters = adapters
     }
 }
 
-private func cost(of weight: QuantizedMatrix, _ adapter: LowRankTerm?, tokens: Int) -> OperationCost {
-    let (outFeatures, inFeatures, rank) = (weight.outFeatures, weight.inFeatures, adapter?.projected.columns ?? 0)
+private func cost(of weight: QuantizedMatrix, _ adapters: [LowRankTerm], tokens: Int) -> OperationCost {
+    let (outFeatures, inFeatures) = (weight.outFeatures, weight.inFeatures)
+    let narrow = adapters.reduce(0) { $0 + $1.projected.count * $1.factor.count / max(1, $1.projected.columns) }
     return OperationCost(
-        flop: 2 * Double(tokens) * (Double(outFeatures) * Double(inFeatures) + Double(rank * (weight.outFeatures))),
+        flop: 2 * (Double(tokens) * Double(outFeatures) * Double(inFeatures) + Double(narrow)),
         bytes: Double(weight.byteCount) + 4 * Double(tokens * (outFeatures + inFeatures)))
 }
 
@@ -98,7 +105,7 @@ package func linear(
         precondition(x.rows == output.y.rows)
         return ProductPieces(columns: output.weight.outFeatures, together: together, tokens: x.rows, unit: 1)
     }
-    let costs = outputs.map { cost(of: $0.weight, $0.adapter, tokens: x.rows) }
+    let costs = outputs.map { cost(of: $0.weight, $0.adapters, tokens: x.rows) }
     pool.perform(operation, costs.sum) {
         pool.runEach(pieces.map(\.count)) { index, piece, scratch in
             let output = outputs[index]
@@ -107,11 +114,13 @@ package func linear(
             pool.product(
                 edge_product_forward, output.weight.raw, x.from(tokens.lowerBound), tokens.count, into: y,
                 output.y.columns, columns, accumulation, scratch)
-            guard let adapter = output.adapter else { return }
-            pool.product(
-                edge_product_forward, QuantizedMatrix(adapter.factor).raw,
-                LeftOperand(adapter.projected).from(tokens.lowerBound), tokens.count, into: y, output.y.columns, columns,
-                .add, scratch)
+            for adapter in output.adapters {
+                let rows = adapter.among(tokens)
+                guard !rows.isEmpty else { continue }
+                pool.product(
+                    edge_product_forward, QuantizedMatrix(adapter.factor).raw, adapter.left(from: rows.lowerBound), rows.count,
+                    into: output.y.row(rows.lowerBound) + output.column, output.y.columns, columns, .add, scratch)
+            }
         }
     }
 }
@@ -132,7 +141,7 @@ package func linearBackward(
     }
     let unit = gradients.map(\.weight.format.unitElements).max()!
     let pieces = ProductPieces(columns: dx.columns, together: dx.columns, tokens: dx.rows, unit: unit)
-    let costs = gradients.map { cost(of: $0.weight, $0.adapter, tokens: dx.rows) }
+    let costs = gradients.map { cost(of: $0.weight, $0.adapters, tokens: dx.rows) }
     pool.perform(operation, costs.sum) {
         pool.run(pieces.count) { piece, scratch in
             let (columns, tokens) = pieces(piece)
@@ -140,11 +149,13 @@ package func linearBackward(
                 pool.product(
                     edge_product_backward, gradient.weight.raw, gradient.dy.from(tokens.lowerBound), tokens.count,
                     into: dx.row(tokens.lowerBound), dx.columns, columns, index == 0 ? accumulation : .add, scratch)
-                guard let adapter = gradient.adapter else { continue }
-                pool.product(
-                    edge_product_backward, QuantizedMatrix(adapter.factor).raw,
-                    LeftOperand(adapter.projected).from(tokens.lowerBound), tokens.count,
-                    into: dx.row(tokens.lowerBound), dx.columns, columns, .add, scratch)
+                for adapter in gradient.adapters {
+                    let rows = adapter.among(tokens)
+                    guard !rows.isEmpty else { continue }
+                    pool.product(
+                        edge_product_backward, QuantizedMatrix(adapter.factor).raw, adapter.left(from: rows.lowerBound), rows.count,
+                        into: dx.row(rows.lowerBound), dx.columns, columns, .add, scratch)
+                }
             }
         }
     }
@@ -155,7 +166,7 @@ package func linear(
     _ x: Tensor, _ weight: QuantizedMatrix, into y: Tensor, _ accumulation: Accumulation = .overwrite,
     on pool: WorkerPool
 ) {
-    linear(LeftOperand(x), [LinearOutput(weight: weight, adapter: nil, y: y)], accumulation, on: pool)
+    linear(LeftOperand(x), [LinearOutput(weight: weight, y: y)], accumulation, on: pool)
 }
 
 /// `linearBackward` of one weight, in f32.
@@ -163,7 +174,7 @@ package func linearBackward(
     _ dy: Tensor, _ weight: QuantizedMatrix, into dx: Tensor, _ accumulation: Accumulation = .overwrite,
     on pool: WorkerPool
 ) {
-    linearBackward([LinearGradient(dy: LeftOperand(dy), weight: weight, adapter: nil)], into: dx, accumulation, on: pool)
+    linearBackward([LinearGradient(dy: LeftOperand(dy), weight: weight)], into: dx, accumulation, on: pool)
 }
 
 /// Tokens that one piece of an adapter's narrow products takes: enough to hide the packing of the factor.
@@ -239,12 +250,15 @@ package func linearVector(
 /// A sample, or a run of its tokens, among the rows of a tensor.
 package struct SamplePart: Equatable, Sendable {
     package var rows: Range<Int>
-    /// Number of the sample in its batch.
+    /// Number of the job whose sample it is, among those that train together.
+    package let job: Int
+    /// Number of the sample in the job's batch.
     package let sample: Int
     /// Of the run, in the sample.
     package let firstToken: Int
-    package init(rows: Range<Int>, sample: Int, firstToken: Int) {
+    package init(rows: Range<Int>, job: Int = 0, sample: Int, firstToken: Int) {
         self.rows = rows
+        self.job = job
         self.sample = sample
         self.firstToken = firstToken
     }
@@ -254,7 +268,8 @@ package struct SamplePart: Equatable, Sendable {
         precondition(firstToken % outerProductTokens == 0)
         return stride(from: rows.lowerBound, to: rows.upperBound, by: outerProductTokens).map {
             SamplePart(
-                rows: $0..<min($0 + outerProductTokens, rows.upperBound), sample: sample, firstToken: firstToken + $0 - rows.lowerBound)
+                rows: $0..<min($0 + outerProductTokens, rows.upperBound), job: job, sample: sample,
+                firstToken: firstToken + $0 - rows.lowerBound)
         }
     }
 }

@@ -20,6 +20,11 @@ package struct Tensor {
         return Tensor(base, rows: count, columns: columns)
     }
 
+    package func rows(_ range: Range<Int>) -> Tensor {
+        precondition(0 <= range.lowerBound && range.upperBound <= rows, "rows \(range) of a tensor that has \(rows)")
+        return Tensor(row(range.lowerBound), rows: range.count, columns: columns)
+    }
+
     package func row(_ index: Int) -> UnsafeMutablePointer<Float> { base + index * columns }
 
     package func copy(from other: Tensor) {

@@ -59,9 +59,9 @@ extension Calibration {
                 return time {
                     linear(
                         rounding([x], smoothing: UnsafePointer(smoothing), on: pool)[0],
-                        [LinearOutput(weight: weight, adapter: nil, y: y)], on: pool)
+                        [LinearOutput(weight: weight, y: y)], on: pool)
                     linearBackward(
-                        [LinearGradient(dy: rounding([y], on: pool)[0], weight: weight, adapter: nil)], into: x, on: pool)
+                        [LinearGradient(dy: rounding([y], on: pool)[0], weight: weight)], into: x, on: pool)
                 } / 2
             }
             let (many, few) = (products(tokens), products(fewTokens))

@@ -151,8 +151,8 @@ package final class Generator {
         multiply(input, by: spec.embeddingScale, on: pool)
         for index in 0..<spec.layerCount {
             DecoderLayer(
-                index: index, spec: spec, weights: model.layers[index], adapters: adapters, rotaries: rotaries,
-                dropped: nil, scaledRows: scaledRows, masks: nil, rounding: .unrounded, smoothing: .none, pool: pool
+                index: index, spec: spec, weights: model.layers[index], jobs: adapters.map { [LayerJob($0)] } ?? [], rotaries: rotaries,
+                dropped: nil, scaledRows: scaledRows, rounding: .unrounded, pool: pool
             ).forwardCached(
                 input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
                 workspace, into: output)

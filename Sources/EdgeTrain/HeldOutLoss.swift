@@ -41,7 +41,7 @@ package struct HeldOutLoss {
         let step = try TrainStep(
             model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: try Arena(capacity: memory.arena(plan.shape)),
             spillDirectory: spillDirectory)
-        if let adapter { try adapter.load(into: step.adapters, model.spec) } else { step.adapters.initialize(seed: 1) }
+        if let adapter { try adapter.load(into: step.adapters[0], model.spec) } else { step.adapters[0].initialize(seed: 1) }
         return try step.heldOutLoss(samples, tokenBudget: plan.tokenBudget, progress: progress)
     }
 }

@@ -70,39 +70,53 @@ package struct MemoryModel {
     }
 
     package let spec: DecoderSpec
-    package let modules: [ModuleID]
     package let weights: WeightParts
     package let process: ProcessMemory
-    /// Whether the run begins from an adapter that is read into its place.
-    package let loadsAdapter: Bool
-    package let layout: AdapterLayout
-    /// With the padding between their matrices.
+    /// Of the jobs that train together.
+    private let jobs: [JobMemory]
+    package let layouts: [AdapterLayout]
     package let adapters: ByteCount
-    /// Gradients of the layer that has most.
-    private let largestLayer: ByteCount
-    private let optimizerStates: [OptimizerState: ByteCount]
+    /// What methods that store other matrices make of them for the layer at work, and the gradients of that.
+    package let factors: ByteCount
+    /// The largest.
+    let factorRank: Int
+    /// Widest input of a module that is adapted with dropout: what that needs per token.
+    let widestDropped: Int
     let lowestLayer: Int
     let adaptedModules: Set<LinearModule>
+
+    /// What a job has for itself.
+    private struct JobMemory {
+        let layout: AdapterLayout
+        let modules: [ModuleID]
+        /// Whether its run begins from an adapter that is read into its place.
+        let loadsAdapter: Bool
+        /// How its optimizer's moments are stored; nil: as `StepShape.optimizer` has it.
+        var optimizer: OptimizerState?
+        /// With the padding between their matrices.
+        let adapters: ByteCount
+        /// Gradients of the layer that has most.
+        let largestLayer: ByteCount
+        let optimizerStates: [OptimizerState: ByteCount]
+
+        init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec, loadsAdapter: Bool) {
+            self.modules = modules
+            self.loadsAdapter = loadsAdapter
+            // Walked once: a planner asks for hundreds of peaks.
+            layout = AdapterLayout(adapter, modules: modules, of: spec)
+            adapters = .floats(layout.parameterCount)
+            largestLayer = .floats(layout.gradientCount(.oneLayer))
+            let matrices = layout.trained
+            optimizerStates = Dictionary(uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
+        }
+    }
 
     package init(
         spec: DecoderSpec, adapter: AdapterSpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical,
         loadsAdapter: Bool = false
     ) {
-        self.spec = spec
-        self.loadsAdapter = loadsAdapter
-        self.modules = modules
-        self.weights = weights
-        self.process = process
-        // Walked once: a planner asks for hundreds of peaks.
-        let layout = AdapterLayout(adapter, modules: modules, of: spec)
-        self.layout = layout
-        adapters = .floats(layout.parameterCount)
-        largestLayer = .floats(layout.gradientCount(.oneLayer))
-        let matrices = layout.trained
-        optimizerStates = Dictionary(
-            uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
-        lowestLayer = modules.map(\.layer).min() ?? 0
-        adaptedModules = layout.modules
+        self.init(
+            [JobMemory(adapter, modules: modules, of: spec, loadsAdapter: loadsAdapter)], spec: spec, weights: weights, process: process)
     }
 
     package init(
@@ -113,23 +127,55 @@ package struct MemoryModel {
             process: process, loadsAdapter: loadsAdapter)
     }
 
+    /// Of jobs that train together, each with the moments that it has alone.
+    package init(together jobs: [(memory: MemoryModel, optimizer: OptimizerState)], process: ProcessMemory) {
+        let first = jobs[0].memory
+        self.init(
+            jobs.flatMap { memory, optimizer in
+                memory.jobs.map {
+                    var job = $0
+                    job.optimizer = optimizer
+                    return job
+                }
+            }, spec: first.spec, weights: first.weights, process: process)
+    }
+
+    private init(_ jobs: [JobMemory], spec: DecoderSpec, weights: WeightParts, process: ProcessMemory) {
+        self.jobs = jobs
+        self.spec = spec
+        self.weights = weights
+        self.process = process
+        layouts = jobs.map(\.layout)
+        adapters = jobs.reduce(.zero) { $0 + $1.adapters }
+        factors = layouts.reduce(.zero) { $0 + .floats($1.factorCount(isTrained: true)) }
+        factorRank = layouts.map(\.factorRank).max() ?? 0
+        widestDropped = layouts.filter { $0.spec.dropout > 0 }.flatMap(\.modules).map { $0.inFeatures(spec) }.max() ?? 0
+        lowestLayer = jobs.compactMap { $0.modules.map(\.layer).min() }.min() ?? 0
+        adaptedModules = jobs.reduce([]) { $0.union($1.layout.modules) }
+    }
+
+    /// Of the first job, or of the only one.
+    package var layout: AdapterLayout { layouts[0] }
+    package var modules: [ModuleID] { jobs[0].modules }
     package var adapter: AdapterSpec { layout.spec }
     package var trainedLayers: Int { spec.layerCount - lowestLayer }
-    /// Widest input of an adapted module: what dropout needs per token.
-    var widestInput: Int { adaptedModules.map { $0.inFeatures(spec) }.max() ?? 0 }
 
-    /// While the artifact is made the rest of the arena and the weights are gone: there is the adapter, and its copy in an
-    /// adapter file's order, which is written and read back in pieces.
+    private func sum(_ bytes: (JobMemory) -> ByteCount) -> ByteCount { jobs.reduce(.zero) { $0 + bytes($1) } }
+
+    func scaledCount(tokens: Int) -> Int { layouts.map { $0.scaledCount(tokens: tokens, isTrained: true) }.max() ?? 0 }
+
+    /// An adapter, and its copy in an adapter file's order, which is written and read back in pieces. Of the only job that is all
+    /// that there is then: the rest of the arena and the weights are gone. Of jobs that train together the others go on.
     package var publication: ByteCount { adapters + adapters }
+    private var publicationBeside: ByteCount { jobs.count > 1 ? jobs.map(\.adapters).max()! : .zero }
+
     package func gradients(_ shape: StepShape) -> ByteCount {
-        shape.gradients == .allLayers ? .floats(layout.trainedCount) : largestLayer
+        sum { shape.gradients == .allLayers ? .floats($0.layout.trainedCount) : $0.largestLayer }
     }
     package func optimizer(_ shape: StepShape) -> ByteCount {
-        optimizerStates[shape.optimizer]!  // all cases are there
+        sum { $0.optimizerStates[$0.optimizer ?? shape.optimizer]! }  // all cases are there
     }
-
-    /// What methods that store other matrices make of them for the layer at work, and the gradients of that.
-    package var factors: ByteCount { .floats(layout.factorCount(isTrained: true)) }
+    package func optimizerState(job: Int, _ shape: StepShape) -> OptimizerState { jobs[job].optimizer ?? shape.optimizer }
 
     package func layerCheckpoints(_ shape: StepShape) -> ByteCount {
         LayerCheckpoints.bytes(shape.checkpoints, tokens: shape.tokens, trainedLayers: trainedLayers, spec)
@@ -142,7 +188,7 @@ package struct MemoryModel {
 
     private func oneLayer(_ shape: StepShape, mlpTokens: Int) -> ByteCount {
         LayerActivations.bytes(
-            tokens: shape.tokens, mlpTokens: mlpTokens, rank: layout.factorRank, adapted: adaptedModules, spec)
+            tokens: shape.tokens, mlpTokens: mlpTokens, rank: factorRank, adapted: adaptedModules, spec)
     }
     /// Of the layers that keep them.
     package func keptActivations(_ shape: StepShape) -> ByteCount {
@@ -152,8 +198,8 @@ package struct MemoryModel {
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
-            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: layout.factorRank))
-            + (adapter.dropout > 0 ? .floats(shape.tokens * widestInput) : .zero) + .floats(layout.scaledCount(tokens: shape.tokens, isTrained: true))
+            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: factorRank))
+            + .floats(shape.tokens * widestDropped) + .floats(scaledCount(tokens: shape.tokens))
     }
 
     func loss(_ shape: StepShape) -> ByteCount {
@@ -170,7 +216,7 @@ package struct MemoryModel {
 
     package func smoothing(_ shape: StepShape) -> ByteCount {
         guard shape.compute == .int8 else { return .zero }
-        return ByteCount(LayerSmoothing.bytes(spec).bytes * spec.layerCount) + .floats(spec.hiddenSize)
+        return ByteCount((LayerSmoothing.bytes(spec).bytes * spec.layerCount + ByteCount.floats(spec.hiddenSize).bytes) * jobs.count)
     }
 
     /// The largest of a step's products: its left operands in the type that is computed in.
@@ -208,11 +254,12 @@ package struct MemoryModel {
     }
 
     package func pools(_ shape: StepShape) -> [Pool] {
-        [
+        let optimizers = Set(jobs.indices.map { optimizerState(job: $0, shape).name }).sorted().joined(separator: " and ")
+        let pools = [
             Pool(name: "base weights, \(shape.weights.rawValue)", size: shape.weights == .resident ? weights.mappedBytes : weights.streamBytes),
             Pool(name: "adapters", size: adapters + factors),
             Pool(name: "gradients", size: gradients(shape)),
-            Pool(name: "optimizer state, \(shape.optimizer.name)", size: optimizer(shape)),
+            Pool(name: "optimizer state, \(optimizers)", size: optimizer(shape)),
             Pool(name: "layer checkpoints", size: layerCheckpoints(shape)),
             Pool(name: "kept activations", size: keptActivations(shape)),
             Pool(name: "layer at work, or head and loss", size: work(shape) + hiddenGradient(shape)),
@@ -221,10 +268,13 @@ package struct MemoryModel {
             Pool(name: "program, libraries and samples", size: process.resident),
             Pool(name: "page tables", size: pageTables(shape)),
         ]
+        return pools + (jobs.count > 1 ? [Pool(name: "an adapter that is published beside", size: publicationBeside)] : [])
     }
 
     /// Before the first step there are the adapters' own block and what is read into it.
-    private var loading: ByteCount { loadsAdapter ? adapters + LoadedAdapter.loadingBytes(adapters) : .zero }
+    private var loading: ByteCount {
+        jobs.filter(\.loadsAdapter).map { adapters + LoadedAdapter.loadingBytes($0.adapters) }.max() ?? .zero
+    }
 
     /// The largest of the training's, the publication's, the loading's and the preparation's; the first, but for the smallest jobs.
     package func peak(_ shape: StepShape) -> ByteCount {

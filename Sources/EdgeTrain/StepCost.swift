@@ -80,7 +80,10 @@ package struct StepCost: Equatable, Sendable {
     ///   - tokens: of the micro-batch.
     ///   - lossTokens: those that carry loss.
     ///   - sampleTokens: of a typical sample: what attention is quadratic in.
-    package init(_ memory: MemoryModel, _ shape: StepShape, tokens: Double, lossTokens: Double, sampleTokens: Double) {
+    ///   - layouts: of the jobs that have a part in it; nil: of all.
+    package init(
+        _ memory: MemoryModel, _ shape: StepShape, layouts: [AdapterLayout]? = nil, tokens: Double, lossTokens: Double, sampleTokens: Double
+    ) {
         let spec = memory.spec
         let (layers, trained) = (Double(spec.layerCount), Double(memory.trainedLayers))
         let again = trained - Double(shape.keptLayers)
@@ -99,11 +102,16 @@ package struct StepCost: Equatable, Sendable {
         let runs = max(1, (tokens / Double(shape.mlpTokens)).rounded(.up))
         weights = passes + 2 * chunks * head + (runs - 1) * ((layers + again + trained) * ofMLP - again * ofDown)
         weightTokens = passes * tokens + 2 * head * lossTokens
-        adapterMultiplyAdds = tokens * Double(memory.layout.factorElements) * (2 + (trained > 0 ? again / trained : 0))
-            + tokens * Double(memory.layout.trainedFactorElements)
-        // What is scaled is computed once more for the scale's gradient.
-        weights += Double(memory.layout.scaledWeights)
-        weightTokens += Double(memory.layout.scaledWeights) * tokens
+        // Jobs that train together have about as many of the tokens each.
+        let layouts = layouts ?? memory.layouts
+        let ofJob = tokens / Double(layouts.count)
+        for layout in layouts {
+            adapterMultiplyAdds += ofJob * Double(layout.factorElements) * (2 + (trained > 0 ? again / trained : 0))
+                + ofJob * Double(layout.trainedFactorElements)
+            // What is scaled is computed once more for the scale's gradient.
+            weights += Double(layout.scaledWeights)
+            weightTokens += Double(layout.scaledWeights) * ofJob
+        }
         // Two products in the forward, five in the backward.
         let keys = spec.layerKinds.reduce(0) { $0 + CausalAttention.meanKeys(sampleTokens, window: $1.window) } / layers
         attentionMultiplyAdds = (2 * layers + 2 * again + 5 * trained) * tokens * keys * Double(spec.queryWidth)

@@ -37,9 +37,36 @@ package struct MicroBatch {
     }
 }
 
+/// A micro-batch of one of the jobs that train together, and what comes of it.
+package struct JobMicroBatch {
+    /// Number of the job.
+    package let job: Int
+    package let batch: MicroBatch
+    /// What the gradients are of: so many times Σ nll.
+    package let lossScale: Float
+    /// Nil: no dropout.
+    package let masks: DropoutMasks?
+    /// What the step has drawn, of a method that draws one; nil: all ranks.
+    package let rank: Int?
+    /// Σ nll over the loss tokens, in nats, which is added to.
+    package var loss: Double
+
+    package init(
+        job: Int = 0, _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil, addingTo loss: Double = 0
+    ) {
+        self.job = job
+        self.batch = batch
+        self.lossScale = lossScale
+        self.masks = masks
+        self.rank = rank
+        self.loss = loss
+    }
+}
+
 package final class TrainStep {
     private let model: BaseModel
-    package let adapters: AdapterSet
+    /// Of the jobs that train together.
+    package let adapters: [AdapterSet]
     private let shape: StepShape
     package let pool: WorkerPool
     private let rotaries: [RotaryEmbedding]
@@ -55,14 +82,23 @@ package final class TrainStep {
     private let dropped: Tensor?
     private let scaledRows: UnsafeMutablePointer<Float>
     private let head: HeadMemory
-    /// Empty unless products are computed in int8.
-    private let smoothing: [LayerSmoothing]
-    private let headSmoothing: UnsafeMutablePointer<Float>?
+    /// By job; nil unless products are computed in int8.
+    private let smoothing: [Smoothing]?
     private let embeddingRow: UnsafeMutableRawPointer
     private let tokens: UnsafeMutablePointer<Int32>
     private let positions: UnsafeMutablePointer<Int32>
     private let lossRows: UnsafeMutablePointer<Int32>
     private let targets: UnsafeMutablePointer<Int32>
+
+    private struct Smoothing {
+        let layers: [LayerSmoothing]
+        let head: UnsafeMutablePointer<Float>
+
+        init(_ spec: DecoderSpec, arena: Arena) {
+            layers = (0..<spec.layerCount).map { _ in LayerSmoothing(spec, arena: arena) }
+            head = arena.floats(spec.hiddenSize)
+        }
+    }
 
     /// What the head needs for one chunk of loss tokens.
     private struct HeadMemory {
@@ -92,11 +128,12 @@ package final class TrainStep {
         self.model = model
         self.shape = shape
         // First in the arena: publishing gives back everything behind them.
-        let layout = memory.layout
-        adapters = AdapterSet(
-            layout, of: spec, parameters: arena.floats(layout.parameterCount),
-            gradients: arena.floats(layout.gradientCount(shape.gradients)), factorSpace: arena.floats(layout.factorCount(isTrained: true)),
-            shape.gradients)
+        let parameters = memory.layouts.map { arena.floats($0.parameterCount) }
+        adapters = zip(memory.layouts, parameters).map { layout, parameters in
+            AdapterSet(
+                layout, of: spec, parameters: parameters, gradients: arena.floats(layout.gradientCount(shape.gradients)),
+                factorSpace: arena.floats(layout.factorCount(isTrained: true)), shape.gradients)
+        }
         pool = WorkerPool(
             kernels: kernels, threadCount: shape.threads, scratchFloats: memory.scratchFloats(shape), arena: arena)
         rotaries = RotaryEmbedding.tables(positions: shape.longestSample, spec, arena: arena)
@@ -107,16 +144,16 @@ package final class TrainStep {
             arena: arena)
         func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
-                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.layout.factorRank, adapted: memory.adaptedModules, spec, arena: arena)
+                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.factorRank, adapted: memory.adaptedModules, spec, arena: arena)
         }
         kept = (0..<shape.keptLayers).map { _ in layerActivations(mlpTokens: shape.tokens) }
         let (layer, head) = arena.either {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.layout.factorRank), arena: arena),
-                memory.adapter.dropout > 0 ? arena.tensor(shape.tokens, memory.widestInput) : nil,
-                arena.floats(memory.layout.scaledCount(tokens: shape.tokens, isTrained: true))
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.factorRank), arena: arena),
+                memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
+                arena.floats(memory.scaledCount(tokens: shape.tokens))
             )
         } or: {
             HeadMemory(shape, spec, arena: arena)
@@ -124,9 +161,7 @@ package final class TrainStep {
         (activations, workspace, dropped, scaledRows) = layer
         self.head = head
         dH = arena.tensor(shape.tokens, spec.hiddenSize)
-        let isSmoothed = shape.compute == .int8
-        smoothing = isSmoothed ? (0..<spec.layerCount).map { _ in LayerSmoothing(spec, arena: arena) } : []
-        headSmoothing = isSmoothed ? arena.floats(spec.hiddenSize) : nil
+        smoothing = shape.compute == .int8 ? memory.layouts.map { _ in Smoothing(spec, arena: arena) } : nil
         embeddingRow = arena.bytes(.wholeLines(model.embedding.rowBytes)).baseAddress!
         tokens = arena.integers(shape.tokens)
         positions = arena.integers(shape.tokens)
@@ -142,65 +177,77 @@ package final class TrainStep {
         set { pool.observer = newValue }
     }
 
-    /// Finds what int8 products divide the channels of their inputs by, from the frozen model's own activations on these
+    /// Finds what int8 products of a job divide the channels of their inputs by, from the frozen model's own activations on these
     /// samples: before the first step, and again before a resumed run's. Other types need none. Sample by sample, so that the
     /// plan's micro-batches have no part in it.
-    package func measureSmoothing(_ samples: [TokenizedSample]) throws {
-        for sample in samples { try measureSmoothing(sample) }
+    package func measureSmoothing(_ samples: [TokenizedSample], job: Int = 0) throws {
+        for sample in samples { try measureSmoothing(sample, job) }
     }
 
-    private func measureSmoothing(_ sample: TokenizedSample) throws {
-        guard let headSmoothing else { return }
-        let batch = load(MicroBatch([sample]))
-        try forward(batch, .measuringSmoothing)
+    private func measureSmoothing(_ sample: TokenizedSample, _ job: Int) throws {
+        guard let smoothing else { return }
+        let batch = load([MicroBatch([sample])])
+        try forward(batch, .measuringSmoothing(job: job))
         // The head's input, where gradients will be.
         let normed = dH.prefix(batch.tokenCount)
         normalizeForHead(checkpoints.input(of: model.spec.layerCount), into: normed, inverse: activations.logSumExp.base)
-        EdgeTensor.measureSmoothing(normed, into: headSmoothing, on: pool)
+        EdgeTensor.measureSmoothing(normed, into: smoothing[job].head, on: pool)
     }
 
-    /// Adds the gradients of `lossScale` · Σ nll to the adapters' gradients, and Σ nll over the loss tokens to `loss`, in nats.
+    /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`. Every number is what
+    /// it would be if the job were alone.
     ///
     /// - Parameters:
-    ///   - masks: nil: no dropout.
-    ///   - rank: what the step has drawn, of a method that draws one; nil: all ranks.
-    ///   - finished: called with each adapted layer once its gradients are complete, from the last to the first, and with `loss`.
+    ///   - work: at most one micro-batch of each job.
+    ///   - finished: called with each adapted layer once a job's gradients of it are complete, from the last layer to the first.
     /// - Throws: `FileError` when weights or spilled layer inputs cannot be read or written, and what `finished` throws.
     package func accumulate(
-        _ microBatch: MicroBatch, lossScale: Float, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double,
-        finished: (_ layer: Int, _ loss: Double) throws -> Void = { _, _ in }
+        _ work: inout [JobMicroBatch], finished: (_ layer: Int, JobMicroBatch) throws -> Void = { _, _ in }
     ) throws {
-        let batch = load(microBatch)
-        adapters.use(rank: rank)
-        defer { adapters.use(rank: nil) }
-        try forward(batch, .training(masks))
+        for one in work { adapters[one.job].use(rank: one.rank) }
+        defer { for one in work { adapters[one.job].use(rank: nil) } }
+        let batch = load(work.map(\.batch))
+        let pass = Pass.training(work)
+        try forward(batch, pass)
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()
-        try headLoss(microBatch.lossRows.count, .gradient(scale: lossScale), after: first(ofBackward: model.spec.layerCount - 1), &loss)
-        for index in stride(from: model.spec.layerCount - 1, through: adapters.lowestLayer, by: -1) {
-            let isLowest = index == adapters.lowestLayer
+        try headLoss(&work, .gradient, after: first(ofBackward: model.spec.layerCount - 1))
+        let lowest = work.map { adapters[$0.job].lowestLayer }.min()!
+        for index in stride(from: model.spec.layerCount - 1, through: lowest, by: -1) {
+            let isLowest = index == lowest
             let input = try checkpoints.fetch(index, on: pool)
             let activations = activations(of: index)
             if !keeps(index) {
                 try weights.use(.attention(index), next: .mlp(index))
-                layer(index, .training(masks)).attentionForward(input, batch, activations, workspace)
+                layer(index, pass).attentionForward(input, batch, activations, workspace)
             }
             try weights.use(.mlp(index), next: .attention(index))
-            layer(index, .training(masks)).mlpBackward(
+            layer(index, pass).mlpBackward(
                 dH: dH, batch, activations, keeps(index) ? .products : .input, workspace)
             try weights.use(.attention(index), next: isLowest ? .attention(0) : first(ofBackward: index - 1))
-            let layer = layer(index, .training(masks))
+            let layer = layer(index, pass)
             if keeps(index) { layer.restoreAttention(input, batch, activations, workspace) }
             layer.attentionBackward(
                 dH: dH, input, batch, activations, workspace, isLowest ? .isFrozen : .needsGradient)
-            if !adapters.layerRanges[index].isEmpty { try finished(index, loss) }
+            for one in work where !adapters[one.job].layerRanges[index].isEmpty { try finished(index, one) }
         }
     }
 
+    /// `accumulate` of the only job.
+    package func accumulate(
+        _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
+    ) throws {
+        var work = [JobMicroBatch(batch, lossScale: lossScale, masks: masks, rank: rank, addingTo: loss)]
+        try accumulate(&work)
+        loss = work[0].loss
+    }
+
     /// Adds Σ nll over the loss tokens to `loss`, in nats, without gradients or dropout.
-    package func evaluate(_ microBatch: MicroBatch, loss: inout Double) throws {
-        try forward(load(microBatch), .evaluation)
-        try headLoss(microBatch.lossRows.count, .lossOnly, after: .attention(0), &loss)
+    package func evaluate(_ microBatch: MicroBatch, job: Int = 0, loss: inout Double) throws {
+        try forward(load([microBatch]), .evaluation(job: job))
+        var work = [JobMicroBatch(job: job, microBatch, lossScale: 0, addingTo: loss)]
+        try headLoss(&work, .lossOnly, after: .attention(0))
+        loss = work[0].loss
     }
 
     /// Held-out loss: samples packed in their order, as many as `tokenBudget` tokens hold.
@@ -208,11 +255,11 @@ package final class TrainStep {
     /// - Parameter progress: gets the loss tokens that are done, after every micro-batch.
     /// - Returns: mean nll per loss token, in nats, and how many loss tokens there are.
     package func heldOutLoss(
-        _ samples: [TokenizedSample], tokenBudget: Int, progress: (Int) throws -> Void = { _ in }
+        _ samples: [TokenizedSample], job: Int = 0, tokenBudget: Int, progress: (Int) throws -> Void = { _ in }
     ) throws -> (mean: Double, tokens: Int) {
         var (loss, tokens) = (0.0, 0)
         for batch in packed(samples, tokenBudget: tokenBudget, tokens: \.tokens.count) {
-            try evaluate(MicroBatch(batch), loss: &loss)
+            try evaluate(MicroBatch(batch), job: job, loss: &loss)
             tokens += Dataset.lossTokens(Array(batch))
             try progress(tokens)
         }
@@ -221,62 +268,68 @@ package final class TrainStep {
 
     /// Logits of every token, a chunk at a time: for goldens and tools.
     package func logits(of microBatch: MicroBatch, _ body: (_ firstToken: Int, _ logits: Tensor) -> Void) throws {
-        let batch = load(microBatch)
-        try forward(batch, .evaluation)
+        let batch = load([microBatch])
+        try forward(batch, .evaluation(job: 0))
         for row in 0..<batch.tokenCount { lossRows[row] = Int32(row) }
         for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, batch.tokenCount - first)
-            let logits = try headLogits(first: first, rows: rows, .unrounded, after: .headSlice(0))
+            let logits = try headLogits(first: first, rows: rows, .unrounded, smoothing: nil, after: .headSlice(0))
             if let cap = model.spec.logitCap { softCap(logits, cap, on: pool) }
             body(first, logits)
         }
     }
 
-    package func clearGradients() { adapters.gradients.update(repeating: 0, count: adapters.gradientCount) }
+    /// Of one job, or of the only one.
+    package func clearGradients(job: Int = 0) { adapters[job].gradients.update(repeating: 0, count: adapters[job].gradientCount) }
 
-    /// Copies the micro-batch into the arena, where the kernels read it.
-    private func load(_ microBatch: MicroBatch) -> PackedBatch {
-        let count = microBatch.tokens.count
-        precondition(count <= shape.tokens, "\(count) tokens in a step planned for \(shape.tokens)")
-        microBatch.tokens.withUnsafeBufferPointer { tokens.update(from: $0.baseAddress!, count: count) }
-        for span in microBatch.spans {
-            for token in span.firstQuery..<span.firstQuery + span.queryCount {
-                positions[token] = rotaries.row(position: Int(microBatch.positions[token]), length: span.queryCount)
+    /// Copies the jobs' micro-batches into the arena, one after the other, where the kernels read them.
+    private func load(_ microBatches: [MicroBatch]) -> PackedBatch {
+        var (count, losses) = (0, 0)
+        var spans: [AttentionSpan] = []
+        for batch in microBatches {
+            precondition(
+                count + batch.tokens.count <= shape.tokens, "\(count + batch.tokens.count) tokens in a step planned for \(shape.tokens)")
+            let first = count
+            (tokens + first).update(from: batch.tokens, count: batch.tokens.count)
+            for span in batch.spans {
+                for token in span.firstQuery..<span.firstQuery + span.queryCount {
+                    positions[first + token] = rotaries.row(position: Int(batch.positions[token]), length: span.queryCount)
+                }
+                spans.append(
+                    AttentionSpan(
+                        firstQuery: first + span.firstQuery, queryCount: span.queryCount, firstKey: first + span.firstKey, keyCount: span.keyCount))
             }
+            for (row, target) in zip(batch.lossRows, batch.targets) {
+                (lossRows[losses], targets[losses]) = (Int32(first) + row, target)
+                losses += 1
+            }
+            count += batch.tokens.count
         }
-        let losses = microBatch.lossRows.count
-        if losses > 0 {
-            microBatch.lossRows.withUnsafeBufferPointer { lossRows.update(from: $0.baseAddress!, count: losses) }
-            microBatch.targets.withUnsafeBufferPointer { targets.update(from: $0.baseAddress!, count: losses) }
-        }
-        return PackedBatch(tokenCount: count, positions: UnsafePointer(positions), spans: microBatch.spans)
+        return PackedBatch(
+            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.spans.count))
     }
 
     private enum Pass {
-        case training(DropoutMasks?)
+        case training([JobMicroBatch])
         /// In f32, without dropout.
-        case evaluation
+        case evaluation(job: Int)
         /// In f32, without adapters.
-        case measuringSmoothing
+        case measuringSmoothing(job: Int)
     }
 
     /// To be asked for anew when another part of the weights is in use.
     private func layer(_ index: Int, _ pass: Pass) -> DecoderLayer {
-        var masks: DropoutMasks?
-        var smoothed = DecoderLayer.Smoothing.none
-        var (adapters, rounding) = (Optional(adapters), RoundedRows.unrounded)
+        var (jobs, rounding, measured) = ([LayerJob](), RoundedRows.unrounded, LayerSmoothing?.none)
         switch pass {
-        case .training(let ofBatch):
-            (masks, rounding) = (ofBatch, self.rounding)
-            if !smoothing.isEmpty { smoothed = .of(smoothing[index]) }
-        case .evaluation: break
-        case .measuringSmoothing:
-            adapters = nil
-            smoothed = .measured(smoothing[index])
+        case .training(let work):
+            jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?[$0.job].layers[index]) }
+            rounding = self.rounding
+        case .evaluation(let job): jobs = [LayerJob(adapters[job])]
+        case .measuringSmoothing(let job): measured = smoothing?[job].layers[index]
         }
         return DecoderLayer(
-            index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), adapters: adapters, rotaries: rotaries,
-            dropped: dropped, scaledRows: scaledRows, masks: masks, rounding: rounding, smoothing: smoothed, pool: pool)
+            index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), jobs: jobs, rotaries: rotaries,
+            dropped: dropped, scaledRows: scaledRows, rounding: rounding, measured: measured, pool: pool)
     }
 
     private func keeps(_ index: Int) -> Bool { index >= model.spec.layerCount - shape.keptLayers }
@@ -316,16 +369,18 @@ package final class TrainStep {
     }
 
     /// - Parameter after: the part of the weights that is needed when the head is done.
-    private func headLogits(first: Int, rows: Int, _ rounding: RoundedRows, after next: WeightParts.Part) throws -> Tensor {
+    private func headLogits(
+        first: Int, rows: Int, _ rounding: RoundedRows, smoothing: UnsafePointer<Float>?, after next: WeightParts.Part
+    ) throws -> Tensor {
         let hidden = checkpoints.input(of: model.spec.layerCount)
         let input = head.input.prefix(rows), normed = head.normed.prefix(rows), logits = head.logits.prefix(rows)
         for row in 0..<rows {
             input.row(row).update(from: hidden.row(Int(lossRows[first + row])), count: hidden.columns)
         }
         normalizeForHead(input, into: normed, inverse: head.inverseNorm)
-        let x = rounding([normed], smoothing: headSmoothing.map { UnsafePointer($0) }, on: pool)[0]
+        let x = rounding([normed], smoothing: smoothing, on: pool)[0]
         try forEachHeadSlice(then: next) { slice, rows in
-            linear(x, [LinearOutput(weight: slice, adapter: nil, y: logits, column: rows.lowerBound)], as: .headProduct, on: pool)
+            linear(x, [LinearOutput(weight: slice, y: logits, column: rows.lowerBound)], as: .headProduct, on: pool)
         }
         return logits
     }
@@ -346,32 +401,57 @@ package final class TrainStep {
         }
     }
 
-    private enum HeadWork {
-        case lossOnly
-        case gradient(scale: Float)
+    private enum HeadWork { case lossOnly, gradient }
+
+    /// Loss tokens that go through the head together, and those of them that each of some micro-batches has.
+    private struct LossChunk {
+        var rows: Range<Int>
+        var parts: [(work: Int, rows: Range<Int>)]
+    }
+
+    /// At most `lossChunk` tokens at a time, in order. With int8 a chunk is of one job: each has its own smoothing.
+    private func lossChunks(_ counts: [Int]) -> [LossChunk] {
+        var (chunks, first) = ([LossChunk](), 0)
+        for (work, count) in counts.enumerated() {
+            let end = first + count
+            while first < end {
+                let room = chunks.last.map { shape.lossChunk - $0.rows.count } ?? 0
+                if room == 0 || (smoothing != nil && chunks.last!.parts[0].work != work) {
+                    chunks.append(LossChunk(rows: first..<first, parts: []))
+                }
+                let rows = first..<min(end, chunks.last!.rows.lowerBound + shape.lossChunk)
+                chunks[chunks.count - 1].rows = chunks.last!.rows.lowerBound..<rows.upperBound
+                chunks[chunks.count - 1].parts.append((work, rows))
+                first = rows.upperBound
+            }
+        }
+        return chunks
     }
 
     /// Head and cross-entropy together, a chunk of loss tokens at a time: logits of all tokens never exist.
-    private func headLoss(_ count: Int, _ work: HeadWork, after next: WeightParts.Part, _ loss: inout Double) throws {
-        for first in stride(from: 0, to: count, by: shape.lossChunk) {
-            let rows = min(shape.lossChunk, count - first)
-            let afterChunk = first + rows < count ? .headSlice(0) : next
-            let (scale, rounding, afterLogits): (Float, RoundedRows, WeightParts.Part) =
-                switch work {
-                case .lossOnly: (0, .unrounded, afterChunk)
-                case .gradient(let scale): (scale, self.rounding, .headSlice(0))
-                }
-            let logits = try headLogits(first: first, rows: rows, rounding, after: afterLogits)
-            crossEntropy(
-                logits: logits, targets: targets + first, gradientScale: scale, cap: model.spec.logitCap, losses: head.losses, addingTo: &loss,
-                on: pool)
-            guard case .gradient = work else { continue }
+    private func headLoss(_ work: inout [JobMicroBatch], _ kind: HeadWork, after next: WeightParts.Part) throws {
+        let chunks = lossChunks(work.map(\.batch.lossRows.count))
+        for (index, chunk) in chunks.enumerated() {
+            let (first, rows) = (chunk.rows.lowerBound, chunk.rows.count)
+            let afterChunk = index + 1 < chunks.count ? .headSlice(0) : next
+            let isTraining = kind == .gradient
+            let rounding = isTraining ? self.rounding : .unrounded
+            let ofJob = isTraining ? smoothing.map { UnsafePointer($0[work[chunk.parts[0].work].job].head) } : nil
+            let logits = try headLogits(
+                first: first, rows: rows, rounding, smoothing: ofJob, after: isTraining ? .headSlice(0) : afterChunk)
+            for part in chunk.parts {
+                crossEntropy(
+                    logits: logits.rows(part.rows.lowerBound - first..<part.rows.upperBound - first), targets: targets + part.rows.lowerBound,
+                    gradientScale: isTraining ? work[part.work].lossScale : 0, cap: model.spec.logitCap, losses: head.losses,
+                    addingTo: &work[part.work].loss, on: pool)
+            }
+            guard isTraining else { continue }
             let dInput = head.dInput.prefix(rows)
             let dNormed = head.normed.prefix(rows)  // its values are not needed again
             let dLogits = rounding([logits], on: pool)[0]
             try forEachHeadSlice(then: afterChunk) { slice, rows in
                 linearBackward(
-                    [LinearGradient(dy: dLogits.columns(rows), weight: slice, adapter: nil)], into: dNormed,
+                    [LinearGradient(dy: dLogits.columns(rows), weight: slice)], into: dNormed,
                     rows.lowerBound == 0 ? .overwrite : .add, as: .headProduct, on: pool)
             }
             multiply(dNormed, by: model.spec.logitScale, on: pool)

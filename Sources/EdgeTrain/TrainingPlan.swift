@@ -20,8 +20,9 @@ package struct TrainingPlan: Equatable, Sendable {
     }
 
     package var shape: StepShape
-    /// Samples of a step are packed up to so many tokens.
-    package var tokenBudget: Int
+    /// Samples of a step are packed up to so many tokens; by job.
+    package var tokenBudgets: [Int]
+    /// Of the job that has most.
     package let microBatchesPerStep: Int
     package let pools: [MemoryModel.Pool]
     package let peak: ByteCount
@@ -29,9 +30,16 @@ package struct TrainingPlan: Equatable, Sendable {
     package let trades: [Trade]
     /// Bytes of disk beside the checkpoints.
     package let spill: ByteCount
-    /// Of a mean step; nil where the board has not been measured.
-    package let secondsPerStep: Double?
-    package let tokensPerStep: Double
+    /// Of the whole run, or of the jobs' to the end of the last; nil where the board has not been measured.
+    package let seconds: Double?
+    /// Tokens of all steps of all jobs.
+    package let tokens: Double
+
+    /// Of the only job.
+    package var tokenBudget: Int {
+        get { tokenBudgets[0] }
+        set { tokenBudgets = [newValue] }
+    }
 }
 
 /// A change of the job that would make it fit, as a line of a job file.
@@ -80,7 +88,7 @@ package struct PlanLimits: Sendable {
 
     package init(
         budget: ByteCount, threads: Int, compute: ComputeType, optimizer: OptimizerState?, spill: ByteCount,
-        appliesLayerByLayer: Bool,        calibration: Calibration?, weightsAreCached: Bool
+        appliesLayerByLayer: Bool, calibration: Calibration?, weightsAreCached: Bool
     ) {
         self.budget = budget
         self.threads = threads
@@ -97,33 +105,54 @@ extension TrainingPlan {
     /// Of all ways to run the job whose peak is within the budget, the one that is predicted to be fastest; of two that are
     /// equally fast, the one with fewer trades.
     package static func make(_ memory: MemoryModel, lengths: SampleLengths, _ limits: PlanLimits) throws -> TrainingPlan {
-        let planner = Planner(memory, lengths, limits)
+        let planner = Planner(memory, [lengths], limits)
         guard let best = planner.fastest(within: limits.budget) else {
             throw PlanError.doesNotFit(
                 needed: planner.smallestPeak, budget: limits.budget, changes: planner.fittingChanges())
         }
-        return TrainingPlan(
-            shape: best.shape, tokenBudget: best.tokenBudget, microBatchesPerStep: best.microBatchesPerStep,
-            pools: memory.pools(best.shape), peak: memory.peak(best.shape), budget: limits.budget,
-            trades: planner.trades(best), spill: memory.spill(best.shape),
-            secondsPerStep: limits.calibration.map { _ in planner.secondsPerStep(best) },
-            tokensPerStep: lengths.meanStepTokens)
+        return planner.plan(best)
+    }
+
+    /// The fastest way to run jobs together, with the bits that each has alone; nil: there is none within the budget.
+    ///
+    /// - Parameters:
+    ///   - memory: made of the jobs' own, with the moments of their own plans.
+    ///   - lengths: by job.
+    package static func together(_ memory: MemoryModel, lengths: [SampleLengths], _ limits: PlanLimits) -> TrainingPlan? {
+        let planner = Planner(memory, lengths, limits)
+        return planner.fastest(within: limits.budget).map(planner.plan)
     }
 }
 
-/// One way to run a job.
+/// One way to run a job, or several together.
 private struct Candidate {
     var shape: StepShape
-    var tokenBudget: Int
-    var microBatchesPerStep: Int
+    var batches: JobBatches
+    var microBatchesPerStep: Int { batches.sizes.map(\.perStep).max()! }
+}
+
+/// Micro-batches with a token budget: the largest of each job.
+private struct JobBatches {
+    let tokenBudgets: [Int]
+    var sizes: [MicroBatchSize]
+
+    init(_ lengths: [SampleLengths], tokenBudgets: [Int]) {
+        self.tokenBudgets = tokenBudgets
+        sizes = zip(lengths, tokenBudgets).map { $0.largestMicroBatch(tokenBudget: $1) }
+    }
+
+    var tokens: Int { sizes.reduce(0) { $0 + $1.tokens } }
+    var lossTokens: Int { sizes.reduce(0) { $0 + $1.lossTokens } }
 }
 
 private struct Planner {
     let memory: MemoryModel
-    let lengths: SampleLengths
+    /// By job.
+    let lengths: [SampleLengths]
     let limits: PlanLimits
-    /// By token budget, largest first.
-    private let batches: [(tokenBudget: Int, size: MicroBatchSize)]
+    /// Largest first.
+    private let batches: [JobBatches]
+    private var longest: Int { lengths.map(\.longest).max()! }
 
     /// Packed tokens that are worth trying: beyond the first, products gain nothing.
     private static let tokenBudgets = [2048, 1024, 512, 256]
@@ -133,31 +162,44 @@ private struct Planner {
     private static let wear = 1.05
     private static let lossChunks = [1024, 512, 256, 128, 96, 64, 48, 32, 16]
 
-    init(_ memory: MemoryModel, _ lengths: SampleLengths, _ limits: PlanLimits) {
+    init(_ memory: MemoryModel, _ lengths: [SampleLengths], _ limits: PlanLimits) {
         self.memory = memory
         self.lengths = lengths
         self.limits = limits
-        let most = max(lengths.longest, lengths.mostStepTokens)
-        let budgets = Set((Self.tokenBudgets + [lengths.longest]).map { min(max($0, lengths.longest), most) })
-        batches = budgets.sorted(by: >).map { ($0, lengths.largestMicroBatch(tokenBudget: $0)) }
+        // No less than the longest sample, and no more than a step has.
+        let budgets = Set((Self.tokenBudgets + [0]).map { budget in
+            lengths.map { min(max(budget, $0.longest), max($0.longest, $0.mostStepTokens)) }
+        })
+        batches = budgets.sorted { $0.reduce(0, +) > $1.reduce(0, +) }.map { JobBatches(lengths, tokenBudgets: $0) }
+    }
+
+    func plan(_ best: Candidate) -> TrainingPlan {
+        TrainingPlan(
+            shape: best.shape, tokenBudgets: best.batches.tokenBudgets, microBatchesPerStep: best.microBatchesPerStep,
+            pools: memory.pools(best.shape), peak: memory.peak(best.shape), budget: limits.budget,
+            trades: trades(best), spill: memory.spill(best.shape),
+            seconds: limits.calibration.map { _ in seconds(best) },
+            tokens: lengths.reduce(0) { $0 + $1.meanStepTokens * Double($1.totalSteps) })
     }
 
     /// Without kept layers, weights resident, layer inputs in memory.
-    private func candidate(_ batch: (tokenBudget: Int, size: MicroBatchSize), lossChunk: Int) -> Candidate {
-        Candidate(
+    private func candidate(_ batch: JobBatches, lossChunk: Int) -> Candidate {
+        var one = Candidate(
             shape: StepShape(
-                tokens: batch.size.tokens, longestSample: lengths.longest,
-                lossChunk: min(lossChunk, max(1, batch.size.lossTokens)), keptLayers: 0,
-                gradients: limits.appliesLayerByLayer && batch.size.perStep == 1 ? .oneLayer : .allLayers,
-                threads: limits.threads, compute: limits.compute,
+                tokens: batch.tokens, longestSample: longest,
+                lossChunk: min(lossChunk, max(1, batch.lossTokens)), keptLayers: 0, threads: limits.threads, compute: limits.compute,
                 optimizer: limits.optimizer ?? .f32),
-            tokenBudget: batch.tokenBudget, microBatchesPerStep: batch.size.perStep)
+            batches: batch)
+        if limits.appliesLayerByLayer && one.microBatchesPerStep == 1 { one.shape.gradients = .oneLayer }
+        return one
     }
 
     /// Every way but for the number of kept layers, fewest trades first: those with the adapter's exact bits, and then those that
     /// round what is kept between steps or between passes.
     private var tiers: [[Candidate]] {
         let exact = candidates([.memory, .file])
+        // Together a job has the bits that it has alone.
+        guard lengths.count == 1 else { return [exact] }
         let rounded = candidates([.memory, .file, .bf16])
         guard limits.optimizer == nil else { return [exact, rounded] }
         func inEightBits(_ candidates: [Candidate]) -> [Candidate] {
@@ -194,19 +236,49 @@ private struct Planner {
         return all
     }
 
-    func secondsPerStep(_ candidate: Candidate) -> Double {
-        let stepTokens = lengths.meanStepTokens
-        let mean = stepTokens / Double(max(1, min(lengths.training.count, candidate.microBatchesPerStep)))
-        // As many as the mean step's tokens fill, in the mean as full as the largest is.
-        let count = max(1, (stepTokens / Double(max(1, candidate.shape.tokens))).rounded(.up))
-        let tokens = max(mean, stepTokens / count)
-        let cost = StepCost(
-            memory, candidate.shape, tokens: tokens, lossTokens: tokens * lengths.meanLossShare,
-            sampleTokens: lengths.meanSampleTokens)
+    /// What a job brings to a round in the mean, and for how many rounds.
+    private struct Share {
+        let job: Int
+        let tokens: Double
+        let lossTokens: Double
+        let sampleTokens: Double
+        let rounds: Double
+    }
+
+    private func shares(_ candidate: Candidate) -> [Share] {
+        lengths.indices.map { job in
+            let own = lengths[job], size = candidate.batches.sizes[job]
+            let mean = own.meanStepTokens / Double(max(1, min(own.training.count, size.perStep)))
+            // As many as the mean step's tokens fill, in the mean as full as the largest is.
+            let count = max(1, (own.meanStepTokens / Double(max(1, size.tokens))).rounded(.up))
+            let tokens = max(mean, own.meanStepTokens / count)
+            return Share(
+                job: job, tokens: tokens, lossTokens: tokens * own.meanLossShare, sampleTokens: own.meanSampleTokens,
+                rounds: Double(own.totalSteps) * own.meanStepTokens / tokens)
+        }
+    }
+
+    /// To the end of the last job: every round has a micro-batch of each that has not ended.
+    func seconds(_ candidate: Candidate) -> Double {
         let board = limits.calibration ?? .nominal
-        let perParameter = candidate.shape.optimizer == .eightBit ? board.perParameter8Bit : board.perParameter
-        return cost.seconds(board, weightsAreCached: limits.weightsAreCached) * stepTokens / tokens
-            + Double(memory.layout.trainedCount) * perParameter
+        var (seconds, rounds) = (0.0, 0.0)
+        var active = shares(candidate).sorted { $0.rounds < $1.rounds }[...]
+        while let next = active.first {
+            let tokens = active.reduce(0) { $0 + $1.tokens }
+            let cost = StepCost(
+                memory, candidate.shape, layouts: active.map { memory.layouts[$0.job] }, tokens: tokens,
+                lossTokens: active.reduce(0) { $0 + $1.lossTokens },
+                sampleTokens: active.reduce(0) { $0 + $1.sampleTokens * $1.tokens } / max(1, tokens))
+            seconds += (next.rounds - rounds) * cost.seconds(board, weightsAreCached: limits.weightsAreCached)
+            rounds = next.rounds
+            active = active.dropFirst()
+        }
+        for job in lengths.indices {
+            let isRounded = memory.optimizerState(job: job, candidate.shape) == .eightBit
+            seconds += Double(lengths[job].totalSteps * memory.layouts[job].trainedCount)
+                * (isRounded ? board.perParameter8Bit : board.perParameter)
+        }
+        return seconds
     }
 
     /// Nil when nothing fits.
@@ -219,7 +291,7 @@ private struct Planner {
         for var candidate in candidates {
             guard let kept = keptLayers(candidate.shape, within: budget) else { continue }
             candidate.shape.keptLayers = kept
-            let seconds = secondsPerStep(candidate) * (candidate.shape.checkpoints == .file ? Self.wear : 1)
+            let seconds = seconds(candidate) * (candidate.shape.checkpoints == .file ? Self.wear : 1)
             // Half a percent is less than the prediction can tell apart.
             if seconds < 0.995 * (best?.seconds ?? .infinity) { best = (candidate, seconds) }
         }
@@ -246,7 +318,7 @@ private struct Planner {
     /// back.
     func trades(_ chosen: Candidate) -> [TrainingPlan.Trade] {
         guard let free = fastest(within: ByteCount(.max / 4)) else { return [] }
-        let (peak, seconds) = (memory.peak(chosen.shape), secondsPerStep(chosen))
+        let (peak, seconds) = (memory.peak(chosen.shape), seconds(chosen))
         var trades: [TrainingPlan.Trade] = []
         func trade(_ what: String, _ undo: (inout Candidate) -> Void) {
             var without = chosen
@@ -254,7 +326,7 @@ private struct Planner {
             let saves = ByteCount(max(0, memory.peak(without.shape).bytes - peak.bytes))
             // What shrank only because something else did was not traded.
             guard saves > .zero else { return }
-            let costs = limits.calibration.map { _ in max(0, seconds / secondsPerStep(without) - 1) }
+            let costs = limits.calibration.map { _ in max(0, seconds / self.seconds(without) - 1) }
             trades.append(TrainingPlan.Trade(what: what, saves: saves, costs: costs))
         }
         let recomputed = memory.trainedLayers - chosen.shape.keptLayers
@@ -264,12 +336,11 @@ private struct Planner {
                     ? "recompute every layer in the backward" : "recompute \(recomputed) of \(memory.trainedLayers) layers in the backward"
             ) { $0.shape.keptLayers = memory.trainedLayers }
         }
-        if chosen.tokenBudget < free.tokenBudget {
+        if chosen.shape.tokens < free.shape.tokens {
             trade("micro-batches of at most \(chosen.shape.tokens) tokens, \(chosen.microBatchesPerStep) a step") {
                 $0.shape.mlpTokens = $0.shape.mlpTokens == $0.shape.tokens ? free.shape.tokens : $0.shape.mlpTokens
                 $0.shape.tokens = free.shape.tokens
-                $0.tokenBudget = free.tokenBudget
-                $0.microBatchesPerStep = free.microBatchesPerStep
+                $0.batches = free.batches
             }
         }
         if chosen.shape.lossChunk < free.shape.lossChunk {
@@ -298,13 +369,13 @@ private struct Planner {
 
     /// Whether the job would fit if it were changed so.
     private func fits(_ memory: MemoryModel, longest: Int) -> Bool {
-        var size = batches.last!.size
-        if longest < lengths.longest {
-            size = MicroBatchSize(tokens: longest, lossTokens: min(longest, size.lossTokens), perStep: 2)
+        var batch = batches.last!
+        if longest < self.longest {
+            batch.sizes = [MicroBatchSize(tokens: longest, lossTokens: min(longest, batch.lossTokens), perStep: 2)]
         }
         for weights in WeightResidence.allCases {
             for checkpoints in CheckpointStorage.allCases {
-                var one = candidate((longest, size), lossChunk: Self.lossChunks.last!)
+                var one = candidate(batch, lossChunk: Self.lossChunks.last!)
                 one.shape.longestSample = longest
                 one.shape.weights = weights
                 one.shape.checkpoints = checkpoints
@@ -328,32 +399,32 @@ private struct Planner {
     func fittingChanges() -> [FittingChange] {
         var changes: [FittingChange] = []
         // The peak grows with the length, so halving finds the border; lengths are given in steps of eight tokens.
-        var (low, high) = (0, lengths.longest / 8)
+        var (low, high) = (0, longest / 8)
         while low < high {
             let middle = (low + high + 1) / 2
             if fits(memory, longest: middle * 8) { low = middle } else { high = middle - 1 }
         }
         if low > 0 {
             changes.append(
-                FittingChange(line: "sequence_len: \(low * 8)", note: "leaves out longer samples; the longest has \(lengths.longest) tokens"))
+                FittingChange(line: "sequence_len: \(low * 8)", note: "leaves out longer samples; the longest has \(longest) tokens"))
         }
         var rank = memory.adapter.rank / 2
         while rank >= 1 {
             let lower = rank
-            if let changed = changed({ $0.rank = lower }), fits(changed, longest: lengths.longest) {
+            if let changed = changed({ $0.rank = lower }), fits(changed, longest: longest) {
                 changes.append(FittingChange(line: "lora_r: \(rank)", note: "smaller adapters"))
                 break
             }
             rank /= 2
         }
         if memory.adaptedModules.count > 2,
-            let changed = changed({ $0.targets = .names(["q_proj", "v_proj"]) }), fits(changed, longest: lengths.longest)
+            let changed = changed({ $0.targets = .names(["q_proj", "v_proj"]) }), fits(changed, longest: longest)
         {
             changes.append(FittingChange(line: "lora_target_modules: [q_proj, v_proj]", note: "attention only"))
         }
         let upper = memory.spec.layerCount / 2..<memory.spec.layerCount
         if memory.lowestLayer < upper.lowerBound,
-            let changed = changed({ $0.layers = Array(upper) }), fits(changed, longest: lengths.longest)
+            let changed = changed({ $0.layers = Array(upper) }), fits(changed, longest: longest)
         {
             changes.append(
                 FittingChange(

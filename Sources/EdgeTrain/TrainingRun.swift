@@ -91,14 +91,17 @@ package struct FinishedRun: Equatable, Sendable {
     package let lastLoss: Double
 }
 
+/// A job's way through the steps of a `TrainingGroup`.
 package final class TrainingRun {
     package let adapters: AdapterSet
     private let model: BaseModel
     private let step: TrainStep
+    /// Number of the job in the step.
+    private let job: Int
+    private let gradients: AdapterSet.GradientExtent
     private let optimizer: AdamW
-    private let arena: Arena
     private let spec: TrainingSpec
-    private let plan: TrainingPlan
+    private let tokenBudget: Int
     private let dataset: Dataset
     private let order: DataOrder
     private let checkpoints: CheckpointStore
@@ -107,98 +110,121 @@ package final class TrainingRun {
     /// Asked for once, when the run begins and is not resumed.
     private let initial: (() throws -> LoadedAdapter)?
     private var state = RunState()
+    private var isResumed = false
+    private var hasBegun = false
+    private var permutation: (epoch: Int, order: [Int])?
+    /// Step of the last checkpoint; nil: there is none that says all.
+    private var checkpointed: Int?
+    private var underWay: StepUnderWay?
 
-    /// - Parameters:
-    ///   - checkpoints: where resumable state is written and found.
-    ///   - initial: the adapter that a run begins from, read when it begins; nil: PEFT's start.
-    ///   - spillDirectory: where layer inputs go when the plan has them in a file.
-    ///   - direction: asked before every micro-batch.
-    package init(
-        model: BaseModel, memory: MemoryModel, spec: TrainingSpec, plan: TrainingPlan, dataset: Dataset,
-        kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil, spillDirectory: String,
-        emit: @escaping (TrainingEvent) -> Void,
-        direction: @escaping (MicroBatchPurpose) -> RunDirection
-    ) throws {
+    /// What one job of a group is.
+    package struct Job {
+        let spec: TrainingSpec
+        let dataset: Dataset
+        /// Samples of a step are packed up to so many tokens.
+        let tokenBudget: Int
+        let checkpoints: CheckpointStore
+        let initial: (() throws -> LoadedAdapter)?
+        let emit: (TrainingEvent) -> Void
+        let direction: (MicroBatchPurpose) -> RunDirection
+
+        /// - Parameters:
+        ///   - checkpoints: where resumable state is written and found.
+        ///   - initial: the adapter that a run begins from, read when it begins; nil: PEFT's start.
+        ///   - direction: asked before every micro-batch.
+        package init(
+            spec: TrainingSpec, dataset: Dataset, tokenBudget: Int, checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil,
+            emit: @escaping (TrainingEvent) -> Void, direction: @escaping (MicroBatchPurpose) -> RunDirection
+        ) {
+            self.spec = spec
+            self.dataset = dataset
+            self.tokenBudget = tokenBudget
+            self.checkpoints = checkpoints
+            self.initial = initial
+            self.emit = emit
+            self.direction = direction
+        }
+    }
+
+    init(_ job: Job, number: Int, of step: TrainStep, model: BaseModel, optimizer: AdamW, gradients: AdapterSet.GradientExtent) {
         self.model = model
-        self.spec = spec
-        self.plan = plan
-        self.dataset = dataset
-        self.checkpoints = checkpoints
-        self.emit = emit
-        self.direction = direction
-        self.initial = initial
-        arena = try Arena(capacity: memory.arena(plan.shape))
-        step = try TrainStep(
-            model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: arena,
-            spillDirectory: spillDirectory)
-        adapters = step.adapters
-        optimizer = AdamW(
-            adapters.layout.trained, plan.shape.optimizer, arena: arena)
-        precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
+        self.step = step
+        self.job = number
+        self.gradients = gradients
+        self.optimizer = optimizer
+        adapters = step.adapters[number]
+        spec = job.spec
+        tokenBudget = job.tokenBudget
+        dataset = job.dataset
+        checkpoints = job.checkpoints
+        emit = job.emit
+        direction = job.direction
+        initial = job.initial
         order = DataOrder(sampleCount: dataset.training.count, spec: spec)
     }
 
-    package func run() throws -> RunOutcome {
-        // Stopped before there was anything to keep.
-        guard try begin() else { return .stopped(step: 0) }
-        var permutation: (epoch: Int, order: [Int])?
-        var checkpointed: Int? = state.step
-        // Whatever was under way is dropped whole, and done again on resume.
-        func stopped() throws -> RunOutcome {
-            if checkpointed != state.step || state.step == 0 { try checkpoint() }
-            return .stopped(step: state.step)
-        }
-        while true {
-            if state.evaluationIsDue, try !evaluate() { return try stopped() }
-            guard state.step < order.totalSteps, !state.endedEarly else { break }
-            if state.step % spec.saveSteps == 0, checkpointed != state.step {
-                try checkpoint()
-                checkpointed = state.step
-            }
-            let epoch = order.epoch(state.step)
-            if permutation?.epoch != epoch { permutation = (epoch, order.permutation(epoch: epoch)) }
-            switch try trainStep(order.samples(step: state.step, permutation: permutation!.order)) {
-            case .stopped: return try stopped()
-            case .finished:
-                // A checkpoint of this step may be there that does not know of its end.
-                checkpointed = nil
-                state.endedEarly = true
-                state.evaluationIsDue = !dataset.heldOut.isEmpty && state.evaluations.last?.step != state.step
-            case .done(let done):
-                state.step += 1
-                state.lastLoss = done.loss
-                state.evaluationIsDue = isEvaluationDue()
-                emit(.step(report(done, epoch: Double(state.step) / Double(order.stepsPerEpoch))))
-            }
-        }
-        guard (0..<adapters.parameterCount).allSatisfy({ adapters.parameters[$0].isFinite }) else {
-            throw TrainingError.nonFiniteAdapter(step: state.step)
-        }
-        // Published from here on; a crash before the artifact is in place does this much again, not the training.
-        if checkpointed != state.step { try checkpoint() }
-        return .finished(try finish())
+    /// What a run does next.
+    enum Turn {
+        /// It goes through the step, and then to `take`.
+        case microBatch(JobMicroBatch)
+        case ended(RunOutcome)
     }
 
-    /// - Returns: false when it was asked to stop.
-    private func begin() throws -> Bool {
-        try step.measureSmoothing(smoothingSamples)
+    /// The adapter, its moments and the run's state, from a checkpoint or as they begin.
+    func load() throws {
         let (found, notes) = try checkpoints.restore(into: adapters, optimizer)
         for note in notes { emit(.log(note)) }
         if let found {
             state = found
+            isResumed = true
+            checkpointed = state.step
             emit(.log("resumed after step \(state.step)"))
+        } else if let initial {
+            try initial().load(into: adapters, model.spec)
         } else {
-            if let initial {
-                try initial().load(into: adapters, model.spec)
-            } else {
-                adapters.initialize(seed: spec.seed)
-            }
-            if !dataset.heldOut.isEmpty {
-                guard let evaluation = try measure() else { return false }
-                state.evaluations.append(evaluation)
-                emit(.evaluation(evaluation, isBest: false))
-            }
+            adapters.initialize(seed: spec.seed)
         }
+    }
+
+    /// Does whatever comes before the next micro-batch: checkpoints, evaluations, the step's beginning.
+    func next() throws -> Turn {
+        if !hasBegun {
+            guard try begin() else { return .ended(.stopped(step: 0)) }
+            hasBegun = true
+        }
+        while true {
+            if let underWay {
+                switch direction(.training) {
+                case .goOn: return .microBatch(underWay.work(job: job, spec))
+                case .giveBack:
+                    model.releaseResidentWeights()
+                    return .microBatch(underWay.work(job: job, spec))
+                // Whatever was under way is dropped whole, and done again on resume.
+                case .stop: return .ended(try stop())
+                case .finish:
+                    // An adapter of no step is no result.
+                    guard state.step > 0 else { return .microBatch(underWay.work(job: job, spec)) }
+                    self.underWay = nil
+                    // A checkpoint of this step may be there that does not know of its end.
+                    checkpointed = nil
+                    state.endedEarly = true
+                    state.evaluationIsDue = !dataset.heldOut.isEmpty && state.evaluations.last?.step != state.step
+                }
+            }
+            if state.evaluationIsDue, try !evaluate() { return .ended(try stop()) }
+            guard state.step < order.totalSteps, !state.endedEarly else { return .ended(.finished(try end())) }
+            if state.step % spec.saveSteps == 0, checkpointed != state.step { try checkpoint() }
+            beginStep()
+        }
+    }
+
+    /// - Returns: false when it was asked to stop.
+    private func begin() throws -> Bool {
+        try step.measureSmoothing(smoothingSamples, job: job)
+        guard !isResumed, !dataset.heldOut.isEmpty else { return true }
+        guard let evaluation = try measure() else { return false }
+        state.evaluations.append(evaluation)
+        emit(.evaluation(evaluation, isBest: false))
         return true
     }
 
@@ -208,62 +234,102 @@ package final class TrainingRun {
         return packed(firstStep, tokenBudget: 512, tokens: \.tokens.count)[0]
     }
 
-    private struct StepResult {
-        let loss: Double, learningRate: Double, gradNorm: Double, tokens: Int
+    private func stop() throws -> RunOutcome {
+        if checkpointed != state.step || state.step == 0 { try checkpoint() }
+        return .stopped(step: state.step)
     }
 
-    private enum StepOutcome {
-        case done(StepResult)
-        /// Asked to, before the step was done.
-        case stopped, finished
+    private func end() throws -> FinishedRun {
+        guard (0..<adapters.parameterCount).allSatisfy({ adapters.parameters[$0].isFinite }) else {
+            throw TrainingError.nonFiniteAdapter(step: state.step)
+        }
+        // Published from here on; a crash before the artifact is in place does this much again, not the training.
+        if checkpointed != state.step { try checkpoint() }
+        return try finish()
     }
 
-    private func trainStep(_ indices: ArraySlice<Int>) throws -> StepOutcome {
+    // MARK: steps
+
+    /// A step whose micro-batches are not all done.
+    private struct StepUnderWay {
+        /// Of the training samples.
+        let indices: ArraySlice<Int>
+        let batches: [[TokenizedSample]]
+        let lossTokens: Int
+        let tokens: Int
+        let stepKey: UInt64
+        let rank: Int?
+        /// Micro-batches that are done, and their samples.
+        var done = 0
+        var doneSamples = 0
+        var loss = 0.0
+        /// Of the gradients that were applied layer by layer.
+        var squares = 0.0
+
+        /// The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
+        func work(job: Int, _ spec: TrainingSpec) -> JobMicroBatch {
+            JobMicroBatch(
+                job: job, MicroBatch(batches[done]), lossScale: 1 / Float(max(1, lossTokens)),
+                masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: doneSamples) : nil, rank: rank,
+                addingTo: loss)
+        }
+
+        func mean(_ loss: Double) -> Double { loss / Double(max(1, lossTokens)) }
+    }
+
+    private func beginStep() {
+        let epoch = order.epoch(state.step)
+        if permutation?.epoch != epoch { permutation = (epoch, order.permutation(epoch: epoch)) }
+        let indices = order.samples(step: state.step, permutation: permutation!.order)
         let samples = indices.map { dataset.training[$0] }
-        let lossTokens = Dataset.lossTokens(samples)
-        let stepKey = RandomSource(seed: spec.seed, .dropout, UInt64(state.step)).streamKey
-        let rank = spec.adapter.method.drawsRank
-            ? 1 + RandomSource(seed: spec.seed, .rank).integer(state.step, below: spec.adapter.rank) : nil
-        step.clearGradients()
-        var (loss, squares) = (0.0, 0.0)
-        var firstSample = 0
-        for batch in packed(samples, tokenBudget: plan.tokenBudget, tokens: \.tokens.count) {
-            switch direction(.training) {
-            case .goOn: break
-            case .giveBack: model.releaseResidentWeights()
-            case .stop: return .stopped
-            // An adapter of no step is no result.
-            case .finish: if state.step > 0 { return .finished }
-            }
-            // The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
-            try step.accumulate(
-                MicroBatch(batch), lossScale: 1 / Float(max(1, lossTokens)),
-                masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: firstSample) : nil, rank: rank,
-                loss: &loss
-            ) { layer, loss in
-                guard plan.shape.gradients == .oneLayer else { return }
-                squares += try apply(
-                    adapters.layerRanges[layer], adapters.layerGradients(layer),
-                    loss: loss / Double(max(1, lossTokens)), indices)
-                step.clearGradients()
-            }
-            guard loss.isFinite else {
-                throw TrainingError.nonFinite(
-                    step: state.step + 1, loss: loss, gradNorm: nil,
-                    samples: Array(indices.dropFirst(firstSample).prefix(batch.count)))
-            }
-            firstSample += batch.count
-        }
-        let mean = loss / Double(max(1, lossTokens))
-        if plan.shape.gradients == .allLayers {
-            squares = try apply(
-                0..<adapters.trainedCount, adapters.gradients, loss: mean, indices)
-        }
-        return .done(
-            StepResult(
-                loss: mean, learningRate: spec.learningRate(step: state.step, of: order.totalSteps),
-                gradNorm: squares.squareRoot(), tokens: samples.reduce(0) { $0 + $1.tokens.count }))
+        underWay = StepUnderWay(
+            indices: indices, batches: packed(samples, tokenBudget: tokenBudget, tokens: \.tokens.count),
+            lossTokens: Dataset.lossTokens(samples), tokens: samples.reduce(0) { $0 + $1.tokens.count },
+            stepKey: RandomSource(seed: spec.seed, .dropout, UInt64(state.step)).streamKey,
+            rank: spec.adapter.method.drawsRank
+                ? 1 + RandomSource(seed: spec.seed, .rank).integer(state.step, below: spec.adapter.rank) : nil)
+        step.clearGradients(job: job)
     }
+
+    /// Applies the gradients of a layer, where those of one layer exist at a time.
+    func finish(layer: Int, _ work: JobMicroBatch) throws {
+        guard gradients == .oneLayer, let now = underWay else { return }
+        underWay?.squares += try apply(
+            adapters.layerRanges[layer], adapters.layerGradients(layer), loss: now.mean(work.loss), now.indices)
+        step.clearGradients(job: job)
+    }
+
+    /// The step has done a micro-batch of this run.
+    func take(_ work: JobMicroBatch) throws {
+        guard var now = underWay else { preconditionFailure("a micro-batch of no step") }
+        let count = now.batches[now.done].count
+        guard work.loss.isFinite else {
+            throw TrainingError.nonFinite(
+                step: state.step + 1, loss: work.loss, gradNorm: nil, samples: Array(now.indices.dropFirst(now.doneSamples).prefix(count)))
+        }
+        now.done += 1
+        now.doneSamples += count
+        now.loss = work.loss
+        guard now.done == now.batches.count else {
+            underWay = now
+            return
+        }
+        let mean = now.mean(now.loss)
+        if gradients == .allLayers { now.squares = try apply(0..<adapters.trainedCount, adapters.gradients, loss: mean, now.indices) }
+        underWay = nil
+        let rate = learningRate
+        state.step += 1
+        state.lastLoss = mean
+        state.evaluationIsDue = isEvaluationDue()
+        emit(
+            .step(
+                StepReport(
+                    step: state.step, totalSteps: order.totalSteps, epoch: Double(state.step) / Double(order.stepsPerEpoch), loss: mean,
+                    learningRate: rate, gradNorm: now.squares.squareRoot(), tokens: now.tokens,
+                    evalLoss: state.evaluations.last?.loss, bestEvalLoss: state.bestEvaluation?.loss)))
+    }
+
+    private var learningRate: Double { spec.learningRate(step: state.step, of: order.totalSteps) }
 
     /// Updates some of the block's elements; returns the sum of their gradients' squares.
     ///
@@ -282,16 +348,9 @@ package final class TrainingRun {
         optimizer.update(
             elements: elements, parameters: adapters.parameters, gradients: gradients,
             gradientScale: AdamW.clipping(norm: squares.squareRoot(), spec), step: state.step,
-            learningRate: spec.learningRate(step: state.step, of: order.totalSteps), spec, on: step.pool)
+            learningRate: learningRate, spec, on: step.pool)
         adapters.parametersChanged()
         return squares
-    }
-
-    private func report(_ done: StepResult, epoch: Double) -> StepReport {
-        StepReport(
-            step: state.step, totalSteps: order.totalSteps, epoch: epoch, loss: done.loss,
-            learningRate: done.learningRate, gradNorm: done.gradNorm, tokens: done.tokens,
-            evalLoss: state.evaluations.last?.loss, bestEvalLoss: state.bestEvaluation?.loss)
     }
 
     private func isEvaluationDue() -> Bool {
@@ -335,7 +394,7 @@ package final class TrainingRun {
         }
         do {
             try heed()
-            let (loss, tokens) = try step.heldOutLoss(dataset.heldOut, tokenBudget: plan.tokenBudget) { _ in try heed() }
+            let (loss, tokens) = try step.heldOutLoss(dataset.heldOut, job: job, tokenBudget: tokenBudget) { _ in try heed() }
             guard loss.isFinite else { throw TrainingError.nonFiniteEvaluation(step: state.step, loss: loss) }
             return Evaluation(step: state.step, loss: loss, tokens: tokens)
         } catch is Stopped {
@@ -345,17 +404,11 @@ package final class TrainingRun {
 
     private func checkpoint() throws {
         try checkpoints.write(state, adapters, optimizer)
+        checkpointed = state.step
         emit(.checkpoint(step: state.step))
     }
 
-    /// The adapter as files have it. Ends the run: all its other memory is given back first.
-    package func takeTensors() -> [AdapterTensor] {
-        model.releaseResidentWeights()
-        arena.discard(after: adapters.parameters + adapters.parameterCount)
-        return adapters.tensors(model.spec)
-    }
-
-    /// After `run` has thrown that a number is not finite: leaves the best adapter so far in `adapters`. Nil when none has
+    /// After the run has failed because a number is not finite: leaves the best adapter so far in `adapters`. Nil when none has
     /// been measured.
     package func salvage() throws -> FinishedRun? {
         guard state.bestEvaluation != nil else { return nil }

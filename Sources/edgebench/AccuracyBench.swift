@@ -35,7 +35,7 @@ struct AccuracyBench: ParsableCommand {
         let step = try TrainStep(
             model: base, memory: memory, shape: shape, kernels: .strongest, arena: try Arena(capacity: memory.arena(shape)),
             spillDirectory: "/tmp")
-        if let loaded { try loaded.load(into: step.adapters, base.spec) } else { step.adapters.initialize(seed: 1) }
+        if let loaded { try loaded.load(into: step.adapters[0], base.spec) } else { step.adapters[0].initialize(seed: 1) }
         var (exact, loss, tokens) = (0, 0.0, 0)
         for sample in samples {
             let batch = MicroBatch([sample])

@@ -75,11 +75,11 @@ struct KernelsBench: ParsableCommand {
         let runs = max(3, min(101, Int(2e9 / flop) | 1))
         let forward = Measurement.median(runs: runs) {
             linear(
-                rounding([x], smoothing: smoothing, on: pool)[0], [LinearOutput(weight: weight, adapter: nil, y: y)], on: pool)
+                rounding([x], smoothing: smoothing, on: pool)[0], [LinearOutput(weight: weight, y: y)], on: pool)
         }
         let backward = Measurement.median(runs: runs) {
             linearBackward(
-                [LinearGradient(dy: rounding([y], on: pool)[0], weight: weight, adapter: nil)], into: x, on: pool)
+                [LinearGradient(dy: rounding([y], on: pool)[0], weight: weight)], into: x, on: pool)
         }
         return [("forward", forward), ("backward", backward)].map { op, seconds in
             Line(

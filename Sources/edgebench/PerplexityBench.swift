@@ -45,7 +45,7 @@ struct PerplexityBench: ParsableCommand {
         let step = try TrainStep(
             model: base, memory: memory, shape: shape, kernels: .strongest, arena: try Arena(capacity: memory.arena(shape)),
             spillDirectory: "/tmp")
-        step.adapters.initialize(seed: 1)
+        step.adapters[0].initialize(seed: 1)
         // Every full window is a micro-batch of its own.
         let samples = parts.filter { $0.count > 1 }.map { part in
             TokenizedSample(tokens: part, carriesLoss: part.indices.map { $0 > 0 })

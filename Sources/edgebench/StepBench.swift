@@ -78,7 +78,7 @@ struct StepBench: ParsableCommand {
         let arena = try Arena(capacity: memory.arena(shape))
         let step = try TrainStep(
             model: base, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: "/tmp")
-        step.adapters.initialize(seed: 1)
+        step.adapters[0].initialize(seed: 1)
         let random = RandomSource(seed: 2, .sampling)
         let made =
             (0..<samples).map { sample in

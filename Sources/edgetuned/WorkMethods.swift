@@ -36,7 +36,7 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
         do {
             let plan = try TrainingPlan.make(memory, lengths: SampleLengths(dataset, spec: spec), limits)
             (row.peakBytes, row.fits) = (UInt64(plan.peak.bytes), true)
-            row.tokensPerSecond = plan.secondsPerStep.map { plan.tokensPerStep / $0 }
+            row.tokensPerSecond = plan.seconds.map { plan.tokens / $0 }
         } catch PlanError.doesNotFit(let required, _, _) {
             row.peakBytes = UInt64(required.bytes)
         }

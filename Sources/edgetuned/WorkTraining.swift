@@ -70,9 +70,9 @@ struct WorkTraining {
         }
         report.microBatchTokens = plan.shape.tokens
         report.spillBytes = plan.spill == .zero ? nil : UInt64(plan.spill.bytes)
-        if let seconds = plan.secondsPerStep {
-            report.tokensPerSecond = plan.tokensPerStep / seconds
-            report.totalSeconds = seconds * Double(totalSteps)
+        if let seconds = plan.seconds {
+            report.tokensPerSecond = plan.tokens / seconds
+            report.totalSeconds = seconds
         }
         return report
     }
@@ -115,12 +115,11 @@ struct WorkTraining {
         let progress = ProgressMeter(plan: plan, budgetBytes: order.budgetBytes)
         let pulse = Pulse(channel)
         var pacer = order.groupHoldsQuota ? nil : order.scheduling.cpuQuota.map(CPUPacer.init)
-        let run = try TrainingRun(
-            model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: kernels,
+        let job = TrainingRun.Job(
+            spec: spec, dataset: dataset, tokenBudget: plan.tokenBudget,
             checkpoints: CheckpointStore(
                 directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
             initial: order.initialAdapterDirectory.map { [model] directory in { try LoadedAdapter(directory: directory, of: model.spec) } },
-            spillDirectory: order.directory,
             emit: { event in
                 switch event {
                 case .step(let step): channel.send(.step(progress.report(step)))
@@ -138,8 +137,13 @@ struct WorkTraining {
                 if let note { channel.send(.log(note)) }
                 return direction == .stop ? .stop : channel.isFinishRequested ? .finish : direction
             })
+        let group = try TrainingGroup(
+            [job], model: model, memory: memory, shape: plan.shape, kernels: kernels, spillDirectory: order.directory)
+        var result: Result<RunOutcome, any Error>?
+        try group.run { _, ended in result = ended }
+        let run = group.runs[0]
         let outcome: RunOutcome
-        do { outcome = try run.run() } catch let error as TrainingError {
+        do { outcome = try result!.get() } catch let error as TrainingError {
             guard var problem = divergence(error) else { throw error }
             guard let kept = try run.salvage() else {
                 problem.detail += "; no adapter was measured before that"
@@ -148,7 +152,7 @@ struct WorkTraining {
             let best = kept.evaluations.first { $0.step == kept.keptStep }
             problem.detail += "; the adapter of step \(kept.keptStep) is kept"
             if let best { problem.detail += ", its held-out loss is \(best.loss)" }
-            return RunEnd(finished: kept, tensors: run.takeTensors(), problem: problem)
+            return RunEnd(finished: kept, tensors: group.takeTensors(of: 0), problem: problem)
         }
         switch outcome {
         case .stopped(let step):
@@ -160,7 +164,7 @@ struct WorkTraining {
             }
             return nil
         case .finished(let finished):
-            return RunEnd(finished: finished, tensors: run.takeTensors())
+            return RunEnd(finished: finished, tensors: group.takeTensors(of: 0))
         }
     }
 

@@ -26,9 +26,9 @@ struct ProductTests {
         for tensor in [x, y, dy] { random.fill(tensor) }
         let before = (0..<y.count).map { y.base[$0] }
         linear(
-            rounding([x], on: pool)[0], [LinearOutput(weight: frozen.matrix, adapter: nil, y: y)], .add, on: pool)
+            rounding([x], on: pool)[0], [LinearOutput(weight: frozen.matrix, y: y)], .add, on: pool)
         linearBackward(
-            [LinearGradient(dy: rounding([dy], on: pool)[0], weight: frozen.matrix, adapter: nil)], into: dx, on: pool)
+            [LinearGradient(dy: rounding([dy], on: pool)[0], weight: frozen.matrix)], into: dx, on: pool)
 
         func compare(
             _ found: Tensor, _ before: (Int) -> Float, _ left: [[Double]], _ right: [[Double]]
@@ -110,7 +110,7 @@ struct ProductTests {
                 let rounding = RoundedRows(
                     type, capacity: RoundedRows.bytes(type, rows: tokens, widths: [max(rows, columns)]), arena: arena)
                 linear(
-                    rounding([x], on: pool)[0], [LinearOutput(weight: matrix, adapter: nil, y: y)], on: pool)
+                    rounding([x], on: pool)[0], [LinearOutput(weight: matrix, y: y)], on: pool)
                 let left = rounded(type, rows: tokens, contracted: columns) { x.row($0)[$1] }
                 for sample in 0..<8 {
                     let row = random.integer(sample, below: rows)
@@ -129,7 +129,7 @@ struct ProductTests {
                 }
                 // The transposed product: <dx, x> = <y, W x> for any y, which holds to the rounding of both sides.
                 linearBackward(
-                    [LinearGradient(dy: rounding([y], on: pool)[0], weight: matrix, adapter: nil)], into: dx, on: pool)
+                    [LinearGradient(dy: rounding([y], on: pool)[0], weight: matrix)], into: dx, on: pool)
                 let forward = weighted(y, y), backward = weighted(dx, x)
                 let slack: Double = switch type { case .f32: 1e-4; case .bf16, .f16: 1e-2; case .int8: 2e-2 }
                 #expect(abs(backward / forward - 1) < slack, "\(set.name) \(type) \(rows)x\(columns): \(forward), \(backward)")
@@ -146,7 +146,7 @@ struct ProductTests {
             let rounding = RoundedRows(type, capacity: RoundedRows.bytes(type, rows: 3, widths: [192]), arena: arena)
             let x = arena.tensor(3, 192), y = arena.tensor(3, 33)
             x.row(1)[77] = .nan
-            linear(rounding([x], on: pool)[0], [LinearOutput(weight: frozen.matrix, adapter: nil, y: y)], on: pool)
+            linear(rounding([x], on: pool)[0], [LinearOutput(weight: frozen.matrix, y: y)], on: pool)
             for row in 0..<33 {
                 #expect(y.row(1)[row].isNaN && y.row(0)[row] == 0 && y.row(2)[row] == 0, "\(set.name) \(type)")
             }
@@ -267,13 +267,13 @@ struct ProductTests {
                         for slice in slices {
                             linear(
                                 left,
-                                [LinearOutput(weight: frozen.matrix.rows(slice), adapter: nil, y: y, column: slice.lowerBound)],
+                                [LinearOutput(weight: frozen.matrix.rows(slice), y: y, column: slice.lowerBound)],
                                 on: pool)
                         }
                         let gradient = rounding([dy], on: pool)[0]
                         for slice in slices {
                             linearBackward(
-                                [LinearGradient(dy: gradient.columns(slice), weight: frozen.matrix.rows(slice), adapter: nil)],
+                                [LinearGradient(dy: gradient.columns(slice), weight: frozen.matrix.rows(slice))],
                                 into: dx, slice.lowerBound == 0 ? .overwrite : .add, on: pool)
                         }
                         return (0..<y.count).map { y.base[$0].bitPattern } + (0..<dx.count).map { dx.base[$0].bitPattern }
@@ -331,7 +331,7 @@ struct ProductTests {
             let pool = WorkerPool(kernels: set, threadCount: 2, scratchFloats: 0, arena: arena)
             let rounding = RoundedRows(type, capacity: RoundedRows.bytes(type, rows: 20, widths: [384]), arena: arena)
             func product(_ x: Tensor, _ y: Tensor) {
-                linear(rounding([x], on: pool)[0], [LinearOutput(weight: frozen.matrix, adapter: nil, y: y)], on: pool)
+                linear(rounding([x], on: pool)[0], [LinearOutput(weight: frozen.matrix, y: y)], on: pool)
             }
             let together = arena.tensor(20, 70), alone = arena.tensor(1, 70)
             product(x, together)

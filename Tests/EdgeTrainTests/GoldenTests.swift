@@ -26,11 +26,11 @@ struct Trainee {
         arena = try Arena(capacity: memory.arena(shape))
         step = try TrainStep(
             model: model, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: "/tmp")
-        optimizer = AdamW(step.adapters.layout.trained, shape.optimizer, arena: arena)
+        optimizer = AdamW(step.adapters[0].layout.trained, shape.optimizer, arena: arena)
         precondition(arena.used == arena.capacity, "\(arena.used.bytes) of \(arena.capacity.bytes) bytes")
     }
 
-    var adapters: AdapterSet { step.adapters }
+    var adapters: AdapterSet { step.adapters[0] }
 
     /// File row of Hugging Face's row, for lora_B of q and k.
     func rowOrder(_ slot: AdapterSet.Slot) -> [Int]? { model.spec.rowOrder(slot.id.module) }

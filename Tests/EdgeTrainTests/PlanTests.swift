@@ -45,7 +45,7 @@ struct PlanTests {
                 #expect(plan.pools.reduce(ByteCount.zero) { $0 + $1.size } == plan.peak)
                 #expect(refused == nil, "\(budget) MiB fits, a larger budget was refused")
                 // Plans within half a percent count as equally fast, and a file has to be worth a twentieth.
-                if let last { #expect(plan.secondsPerStep! > 0.94 * last.secondsPerStep!, "\(budget) MiB") }
+                if let last { #expect(plan.seconds! > 0.94 * last.seconds!, "\(budget) MiB") }
                 last = plan
             } catch let error as PlanError {
                 refused = refused ?? error

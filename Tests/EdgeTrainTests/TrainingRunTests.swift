@@ -40,42 +40,78 @@ struct TinyRun {
         let events: [TrainingEvent]
     }
 
-    /// - Parameters:
-    ///   - stopAfter: micro-batches of training after which the run is asked to stop.
-    ///   - counted: of other purposes, too.
-    ///   - thenTo: what it is asked then.
+    func memory(of model: BaseModel) throws -> MemoryModel {
+        try MemoryModel(model, adapter: spec.adapter, loadsAdapter: initial != nil)
+    }
+
+    func plan(_ memory: MemoryModel) throws -> TrainingPlan {
+        var plan = try TrainingPlan.make(memory, lengths: SampleLengths(dataset, spec: spec), limits)
+        replan(&plan)
+        return plan
+    }
+
+    var limits: PlanLimits {
+        get throws {
+            PlanLimits(
+                budget: budget, threads: threads, compute: try spec.computeType(on: .strongest),
+                optimizer: spec.optimizer, spill: ByteCount(1 << 40), appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
+                weightsAreCached: true)
+        }
+    }
+
+    /// What a run is asked, and what it says.
+    final class Conversation {
+        var events: [TrainingEvent] = []
+        private var asked = 0
+        private let stopAfter: Int
+        private let counted: Set<MicroBatchPurpose>
+        private let last: RunDirection
+
+        /// - Parameters:
+        ///   - stopAfter: micro-batches of training after which the run is asked to stop.
+        ///   - counted: of other purposes, too.
+        ///   - thenTo: what it is asked then.
+        init(stopAfter: Int = .max, counted: Set<MicroBatchPurpose> = [.training], thenTo last: RunDirection = .stop) {
+            self.stopAfter = stopAfter
+            self.counted = counted
+            self.last = last
+        }
+
+        fileprivate func direction(_ purpose: MicroBatchPurpose) -> RunDirection {
+            guard counted.contains(purpose) else { return .goOn }
+            asked += 1
+            return asked > stopAfter ? last : .goOn
+        }
+    }
+
+    func job(in directory: String, tokenBudget: Int, fingerprint: UInt8 = 1, _ conversation: Conversation) -> TrainingRun.Job {
+        TrainingRun.Job(
+            spec: spec, dataset: dataset, tokenBudget: tokenBudget,
+            checkpoints: CheckpointStore(
+                directory: directory, runFingerprint: [UInt8](repeating: fingerprint, count: 32)),
+            initial: initial, emit: { conversation.events.append($0) }, direction: conversation.direction)
+    }
+
+    /// See `Conversation`.
     func run(
         in directory: String, stopAfter: Int = .max, counted: Set<MicroBatchPurpose> = [.training],
         thenTo last: RunDirection = .stop, fingerprint: UInt8 = 1
     ) throws -> Result {
         let model = try BaseModel.open(path: Self.modelPath)
-        let memory = try MemoryModel(model, adapter: spec.adapter, loadsAdapter: initial != nil)
-        var plan = try TrainingPlan.make(
-            memory, lengths: SampleLengths(dataset, spec: spec),
-            PlanLimits(
-                budget: budget, threads: threads, compute: try spec.computeType(on: .strongest),
-                optimizer: spec.optimizer, spill: ByteCount(1 << 40), appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
-                weightsAreCached: true))
-        replan(&plan)
-        var events: [TrainingEvent] = []
-        var asked = 0
-        let run = try TrainingRun(
-            model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: .strongest,
-            checkpoints: CheckpointStore(
-                directory: directory, runFingerprint: [UInt8](repeating: fingerprint, count: 32)),
-            initial: initial, spillDirectory: directory,
-            emit: { events.append($0) },
-            direction: { purpose in
-                guard counted.contains(purpose) else { return .goOn }
-                asked += 1
-                return asked > stopAfter ? last : .goOn
-            })
-        let outcome = try run.run()
-        let adapters = run.adapters
-        return Result(
-            outcome: outcome, adapter: (0..<adapters.parameterCount).map { adapters.parameters[$0].bitPattern },
-            events: events)
+        let memory = try memory(of: model)
+        let plan = try plan(memory)
+        let conversation = Conversation(stopAfter: stopAfter, counted: counted, thenTo: last)
+        let group = try TrainingGroup(
+            [job(in: directory, tokenBudget: plan.tokenBudget, fingerprint: fingerprint, conversation)], model: model, memory: memory,
+            shape: plan.shape, kernels: .strongest, spillDirectory: directory)
+        var outcome: Swift.Result<RunOutcome, any Error>?
+        try group.run { _, ended in outcome = ended }
+        return Result(outcome: try outcome!.get(), adapter: group.runs[0].adapters.bits, events: conversation.events)
     }
+}
+
+extension AdapterSet {
+    var bits: [UInt32] { (0..<parameterCount).map { parameters[$0].bitPattern } }
 }
 
 @Suite(.serialized)
