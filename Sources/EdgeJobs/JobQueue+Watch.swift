@@ -4,36 +4,14 @@
 import EdgeWire
 import Foundation
 
-/// The run that is under way.
-struct CurrentRun {
-    let id: String
-    let control = WorkerControl()
-    let start = SuspendingClock.now
-    /// Asked to leave for this.
-    var obstacle: Obstacle?
-    /// Seen once: one look can be a spike.
-    var suspected: Obstacle.Kind?
-    /// `max_time` is over.
-    var isFinishing = false
-    /// Why the queue took the process away; nil: it did not.
-    var killed: Kill?
-
-    /// After it was asked to stop, or because it hangs.
-    enum Kill { case overdue, silent(Duration) }
-
-    init(_ id: String) { self.id = id }
-
-    var ran: Duration { SuspendingClock.now - start }
-}
-
 extension JobQueue {
     /// Looks at `job`, which runs, until it is cancelled.
     func watch(_ job: Job, _ transcript: WorkerTranscript) async throws {
         let limit = job.request.maxTime.flatMap(TimeSpan.init).map { Duration.seconds($0.seconds) }
         let before = Duration.seconds(job.runSeconds)
-        while !Task.isCancelled {
+        while !Task.isCancelled, let current, current.active.contains(job.id) {
             var wait = settings.obstacleInterval
-            if let limit, let current, !current.isFinishing {
+            if let limit, let member = current[job.id], !member.isFinishing {
                 let left = limit - before - current.ran
                 if left <= .zero { try await finish(job, limit) } else { wait = min(wait, left) }
             }
@@ -45,25 +23,35 @@ extension JobQueue {
     }
 
     private func finish(_ job: Job, _ limit: Duration) async throws {
-        current?.isFinishing = true
-        current?.control.finish()
+        guard let current else { return }
+        self.current?[job.id]?.isFinishing = true
+        current.control.finish(current.isTogether ? job.id : nil)
         let text = "max_time \(job.request.maxTime ?? "") is over: the run ends with what it has"
         write(text, to: job.id, at: settings.now())
         try await store.record([.log(text)], of: job.id, at: settings.now())
     }
 
     private func leaveIfNeeded(_ job: Job) async throws {
-        guard let seen = current, seen.obstacle == nil, !seen.isFinishing, !isStopping else { return }
+        guard let current, let seen = current[job.id], seen.obstacle == nil, !seen.isFinishing, !isStopping else { return }
         let machine = settings.look()
         var found = machine(job, .run)
-        if found == nil { found = try await rival(of: job, ran: seen.ran, machine) }
+        if found == nil { found = try await rivalOfAll(current, job, machine) }
         // It was waited above: this may be the next run, or one that is over.
-        guard current?.id == job.id else { return }
-        current?.suspected = found?.kind
+        guard self.current?.active.contains(job.id) ?? false else { return }
+        self.current?[job.id]?.suspected = found?.kind
         guard let found, seen.suspected == found.kind || found.kind == .turn else { return }
-        current?.obstacle = found
+        self.current?[job.id]?.obstacle = found
         write("asked to leave: it \(found.reason)", to: job.id, at: settings.now())
         stopRunning(job.id)
+    }
+
+    /// `rival` of a job, if each of the others that it trains with has one too: as long as one goes on, nobody can start.
+    private func rivalOfAll(_ run: CurrentRun, _ job: Job, _ machine: (Job, RunPhase) -> Obstacle?) async throws -> Obstacle? {
+        guard let found = try await rival(of: job, ran: run.ran, machine) else { return nil }
+        for id in run.active where id != job.id {
+            guard let other = try await store.job(id), try await rival(of: other, ran: run.ran, machine) != nil else { return nil }
+        }
+        return found
     }
 
     /// A job that is to run instead: one of a higher priority at once, another user's of the same one when this run has had

@@ -19,6 +19,8 @@ package struct JobQueueSettings: Sendable {
     package var availableBytes: @Sendable () -> UInt64? = { nil }
     /// Looks at the machine, and says what is in a job's way as it is now; nil: nothing.
     package var look: @Sendable () -> @Sendable (Job, RunPhase) -> Obstacle? = { { _, _ in nil } }
+    /// Most jobs of one user that train together on one base; 1: each alone.
+    package var mostTogether: @Sendable () -> Int = { 1 }
     /// Between two looks at the machine, for jobs that wait and for the one that runs.
     package var obstacleInterval: Duration = .seconds(3)
     /// How long one user's run goes on while another user's job of the same priority waits; nil: to its end.

@@ -15,7 +15,7 @@ extension JobStore {
     /// Stores what a worker said, in one transaction, and what follows from it for the job's own record.
     ///
     /// - Parameter ran: seconds that the job has run since the last call.
-    package func record(_ events: [JobEvent.Kind], of id: String, ran: Double = 0, at now: Date) async throws {
+    package func record(_ events: [JobEvent.Kind], of id: String, ran: Double = 0, sharers: Int = 1, at now: Date) async throws {
         guard !events.isEmpty || ran > 0 else { return }
         let lastStep = events.lastIndex { if case .step = $0 { true } else { false } }
         try await queue.write { db in
@@ -42,7 +42,7 @@ extension JobStore {
                 case .state, .log, .problem, .heartbeat, .end: break
                 }
             }
-            try Self.count(ran, of: id, at: now, db)
+            try Self.count(ran, sharers: sharers, of: id, at: now, db)
             try Self.append(events, to: id, at: now, db)
         }
         if !events.isEmpty { changes.announce(id) }

@@ -65,8 +65,9 @@ extension JobStore {
         }
     }
 
-    /// Adds to the running time of a job and of its owner.
-    static func count(_ seconds: Double, of job: String, at now: Date, _ db: Database) throws {
+    /// Adds to the running time of a job, and its share of that to its owner's: jobs that train together have the machine's time
+    /// between them.
+    static func count(_ seconds: Double, sharers: Int, of job: String, at now: Date, _ db: Database) throws {
         guard seconds > 0, let owner = try UInt32.fetchOne(db, sql: "SELECT owner_uid FROM jobs WHERE id = ?", arguments: [job])
         else { return }
         try db.execute(sql: "UPDATE jobs SET run_seconds = run_seconds + ? WHERE id = ?", arguments: [seconds, job])
@@ -77,7 +78,7 @@ extension JobStore {
                 INSERT INTO usage (owner_uid, seconds, counted_at) VALUES (?, ?, ?)
                 ON CONFLICT (owner_uid) DO UPDATE SET seconds = excluded.seconds, counted_at = excluded.counted_at
                 """,
-            arguments: [owner, before + seconds, now.timeIntervalSince1970])
+            arguments: [owner, before + seconds / Double(max(1, sharers)), now.timeIntervalSince1970])
     }
 
     static func decayedUsage(_ row: Row, at now: Date) throws(StoreError) -> Double {

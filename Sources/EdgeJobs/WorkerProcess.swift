@@ -24,14 +24,18 @@ package struct WorkerLaunch: Sendable {
 
 /// What the queue can ask of a running worker. Asking twice is asking once; asking before it runs is remembered.
 package final class WorkerControl: Sendable {
-    enum Request: Sendable { case finish, stop, kill }
+    enum Request: Sendable {
+        case signal(WorkSignal)
+        case kill
+    }
     let requests: AsyncStream<Request>
     private let sink: AsyncStream<Request>.Continuation
 
-    package init() { (requests, sink) = AsyncStream.makeStream(bufferingPolicy: .bufferingOldest(8)) }
+    package init() { (requests, sink) = AsyncStream.makeStream(bufferingPolicy: .bufferingOldest(64)) }
 
-    package func finish() { sink.yield(.finish) }
-    package func stop() { sink.yield(.stop) }
+    /// - Parameter job: one of those that train together; nil: all.
+    package func finish(_ job: String? = nil) { sink.yield(.signal(WorkSignal(.finish, job: job))) }
+    package func stop(_ job: String? = nil) { sink.yield(.signal(WorkSignal(.stop, job: job))) }
     package func kill() { sink.yield(.kill) }
 }
 
@@ -137,8 +141,7 @@ package enum WorkerProcess {
                     _ = try? await execution.standardInputWriter.write(orderLine)
                     for await request in control.requests {
                         switch request {
-                        case .finish: _ = try? await execution.standardInputWriter.write("\(WorkSignal.finish.rawValue)\n")
-                        case .stop: _ = try? await execution.standardInputWriter.write("\(WorkSignal.stop.rawValue)\n")
+                        case .signal(let signal): _ = try? await execution.standardInputWriter.write("\(signal.line)\n")
                         case .kill: try? execution.send(signal: .kill, toProcessGroup: true)
                         }
                     }

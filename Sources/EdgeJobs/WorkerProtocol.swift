@@ -7,6 +7,10 @@ package enum WorkOrder: Codable, Sendable {
     case train(TrainOrder)
     /// Answers with `planned`. Opens the model's header and the data set, maps no weights.
     case plan(TrainOrder)
+    /// Says how many of these jobs can train together, and answers with `plannedTogether`.
+    case planTogether([TrainOrder])
+    /// Answers for each job, with `ofJob`, and then with `jobsEnded`.
+    case trainTogether(TogetherOrder)
     /// Plans a job of every PEFT method for made-up samples, and answers with `comparedMethods`.
     case compareMethods(MethodsOrder)
     /// Measures the board for plans' times, and answers with `calibrated`.
@@ -93,6 +97,18 @@ package enum WorkOrder: Codable, Sendable {
             self.directory = directory
             self.budgetBytes = budgetBytes
             self.defaultSaveSteps = defaultSaveSteps
+        }
+    }
+
+    /// Jobs of one user on one base, for one process: it may read and write whatever each of them may.
+    package struct TogetherOrder: Codable, Sendable {
+        /// At least two. What concerns the process is as the first has it: its cgroup, priority, files' largest size.
+        package var jobs: [TrainOrder]
+        package var plan: TogetherPlan
+
+        package init(jobs: [TrainOrder], plan: TogetherPlan) {
+            self.jobs = jobs
+            self.plan = plan
         }
     }
 
@@ -235,11 +251,55 @@ package enum WorkOrder: Codable, Sendable {
     }
 }
 
-package enum WorkSignal: String, Sendable {
-    /// Drop the step, write a checkpoint, answer `stopped`.
-    case stop
-    /// End as an early-stopped run does, publish, answer `trained`.
-    case finish
+/// A line on a worker's stdin after its order: the signal, and the job that is meant where it is not all of them.
+package struct WorkSignal: Equatable, Sendable {
+    package enum Kind: String, Sendable {
+        /// Drop the step, write a checkpoint, answer `stopped`.
+        case stop
+        /// End as an early-stopped run does, publish, answer `trained`.
+        case finish
+    }
+    package let kind: Kind
+    package let job: String?
+
+    package init(_ kind: Kind, job: String? = nil) {
+        self.kind = kind
+        self.job = job
+    }
+
+    package init?(line: String) {
+        let words = line.split(separator: " ")
+        guard (1...2).contains(words.count), let kind = Kind(rawValue: String(words[0])) else { return nil }
+        self.init(kind, job: words.count == 2 ? String(words[1]) : nil)
+    }
+
+    package var line: String { ([kind.rawValue] + [job].compactMap { $0 }).joined(separator: " ") }
+}
+
+/// Of jobs that train together.
+package struct TogetherPlan: Codable, Equatable, Sendable {
+    /// How many of those that were asked about, from the first.
+    package var jobs: Int
+    package var peakBytes: UInt64
+    package var budgetBytes: UInt64
+    package var spillBytes: UInt64
+    /// What the worker that planned this measured of itself.
+    package var processBytes: UInt64
+    /// Until the last has ended, and of one after another; nil: the board was not measured.
+    package var seconds: Double?
+    package var secondsApart: Double?
+
+    package init(
+        jobs: Int, peakBytes: UInt64, budgetBytes: UInt64, spillBytes: UInt64, processBytes: UInt64, seconds: Double?, secondsApart: Double?
+    ) {
+        self.jobs = jobs
+        self.peakBytes = peakBytes
+        self.budgetBytes = budgetBytes
+        self.spillBytes = spillBytes
+        self.processBytes = processBytes
+        self.seconds = seconds
+        self.secondsApart = secondsApart
+    }
 }
 
 /// How much of the processor a worker takes from others.
@@ -260,7 +320,9 @@ package struct WorkerScheduling: Codable, Equatable, Sendable {
     }
 }
 
-package enum WorkMessage: Codable, Sendable {
+package indirect enum WorkMessage: Codable, Sendable {
+    /// What it says of one of the jobs that train together; the last of each is one that `isLast`.
+    case ofJob(String, WorkMessage)
     case plan(PlanReport)
     case step(JobProgress)
     case evaluation(EvaluationReport)
@@ -281,6 +343,10 @@ package enum WorkMessage: Codable, Sendable {
     /// Training failed; the best adapter until then is published.
     case salvaged(Problem)
     case planned(PlanReport)
+    /// Nil: each is better off alone, or does not fit beside another.
+    case plannedTogether(TogetherPlan?)
+    /// The last of `trainTogether`.
+    case jobsEnded
     case comparedMethods(MethodTable)
     case calibrated
     case inspectedModel(ModelReport)
@@ -295,8 +361,8 @@ package enum WorkMessage: Codable, Sendable {
     /// Nothing follows this message.
     package var isLast: Bool {
         switch self {
-        case .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .imported: false
-        case .stopped, .yielded, .trained, .salvaged, .planned, .comparedMethods, .calibrated, .inspectedModel, .plannedImport, .importedModel,
+        case .ofJob, .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .imported: false
+        case .stopped, .yielded, .trained, .salvaged, .planned, .plannedTogether, .jobsEnded, .comparedMethods, .calibrated, .inspectedModel, .plannedImport, .importedModel,
             .inspectedDataset, .importedAdapter, .exported, .failure:
             true
         }

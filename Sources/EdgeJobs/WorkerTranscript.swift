@@ -12,6 +12,9 @@ actor WorkerTranscript {
     private(set) var lastProgress: JobProgress?
     private var committing: Task<Void, any Error>?
     private var storedUntil: SuspendingClock.Instant
+    /// Jobs that the run's time is of, this one among them.
+    private var sharers = 1
+    private var isOver = false
     /// When the worker was last heard.
     private var heardAt = SuspendingClock.now
 
@@ -44,7 +47,7 @@ actor WorkerTranscript {
             // The log is a convenience: what ails it must not end the run.
             do { try log.append(text, to: job, at: settings.now()) } catch { settings.report("log of \(job): \(error)") }
             event = .log(text)
-        case .alive, .generated, .merging, .stopped, .yielded, .trained, .salvaged, .planned, .comparedMethods, .calibrated, .inspectedModel,
+        case .ofJob, .alive, .generated, .merging, .stopped, .yielded, .trained, .salvaged, .planned, .plannedTogether, .jobsEnded, .comparedMethods, .calibrated, .inspectedModel,
             .plannedImport, .imported, .importedModel, .inspectedDataset, .importedAdapter, .exported, .failure:
             return
         }
@@ -54,21 +57,35 @@ actor WorkerTranscript {
 
     func commit() async throws { if !pending.isEmpty { try await put(.now) } }
 
-    /// What is left, and the time to the end of the run.
-    func end() async throws { try await put(.now) }
+    /// From now on the machine's time is of so many jobs.
+    func share(with sharers: Int) async throws {
+        guard !isOver, sharers != self.sharers else { return }
+        try await put(.now)
+        self.sharers = sharers
+    }
+
+    /// The worker was heard, if not about this job.
+    func hear() { heardAt = .now }
+
+    /// What is left, and the time to the end of the run, once.
+    func end() async throws {
+        guard !isOver else { return }
+        isOver = true
+        try await put(.now)
+    }
 
     private func put(_ moment: SuspendingClock.Instant) async throws {
         let events = pending
         pending = []
         let ran = max(0, (moment - storedUntil) / .seconds(1))
         storedUntil = moment
-        let (store, job, now) = (store, job, settings.now())
+        let (store, job, now, sharers) = (store, job, settings.now(), sharers)
         // In a task of its own: the end of the run cancels the committing loop, and must not roll this back. After the
         // one before it: events keep their order.
         let previous = committing
         let task = Task {
             try await previous?.value
-            try await store.record(events, of: job, ran: ran, at: now)
+            try await store.record(events, of: job, ran: ran, sharers: sharers, at: now)
         }
         committing = task
         try await task.value

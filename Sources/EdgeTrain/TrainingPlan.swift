@@ -31,9 +31,29 @@ package struct TrainingPlan: Equatable, Sendable {
     /// Bytes of disk beside the checkpoints.
     package let spill: ByteCount
     /// Of the whole run, or of the jobs' to the end of the last; nil where the board has not been measured.
-    package let seconds: Double?
+    package var seconds: Double? { isMeasured ? duration : nil }
+    /// The same, in units of a common board where this one has not been measured: to compare plans by.
+    package let duration: Double
+    private let isMeasured: Bool
     /// Tokens of all steps of all jobs.
     package let tokens: Double
+
+    fileprivate init(
+        shape: StepShape, tokenBudgets: [Int], microBatchesPerStep: Int, pools: [MemoryModel.Pool], peak: ByteCount, budget: ByteCount,
+        trades: [Trade], spill: ByteCount, duration: Double, isMeasured: Bool, tokens: Double
+    ) {
+        self.shape = shape
+        self.tokenBudgets = tokenBudgets
+        self.microBatchesPerStep = microBatchesPerStep
+        self.pools = pools
+        self.peak = peak
+        self.budget = budget
+        self.trades = trades
+        self.spill = spill
+        self.duration = duration
+        self.isMeasured = isMeasured
+        self.tokens = tokens
+    }
 
     /// Of the only job.
     package var tokenBudget: Int {
@@ -178,7 +198,7 @@ private struct Planner {
             shape: best.shape, tokenBudgets: best.batches.tokenBudgets, microBatchesPerStep: best.microBatchesPerStep,
             pools: memory.pools(best.shape), peak: memory.peak(best.shape), budget: limits.budget,
             trades: trades(best), spill: memory.spill(best.shape),
-            seconds: limits.calibration.map { _ in seconds(best) },
+            duration: seconds(best), isMeasured: limits.calibration != nil,
             tokens: lengths.reduce(0) { $0 + $1.meanStepTokens * Double($1.totalSteps) })
     }
 

@@ -269,7 +269,8 @@ package struct HostStatus: Codable, Equatable, Sendable {
     package var memoryAvailableBytes: UInt64
     package var diskFreeBytes: UInt64
     package var temperatures: [Temperature]
-    package var runningJob: String?
+    /// Several when they train together.
+    package var runningJobs: [String]
     package var queuedJobs: Int
     package var models: Int
     package var adapters: Int
@@ -279,7 +280,7 @@ package struct HostStatus: Codable, Equatable, Sendable {
     package var waits: String?
     package init(
         version: String, startedAt: Date, kernelSet: String, cores: Int, memoryTotalBytes: UInt64,
-        memoryAvailableBytes: UInt64, diskFreeBytes: UInt64, temperatures: [Temperature], runningJob: String?,
+        memoryAvailableBytes: UInt64, diskFreeBytes: UInt64, temperatures: [Temperature], runningJobs: [String],
         queuedJobs: Int, models: Int, adapters: Int
     ) {
         self.version = version
@@ -290,7 +291,7 @@ package struct HostStatus: Codable, Equatable, Sendable {
         self.memoryAvailableBytes = memoryAvailableBytes
         self.diskFreeBytes = diskFreeBytes
         self.temperatures = temperatures
-        self.runningJob = runningJob
+        self.runningJobs = runningJobs
         self.queuedJobs = queuedJobs
         self.models = models
         self.adapters = adapters

@@ -18,7 +18,7 @@ struct Status: AsyncParsableCommand {
                     "\(Amount.bytes(status.memoryAvailableBytes)) free of \(Amount.bytes(status.memoryTotalBytes))"
                 ),
                 ("disk", "\(Amount.bytes(status.diskFreeBytes)) free"),
-                ("running job", status.runningJob ?? "none"), ("queued jobs", "\(status.queuedJobs)"),
+                ("running", status.runningJobs.isEmpty ? "none" : status.runningJobs.joined(separator: ", ")), ("queued jobs", "\(status.queuedJobs)"),
                 ("models", "\(status.models)"), ("adapters", "\(status.adapters)"),
             ]
             if !status.temperatures.isEmpty {

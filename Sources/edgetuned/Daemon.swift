@@ -124,13 +124,14 @@ struct Daemon: Sendable {
 
     func budget(asked: String?) async throws -> MemoryBound {
         var running: UInt64 = 0
-        if let id = await queue.runningJob { running = try await store.job(id)?.progress?.rssBytes ?? 0 }
+        // Of jobs that train together each says what the process holds.
+        for id in await queue.runningJobs { running = max(running, try await store.job(id)?.progress?.rssBytes ?? 0) }
         return HostMemory(host).budget(asked: asked, allowed: config.now.memoryBudget, running: running)
     }
 
     /// For work beside the queue. While a job runs only a small share: a training run is never starved for an answer.
     func sideBudget() async -> MemoryBound {
-        let isAlone = await queue.runningJob == nil
+        let isAlone = await queue.runningJobs.isEmpty
         return HostMemory(host).budget(
             asked: nil, allowed: isAlone ? config.now.memoryBudget : config.now.generateMemoryBudget)
     }

@@ -47,6 +47,8 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
     var nice = "10"
     /// `150%` is one core and a half, as systemd's CPUQuota; nil: no limit.
     var cpuQuota: String?
+    /// Queued jobs of one user on one base that train together, where that ends sooner; 1: each alone.
+    var jobsTogether = 4
     /// How long a user's run goes on while another user waits; `off`: to its end.
     var turn = "1h"
     /// Before the third run of a job whose first two crashed without a checkpoint; four times longer with each more.
@@ -60,7 +62,7 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
     private enum CodingKeys: String, CodingKey, CaseIterable {
         case socket, stateDir, cacheDir, memoryBudget, threads, defaultSaveSteps, queuedJobs, queuedJobsPerUser
         case blobBytesPerUser, userGroup, adminGroup, generateMemoryBudget, stopTimeoutSeconds
-        case maxTemperature, temperatureHysteresis, onBattery, runBetween, minFreeDisk, nice, cpuQuota, turn, retryAfter
+        case maxTemperature, temperatureHysteresis, onBattery, runBetween, minFreeDisk, nice, cpuQuota, jobsTogether, turn, retryAfter
         case keepJobs, keepLogs
     }
 
@@ -88,6 +90,7 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
         minFreeDisk = try values.decodeIfPresent(String.self, forKey: .minFreeDisk) ?? minFreeDisk
         nice = try values.decodeIfPresent(String.self, forKey: .nice) ?? nice
         cpuQuota = try values.decodeIfPresent(String.self, forKey: .cpuQuota)
+        jobsTogether = try values.decodeIfPresent(Int.self, forKey: .jobsTogether) ?? jobsTogether
         turn = try values.decodeIfPresent(String.self, forKey: .turn) ?? turn
         retryAfter = try values.decodeIfPresent(String.self, forKey: .retryAfter) ?? retryAfter
         keepJobs = try values.decodeIfPresent(Int.self, forKey: .keepJobs) ?? keepJobs
@@ -134,6 +137,7 @@ struct DaemonConfig: Decodable, Equatable, Sendable {
             "a size such as 1GiB, a share such as 5%, or off")
         try require(niceness != nil, .nice, "0 to 19, or idle")
         try require(cpuQuota == nil || cores != nil, .cpuQuota, "a share such as 150% (of one core), 1% or more")
+        try require((1...8).contains(jobsTogether), .jobsTogether, "1 to 8")
         try require(turn == Self.off || TimeSpan(turn) != nil, .turn, "a time such as 1h, or off")
         try require(TimeSpan(retryAfter) != nil, .retryAfter, "a time such as 4s")
         try require((1...1_000_000).contains(keepJobs), .keepJobs, "1 to 1000000")

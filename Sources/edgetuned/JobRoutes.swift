@@ -24,7 +24,7 @@ extension Daemon {
             version: Edgetuned.version, startedAt: startedAt, kernelSet: kernelSet,
             cores: ProcessFacts.coreCount, memoryTotalBytes: memory.total.bytes,
             memoryAvailableBytes: memory.available.bytes, diskFreeBytes: BlobStore.freeBytes(places.state),
-            temperatures: temperatures, runningJob: await queue.runningJob,
+            temperatures: temperatures, runningJobs: await queue.runningJobs,
             queuedJobs: try await store.count(of: .queued), models: try await store.modelCount(),
             adapters: try await store.adapterCount())
         status.policies = policies.report(conditions, pressure: MemoryPressure(host.text("/proc/pressure/memory")))
@@ -164,7 +164,7 @@ extension Daemon {
     /// there are plans without times.
     private func calibrate(_ request: JobRequest) async {
         let path = places.calibration(of: request, kernelSet: kernelSet)
-        guard !FileManager.default.fileExists(atPath: path), await queue.runningJob == nil else { return }
+        guard !FileManager.default.fileExists(atPath: path), await queue.runningJobs.isEmpty else { return }
         let threads = request.threads ?? ProcessFacts.coreCount
         let order = WorkOrder.CalibrateOrder(precision: request.precision, threads: threads, path: path)
         do { _ = try await answer(to: .calibrate(order)) } catch {

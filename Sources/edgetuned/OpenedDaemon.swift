@@ -96,6 +96,7 @@ extension Daemon {
                 return startObstacle(planned: plan.peakBytes, memory: memory, pressure: pressure).map { Obstacle(.memory, $0) }
             }
         }
+        settings.mostTogether = { config.now.jobsTogether }
         settings.turn = { config.now.turnLength }
         settings.retryAfter = { config.now.retryDelay }
         settings.patience = { patience(with: $0.plan) }
@@ -115,13 +116,19 @@ extension Daemon {
         _ queue: JobQueue, _ store: JobStore, _ memory: HostMemory, _ config: DaemonConfig
     ) async throws -> MemoryBound {
         let bound = memory.budget(asked: nil, allowed: config.memoryBudget)
-        guard let id = await queue.runningJob, let job = try await store.job(id), let plan = job.plan else { return bound }
-        let held = job.progress?.rssBytes ?? 0
-        guard plan.peakBytes > held else { return bound }
-        let growth = plan.peakBytes - held
+        var (planned, held) = (UInt64(0), UInt64(0))
+        let running = await queue.runningJobs
+        for id in running {
+            guard let job = try await store.job(id), let plan = job.plan else { continue }
+            // What is planned of jobs that train together, each says with its steps; before the first, no more than all apart.
+            planned = job.progress.map { max(planned, $0.plannedPeakBytes) } ?? planned + plan.peakBytes
+            held = max(held, job.progress?.rssBytes ?? 0)
+        }
+        guard planned > held else { return bound }
+        let growth = planned - held
         return MemoryBound(
             bytes: bound.bytes - min(bound.bytes, growth),
-            name: "\(bound.name), less the \(growth >> 20) MiB that \(id) may still take")
+            name: "\(bound.name), less the \(growth >> 20) MiB that \(running.joined(separator: ", ")) may still take")
     }
 
     private static func claimControlGroup(_ host: HostFiles, _ logger: Logger) -> ControlGroup? {

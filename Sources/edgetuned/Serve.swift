@@ -177,7 +177,8 @@ private struct Background: Sendable {
 
     private func statusLine() async -> String {
         let waiting = (try? await daemon.store.count(of: .queued)) ?? 0
-        guard let id = await daemon.queue.runningJob, let job = try? await daemon.store.job(id) else {
+        let running = await daemon.queue.runningJobs
+        guard let id = running.first, let job = try? await daemon.store.job(id) else {
             guard waiting > 0 else { return "idle" }
             return "\(waiting) queued" + (await daemon.queue.waits.map { ", the next \($0)" } ?? "")
         }

@@ -26,7 +26,9 @@ struct Work: ParsableCommand {
             if order.isLogged { channel.send(.log(sandbox)) }
             channel.watchForSignals()
             switch order {
-            case .train(let order): try WorkTraining(order).train(channel, host)
+            case .train(let order): try WorkRuns(order).train(channel, host)
+            case .trainTogether(let order): try WorkRuns(order).train(channel, host)
+            case .planTogether(let orders): channel.send(.plannedTogether(try WorkRuns.plan(orders)))
             case .plan(let order): channel.send(.planned(try WorkTraining(order).planReport))
             case .compareMethods(let order): channel.send(.comparedMethods(try methodTable(order)))
             case .calibrate(let order):
@@ -90,6 +92,7 @@ extension WorkOrder {
     fileprivate var controlGroup: String? {
         switch self {
         case .train(let order): order.controlGroup
+        case .trainTogether(let order): order.jobs[0].controlGroup
         case .importModel(let order): order.controlGroup
         default: nil
         }
@@ -101,6 +104,10 @@ extension WorkOrder {
             order.controlGroup = nil
             order.groupHoldsQuota = false
             self = .train(order)
+        case .trainTogether(var order):
+            order.jobs[0].controlGroup = nil
+            order.jobs[0].groupHoldsQuota = false
+            self = .trainTogether(order)
         case .importModel(var order):
             order.controlGroup = nil
             self = .importModel(order)
@@ -110,13 +117,17 @@ extension WorkOrder {
 
     /// Nothing that a worker does is as urgent as what somebody waits for at a terminal.
     fileprivate var niceness: WorkerScheduling.Niceness {
-        if case .train(let order) = self { order.scheduling.niceness } else { WorkerScheduling().niceness }
+        switch self {
+        case .train(let order): order.scheduling.niceness
+        case .trainTogether(let order): order.jobs[0].scheduling.niceness
+        default: WorkerScheduling().niceness
+        }
     }
 
     /// The others have one answer.
     fileprivate var isLogged: Bool {
         switch self {
-        case .train, .importModel: true
+        case .train, .trainTogether, .importModel: true
         default: false
         }
     }
@@ -124,11 +135,21 @@ extension WorkOrder {
 
 /// The worker's side of the pipe.
 final class WorkChannel: Sendable {
-    private let stopRequested = Atomic(false)
-    private let finishRequested = Atomic(false)
+    private struct Requests {
+        /// Nil stands for all jobs.
+        var stopped: Set<String?> = []
+        var finishing: Set<String?> = []
+    }
+    private let requests = Mutex(Requests())
 
-    var isStopRequested: Bool { stopRequested.load(ordering: .acquiring) }
-    var isFinishRequested: Bool { finishRequested.load(ordering: .acquiring) }
+    fileprivate func isStopRequested(_ job: String?) -> Bool {
+        requests.withLock { $0.stopped.contains(nil) || $0.stopped.contains(job) }
+    }
+    fileprivate func isFinishRequested(_ job: String?) -> Bool {
+        requests.withLock { $0.finishing.contains(nil) || $0.finishing.contains(job) }
+    }
+    /// Of everything.
+    var isStopRequested: Bool { isStopRequested(nil) }
 
     func readOrder() -> WorkOrder? {
         guard let line = readLine(), let order = try? Wire.decoder().decode(WorkOrder.self, from: Data(line.utf8)) else {
@@ -143,10 +164,12 @@ final class WorkChannel: Sendable {
     func watchForSignals() {
         Thread.detachNewThread { [self] in
             while let line = readLine() {
-                switch WorkSignal(rawValue: line) {
-                case .stop: stopRequested.store(true, ordering: .releasing)
-                case .finish: finishRequested.store(true, ordering: .releasing)
-                case nil: break
+                guard let signal = WorkSignal(line: line) else { continue }
+                requests.withLock { requests in
+                    switch signal.kind {
+                    case .stop: requests.stopped.insert(signal.job)
+                    case .finish: requests.finishing.insert(signal.job)
+                    }
                 }
             }
             _exit(EX_UNAVAILABLE)
@@ -163,6 +186,24 @@ final class WorkChannel: Sendable {
             _exit(EX_IOERR)
         }
     }
+}
+
+/// The channel as a job uses it.
+struct JobChannel: Sendable {
+    private let channel: WorkChannel
+    private let job: String
+    private let isOnly: Bool
+
+    /// - Parameter isOnly: nobody needs to be told which job is meant.
+    init(_ channel: WorkChannel, job: String, isOnly: Bool) {
+        self.channel = channel
+        self.job = job
+        self.isOnly = isOnly
+    }
+
+    func send(_ message: WorkMessage) { channel.send(isOnly ? message : .ofJob(job, message)) }
+    var isStopRequested: Bool { channel.isStopRequested(job) }
+    var isFinishRequested: Bool { channel.isFinishRequested(job) }
 }
 
 /// What this process holds and what the machine is, for reports. The data plane reads neither.

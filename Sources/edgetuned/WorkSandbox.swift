@@ -26,7 +26,12 @@ extension WorkOrder {
             return OrderPaths(
                 readable: order.readablePaths, writable: [order.directory],
                 largestFileBytes: order.largestFileBytes ?? WireLimit.blobBytes)
-        // Its directory is not there yet.
+        case .trainTogether(let order):
+            return OrderPaths(
+                readable: order.jobs.flatMap(\.readablePaths), writable: order.jobs.map(\.directory),
+                largestFileBytes: order.jobs[0].largestFileBytes ?? WireLimit.blobBytes)
+        // Their directories are not there yet.
+        case .planTogether(let orders): return OrderPaths(readable: orders.flatMap(\.readablePaths))
         case .plan(let order): return OrderPaths(readable: order.readablePaths)
         case .compareMethods(let order): return OrderPaths(readable: [order.modelPath] + [order.calibrationPath].compactMap { $0 })
         case .calibrate(let order):

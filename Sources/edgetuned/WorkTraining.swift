@@ -1,4 +1,5 @@
-// A training order: from the request's words to the data plane's values, through the run, to the published artifact.
+// A training order: from the request's words to the data plane's values, and from the run's end to the published artifact. What
+// runs it, alone or with others, is WorkRuns.
 import EdgeFormats
 import EdgeJobs
 import EdgeModel
@@ -8,21 +9,24 @@ import EdgeWire
 import Foundation
 
 struct WorkTraining {
-    private let kernels: KernelSet
-    private let order: WorkOrder.TrainOrder
+    let order: WorkOrder.TrainOrder
+    let model: BaseModel
+    let memory: MemoryModel
+    /// Of this job alone.
+    let plan: TrainingPlan
+    let limits: PlanLimits
+    let lengths: SampleLengths
+    let kernels: KernelSet
     private let spec: TrainingSpec
-    private let model: BaseModel
     private let samples: LoadedSamples
     private let dataset: Dataset
-    private let memory: MemoryModel
-    private let plan: TrainingPlan
-    private let totalSteps: Int
 
-    init(_ order: WorkOrder.TrainOrder) throws {
+    /// - Parameter model: the base, where another order has opened it.
+    init(_ order: WorkOrder.TrainOrder, model opened: BaseModel? = nil) throws {
         self.order = order
         kernels = try ProcessFacts.kernelSet()
         spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
-        model = try BaseModel.open(path: order.modelPath)
+        model = try opened ?? BaseModel.open(path: order.modelPath)
         samples = try LoadedSamples(
             order.datasetPaths, model: model, sequenceLength: min(spec.sequenceLength, model.spec.contextLength),
             lossScope: order.request.trainOnInputs ? .everything : .completions)
@@ -43,17 +47,16 @@ struct WorkTraining {
             // At submit; what a job began from cannot go away afterwards.
             try LoadedAdapter(directory: initial, of: model.spec).check(spec.adapter, modules: memory.modules, spec: model.spec)
         }
-        let lengths = SampleLengths(dataset, spec: spec)
+        lengths = SampleLengths(dataset, spec: spec)
         // A plan is made before its directory: the model is on the same disk.
         let freeDisk = BlobStore.freeBytes(order.directory.isEmpty ? order.modelPath : order.directory) / 2
-        plan = try TrainingPlan.make(
-            memory, lengths: lengths,
-            PlanLimits(
-                budget: ByteCount(Int(clamping: order.budgetBytes)),
-                threads: order.request.threads ?? ProcessFacts.coreCount, compute: try spec.computeType(on: kernels),
-                optimizer: spec.optimizer, spill: ByteCount(Int(clamping: freeDisk)), appliesLayerByLayer: spec.maxGradNorm == nil,
-                calibration: calibration(at: order.calibrationPath), weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes)))
-        totalSteps = lengths.totalSteps
+        limits = PlanLimits(
+            budget: ByteCount(Int(clamping: order.budgetBytes)),
+            threads: order.request.threads ?? ProcessFacts.coreCount, compute: try spec.computeType(on: kernels),
+            optimizer: spec.optimizer, spill: ByteCount(Int(clamping: freeDisk)), appliesLayerByLayer: spec.maxGradNorm == nil,
+            calibration: calibration(at: order.calibrationPath),
+            weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes))
+        plan = try TrainingPlan.make(memory, lengths: lengths, limits)
     }
 
     var planReport: PlanReport {
@@ -63,7 +66,7 @@ struct WorkTraining {
             precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.layout.trainableCount,
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
-            totalSteps: totalSteps, budgetReason: order.budgetReason)
+            totalSteps: lengths.totalSteps, budgetReason: order.budgetReason)
         report.processBytes = UInt64(memory.process.resident.bytes)
         report.trades = plan.trades.map {
             PlanTrade(what: $0.what, savesBytes: UInt64($0.saves.bytes), costsTime: $0.costs)
@@ -77,95 +80,54 @@ struct WorkTraining {
         return report
     }
 
-    func train(_ channel: WorkChannel, _ host: HostFiles) throws {
+    /// - Parameter plan: of the run: this job's, or that of all that train together.
+    func begin(_ channel: JobChannel, _ plan: TrainingPlan) throws {
         try DirectoryPublish.removeLeftovers(in: order.directory)
         let checkpoints = order.directory + "/checkpoints"
         if access(checkpoints, F_OK) == 0 { try DirectoryPublish.removeLeftovers(in: checkpoints) }
-        channel.send(.plan(planReport))
         channel.send(.log("kernel set \(kernels.name), precision \(plan.shape.compute.rawValue), \(plan.shape.threads) threads"))
         if !samples.tooLongLines.isEmpty {
             channel.send(
                 .log("left out \(samples.tooLongLines.count) samples longer than \(spec.sequenceLength) tokens, lines "
                     + samples.tooLongLines.prefix(20).map(String.init).joined(separator: ", ")))
         }
-        guard let end = try run(channel, host) else { return }
-        // The arena is gone here: publishing has its memory.
-        do { try publish(end) } catch {
-            guard var problem = end.problem else { throw error }
-            problem.detail += "; its best adapter cannot be published: \(Problem(workError: error).detail)"
-            throw problem
-        }
-        let peak = ProcessFacts.residentBytes().peak
-        channel.send(.log("peak memory \(peak >> 20) MiB, planned \(plan.peak.mebibytes) MiB"))
-        channel.send(end.problem.map(WorkMessage.salvaged) ?? .trained)
+    }
+
+    /// The job as the data plane has it.
+    func job(
+        tokenBudget: Int, emit: @escaping (TrainingEvent) -> Void, direction: @escaping (MicroBatchPurpose) -> RunDirection
+    ) throws -> TrainingRun.Job {
+        TrainingRun.Job(
+            spec: spec, dataset: dataset, tokenBudget: tokenBudget,
+            checkpoints: CheckpointStore(directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
+            initial: order.initialAdapterDirectory.map { [model] directory in { try LoadedAdapter(directory: directory, of: model.spec) } },
+            emit: emit, direction: direction)
     }
 
     /// What is to be published.
-    private struct RunEnd {
+    struct RunEnd {
         let finished: FinishedRun
         let tensors: [AdapterTensor]
         /// Why training went no further than that, when it failed.
         var problem: Problem?
+
+        /// What the worker says of it, once it is published.
+        var message: WorkMessage { problem.map(WorkMessage.salvaged) ?? .trained }
     }
 
-    /// Nil when the run was stopped, which has been reported.
-    private func run(_ channel: WorkChannel, _ host: HostFiles) throws -> RunEnd? {
-        let watch = MemoryWatch(host, plannedPeakBytes: UInt64(plan.peak.bytes), group: order.controlGroup)
-        defer { watch.end() }
-        let progress = ProgressMeter(plan: plan, budgetBytes: order.budgetBytes)
-        let pulse = Pulse(channel)
-        var pacer = order.groupHoldsQuota ? nil : order.scheduling.cpuQuota.map(CPUPacer.init)
-        let job = TrainingRun.Job(
-            spec: spec, dataset: dataset, tokenBudget: plan.tokenBudget,
-            checkpoints: CheckpointStore(
-                directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
-            initial: order.initialAdapterDirectory.map { [model] directory in { try LoadedAdapter(directory: directory, of: model.spec) } },
-            emit: { event in
-                switch event {
-                case .step(let step): channel.send(.step(progress.report(step)))
-                case .evaluation(let evaluation, let isBest):
-                    channel.send(.evaluation(EvaluationReport(evaluation, isBest: isBest)))
-                case .checkpoint(let step): channel.send(.checkpoint(step: step))
-                case .log(let text): channel.send(.log(text))
-                }
-            },
-            direction: { _ in
-                pulse.beat()
-                pacer?.rest { channel.isStopRequested }
-                if channel.isStopRequested { return .stop }
-                let (direction, note) = watch.direction()
-                if let note { channel.send(.log(note)) }
-                return direction == .stop ? .stop : channel.isFinishRequested ? .finish : direction
-            })
-        let group = try TrainingGroup(
-            [job], model: model, memory: memory, shape: plan.shape, kernels: kernels, spillDirectory: order.directory)
-        var result: Result<RunOutcome, any Error>?
-        try group.run { _, ended in result = ended }
-        let run = group.runs[0]
-        let outcome: RunOutcome
-        do { outcome = try result!.get() } catch let error as TrainingError {
-            guard var problem = divergence(error) else { throw error }
-            guard let kept = try run.salvage() else {
-                problem.detail += "; no adapter was measured before that"
-                throw problem
-            }
-            let best = kept.evaluations.first { $0.step == kept.keptStep }
-            problem.detail += "; the adapter of step \(kept.keptStep) is kept"
-            if let best { problem.detail += ", its held-out loss is \(best.loss)" }
-            return RunEnd(finished: kept, tensors: group.takeTensors(of: 0), problem: problem)
+    /// The best adapter of a run that failed because a number was not finite.
+    ///
+    /// - Parameter tensors: asked for once the adapter to publish is in its place.
+    func salvage(_ error: any Error, _ run: TrainingRun, tensors: () -> [AdapterTensor]) throws -> RunEnd {
+        guard let error = error as? TrainingError, var problem = divergence(error) else { throw error }
+        guard let kept = try run.salvage() else {
+            problem.detail += "; no adapter was measured before that"
+            throw problem
         }
-        switch outcome {
-        case .stopped(let step):
-            switch watch.stop {
-            case nil: channel.send(.stopped(step: step))
-            case _ where channel.isStopRequested: channel.send(.stopped(step: step))
-            case .yield(let reason): channel.send(.yielded(step: step, reason: reason))
-            case .failure(let problem): throw problem
-            }
-            return nil
-        case .finished(let finished):
-            return RunEnd(finished: finished, tensors: group.takeTensors(of: 0))
-        }
+        let best = kept.evaluations.first { $0.step == kept.keptStep }
+        problem.detail += "; the adapter of step \(kept.keptStep) is kept"
+        if let best { problem.detail += ", its held-out loss is \(best.loss)" }
+        return RunEnd(finished: kept, tensors: tensors(), problem: problem)
     }
 
     /// The problem of numbers that are not finite, with the lines whose samples they came up in; nil: another error.
@@ -205,7 +167,15 @@ struct WorkTraining {
         return digest.finalize()
     }
 
-    private func publish(_ end: RunEnd) throws {
+    func publish(_ end: RunEnd) throws {
+        do { try publishArtifact(end) } catch {
+            guard var problem = end.problem else { throw error }
+            problem.detail += "; its best adapter cannot be published: \(Problem(workError: error).detail)"
+            throw problem
+        }
+    }
+
+    private func publishArtifact(_ end: RunEnd) throws {
         let finished = end.finished
         let record = TrainingRecord(
             baseFingerprint: order.modelDigest, baseModel: order.request.baseModel,
@@ -233,49 +203,4 @@ struct WorkTraining {
 /// The kernel keeps a model's file in memory while there is room beside the job; with a budget that takes all, there is none.
 func staysCached(_ fileBytes: UInt64, beside budgetBytes: UInt64, available: UInt64?) -> Bool {
     (available ?? 0) >= budgetBytes + fileBytes
-}
-
-/// Tells `serve` now and then that micro-batches are being done, however long a step or an evaluation takes.
-private final class Pulse {
-    private let channel: WorkChannel
-    private var last = SuspendingClock.now
-    private static let interval = Duration.seconds(30)
-
-    init(_ channel: WorkChannel) { self.channel = channel }
-
-    func beat() {
-        let now = SuspendingClock.now
-        guard now - last >= Self.interval else { return }
-        last = now
-        channel.send(.alive)
-    }
-}
-
-/// Steps as the API reports them: with times and memory, which the data plane does not know.
-private final class ProgressMeter {
-    private let plan: TrainingPlan
-    private let budgetBytes: UInt64
-    /// Of a clock that stands still while the machine is suspended.
-    private var last: SuspendingClock.Instant = .now
-    /// Seconds per step, smoothed over some ten steps.
-    private var secondsPerStep: Double?
-
-    init(plan: TrainingPlan, budgetBytes: UInt64) {
-        self.plan = plan
-        self.budgetBytes = budgetBytes
-    }
-
-    func report(_ step: StepReport) -> JobProgress {
-        let now = SuspendingClock.now
-        let elapsed = (now - last) / .seconds(1)
-        last = now
-        secondsPerStep = secondsPerStep.map { 0.9 * $0 + 0.1 * elapsed } ?? elapsed
-        return JobProgress(
-            step: step.step, totalSteps: step.totalSteps, epoch: step.epoch, loss: step.loss,
-            learningRate: step.learningRate, gradNorm: step.gradNorm,
-            tokensPerSecond: Double(step.tokens) / max(elapsed, 1e-9), rssBytes: ProcessFacts.residentBytes().now,
-            plannedPeakBytes: UInt64(plan.peak.bytes), budgetBytes: budgetBytes,
-            etaSeconds: secondsPerStep.map { $0 * Double(step.totalSteps - step.step) }, evalLoss: step.evalLoss,
-            bestEvalLoss: step.bestEvalLoss)
-    }
 }

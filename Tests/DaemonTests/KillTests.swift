@@ -215,7 +215,7 @@ import Testing
             for _ in 0..<group { try killOnce(client) }
             guard Int.random(in: 0..<6, using: &random) == 0 else { return }
             // Pauses what runs, or resumes what is paused.
-            let running = try client.get(HostStatus.self, Endpoint.status).runningJob
+            let running = try client.get(HostStatus.self, Endpoint.status).runningJobs.first
             for index in jobs.indices where !jobs[index].id.isEmpty && (jobs[index].id == running || jobs[index].isPaused) {
                 let action = jobs[index].isPaused ? JobAction.resume : .pause
                 // Not accepted when it has ended meanwhile, or is still on its way to the pause.
@@ -246,7 +246,7 @@ import Testing
 
         /// The daemon gives a job up after so many runs without a new checkpoint, of which the running one would be the last.
         private static func mayFail(_ client: StubbornClient) throws -> Bool {
-            guard let id = try client.get(HostStatus.self, Endpoint.status).runningJob else { return false }
+            guard let id = try client.get(HostStatus.self, Endpoint.status).runningJobs.first else { return false }
             let text = try client.call("GET", Endpoint.jobEvents(id) + "?follow=0", accepting: [200]).text
             var runs = 0
             for line in text.split(separator: "\n") {

@@ -166,9 +166,9 @@ private let modelJSON =
             HostStatus(
                 version: "v", startedAt: moment, kernelSet: "avx2", cores: 2, memoryTotalBytes: 3,
                 memoryAvailableBytes: 4, diskFreeBytes: 5, temperatures: [.init(zone: "z", celsius: 40)],
-                runningJob: "j", queuedJobs: 6, models: 7, adapters: 8),
+                runningJobs: ["j"], queuedJobs: 6, models: 7, adapters: 8),
             #"{"adapters":8,"cores":2,"disk_free_bytes":5,"kernel_set":"avx2","memory_available_bytes":4,"#
-                + #""memory_total_bytes":3,"models":7,"queued_jobs":6,"running_job":"j","#
+                + #""memory_total_bytes":3,"models":7,"queued_jobs":6,"running_jobs":["j"],"#
                 + #""started_at":"2025-10-09T08:53:20Z","temperatures":[{"celsius":40,"zone":"z"}],"version":"v"}"#)
     }
 
