@@ -9,22 +9,54 @@ extension JobQueue {
         _ job: Job, _ others: ArraySlice<QueueEntry>, _ machine: (Job, RunPhase) -> Obstacle?
     ) async throws -> RunStart {
         let alone = RunStart(jobs: [job])
-        let most = settings.mostTogether()
-        guard most > 1, Self.canShare(job) else { return alone }
-        var jobs = [job]
-        for entry in others where jobs.count < most {
-            guard let other = try await store.job(entry.id), other.state == .queued, retryWait(other) == nil, machine(other, .start) == nil
-            else { continue }
-            // Nobody's job waits longer for one that was behind it.
-            guard Self.canShare(other), Self.areCompatible(job, other) else { break }
-            jobs.append(other)
-        }
-        guard jobs.count > 1, let plan = try await planTogether(jobs), (2...jobs.count).contains(plan.jobs) else { return alone }
+        let jobs = try await [job] + companions(of: job, among: others, most: settings.mostTogether() - 1) { machine($0, .start) }
+        guard jobs.count > 1, let plan = try await planTogether(jobs) else { return alone }
         var asOne = job
         asOne.plan?.peakBytes = plan.peakBytes
         asOne.plan?.spillBytes = plan.spillBytes
         guard machine(asOne, .start) == nil else { return alone }
         return RunStart(jobs: Array(jobs.prefix(plan.jobs)), plan: plan)
+    }
+
+    private func companions(
+        of job: Job, among others: ArraySlice<QueueEntry>, most: Int, obstacle: (Job) -> Obstacle?
+    ) async throws -> [Job] {
+        guard most > 0, Self.canShare(job) else { return [] }
+        var jobs: [Job] = []
+        for entry in others where jobs.count < most {
+            guard let other = try await store.job(entry.id), other.state == .queued, retryWait(other) == nil, obstacle(other) == nil
+            else { continue }
+            // Nobody's job waits longer for one that was behind it.
+            guard Self.canShare(other), Self.areCompatible(job, other) else { break }
+            jobs.append(other)
+        }
+        return jobs
+    }
+
+    /// Whether jobs are queued that the run's would better train together with, from their last steps on.
+    ///
+    /// - Parameter first: the run's first job.
+    func isWorthJoining(_ run: CurrentRun, _ first: Job, _ machine: (Job, RunPhase) -> Obstacle?) async throws -> Bool {
+        let room = settings.mostTogether() - run.active.count
+        guard room > 0 else { return false }
+        var running: [Job] = []
+        for id in run.active {
+            guard let job = try await store.job(id), job.state == .running else { return false }
+            running.append(job)
+        }
+        let left = running.compactMap { $0.progress?.etaSeconds }.max() ?? 0
+        guard .seconds(left) >= settings.worthJoining else { return false }
+        let (entries, usage) = try await store.queueEntries(with: first.id, at: settings.now())
+        let order = FairShare.order(entries, usage: usage)
+        // Else it would not be the next to start.
+        guard order.first?.id == first.id else { return false }
+        // The memory that they lack is what this run holds.
+        let others = try await companions(of: running[0], among: order.dropFirst(), most: room) { other in
+            machine(other, .start).flatMap { $0.kind == .memory ? nil : $0 }
+        }
+        let all = running + others
+        guard !others.isEmpty, triedTogether.insert(Set(all.map(\.id))).inserted else { return false }
+        return try await planTogether(all).map { $0.jobs > running.count } ?? false
     }
 
     /// Who brought a worker down is alone the next time, and so are those who were with it: it is not known who it was.
@@ -45,7 +77,7 @@ extension JobQueue {
             settings.report("\(jobs[0].id) runs alone, the others could not be planned with it: \(error)")
             return nil
         }
-        if case .answered(.plannedTogether(let plan)) = run.end { return plan }
+        if case .answered(.plannedTogether(let plan)) = run.end { return plan.flatMap { (2...jobs.count).contains($0.jobs) ? $0 : nil } }
         settings.report("\(jobs[0].id) runs alone, the worker that planned it with others ended: \(run.end) \(run.stderr.prefix(500))")
         return nil
     }

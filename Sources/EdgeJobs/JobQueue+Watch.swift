@@ -36,13 +36,21 @@ extension JobQueue {
         let machine = settings.look()
         var found = machine(job, .run)
         if found == nil { found = try await rivalOfAll(current, job, machine) }
+        if found == nil, current.active.first == job.id, try await isWorthJoining(current, job, machine) {
+            for id in runningJobs where self.current?[id]?.obstacle == nil { leave(id, Obstacle(.company, "")) }
+            return
+        }
         // It was waited above: this may be the next run, or one that is over.
         guard self.current?.active.contains(job.id) ?? false else { return }
         self.current?[job.id]?.suspected = found?.kind
         guard let found, seen.suspected == found.kind || found.kind == .turn else { return }
-        self.current?[job.id]?.obstacle = found
-        write("asked to leave: it \(found.reason)", to: job.id, at: settings.now())
-        stopRunning(job.id)
+        leave(job.id, found)
+    }
+
+    private func leave(_ id: String, _ obstacle: Obstacle) {
+        current?[id]?.obstacle = obstacle
+        write("asked to leave: it \(obstacle.reason)", to: id, at: settings.now())
+        stopRunning(id)
     }
 
     /// `rival` of a job, if each of the others that it trains with has one too: as long as one goes on, nobody can start.

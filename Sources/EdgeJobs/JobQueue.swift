@@ -18,6 +18,8 @@ package actor JobQueue {
     var told: [String: (kind: Obstacle.Kind, reason: String, at: ContinuousClock.Instant)] = [:]
     /// When a job may be tried again, after so many runs of it.
     private var retries: [String: (runs: Int, at: ContinuousClock.Instant)] = [:]
+    /// Jobs that a run was ended for, to train together: not tried again.
+    var triedTogether: Set<Set<String>> = []
     /// Why the job that is next does not run; nil when none waits, or one runs.
     package private(set) var waits: String?
 
@@ -74,6 +76,7 @@ package actor JobQueue {
         let ids = Set(entries.map(\.id))
         told = told.filter { ids.contains($0.key) }
         retries = retries.filter { ids.contains($0.key) }
+        triedTogether = triedTogether.filter { !$0.isDisjoint(with: ids) }
         var first: String?
         var looked = 0
         let machine = settings.look()

@@ -21,6 +21,8 @@ package struct JobQueueSettings: Sendable {
     package var look: @Sendable () -> @Sendable (Job, RunPhase) -> Obstacle? = { { _, _ in nil } }
     /// Most jobs of one user that train together on one base; 1: each alone.
     package var mostTogether: @Sendable () -> Int = { 1 }
+    /// A run that has so much left is begun again with a job that was queued after it began.
+    package var worthJoining: Duration = .seconds(60)
     /// Between two looks at the machine, for jobs that wait and for the one that runs.
     package var obstacleInterval: Duration = .seconds(3)
     /// How long one user's run goes on while another user's job of the same priority waits; nil: to its end.

@@ -14,6 +14,8 @@ package struct Obstacle: Equatable, Sendable {
         case disk = "disk space"
         case retry = "another try"
         case turn = "its turn"
+        /// It goes on at once, with them.
+        case company = "others to train together with"
     }
 
     package let kind: Kind
@@ -27,7 +29,7 @@ package struct Obstacle: Equatable, Sendable {
 
     private static let opening = "waits for "
 
-    package var reason: String { "\(Self.opening)\(kind.rawValue): \(detail)" }
+    package var reason: String { "\(Self.opening)\(kind.rawValue)" + (detail.isEmpty ? "" : ": \(detail)") }
 
     package static func isReason(_ text: String?) -> Bool { text?.hasPrefix(opening) == true }
 }

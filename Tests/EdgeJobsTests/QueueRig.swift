@@ -13,21 +13,24 @@ final class QueueRig {
     let queue: JobQueue
     let log: JobLog
     let running: Task<Void, any Error>
+    /// Of the jobs that are submitted.
+    private let plan: PlanReport?
 
     init(
-        train: String, stopTimeout: Duration = .seconds(5),
+        train: String, together: String = "", togetherPlan: TogetherPlan? = nil, plan: PlanReport? = nil, stopTimeout: Duration = .seconds(5),
         obstacle: @escaping @Sendable (Job, RunPhase) -> Obstacle? = { _, _ in nil },
         runGroup: @escaping @Sendable (String, UInt64) -> RunGroup? = { _, _ in nil },
         retryAfter: Duration = .milliseconds(1), settings change: (inout JobQueueSettings) -> Void = { _ in },
         before: (JobStore) async throws -> Void = { _ in }
     ) async throws {
+        self.plan = plan
         path = "/tmp/edge-queue-\(getpid())-\(UInt32.random(in: 0 ... .max))"
         try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
         store = try JobStore(path: path + "/jobs.db")
         log = JobLog(directory: path)
         try await before(store)
         try FileManager.default.createDirectory(atPath: path + "/jobs", withIntermediateDirectories: true)
-        let worker = try FakeWorker.write(in: path, train: train)
+        let worker = try FakeWorker.write(in: path, train: train, together: together, togetherPlan: togetherPlan)
         var settings = JobQueueSettings(
             worker: WorkerLaunch(executable: worker, environment: ["PATH": "/usr/bin:/bin"]),
             jobsDirectory: path + "/jobs", blobPath: { $0 }, budget: { _ in (1 << 20, "a test") }, defaultSaveSteps: { 5 },
@@ -51,6 +54,7 @@ final class QueueRig {
     func submit(_ id: String, owner: UInt32 = 7, _ change: (inout JobRequest) -> Void = { _ in }) async throws {
         var job = makeJob(id)
         job.ownerUid = owner
+        job.plan = plan
         change(&job.request)
         _ = try await store.submit(job, key: nil, queueLimit: 99, at: Self.start)
         queue.submitted()

@@ -8,10 +8,12 @@ package enum FakeWorker {
     ///
     /// - Parameters:
     ///   - train: shell commands for a train order; `$order` is its line, `$dir` a place to remember things.
+    ///   - together: for an order to train jobs together.
+    ///   - togetherPlan: the answer to the order to plan that.
     ///   - importPlan: the answer to the order to plan an import.
     ///   - importing: shell commands for an import order; `$out` is the file to make.
     package static func write(
-        in directory: String, train: String = "",
+        in directory: String, train: String = "", together: String = "", togetherPlan: TogetherPlan? = nil,
         importPlan: WorkMessage = .plannedImport(outputBytes: 5, peakBytes: 1 << 20), importing: String? = nil
     ) throws -> String {
         let path = directory + "/worker-\(UInt32.random(in: 0 ... .max))"
@@ -30,6 +32,10 @@ package enum FakeWorker {
             read -r order
             case "$order" in
             '{"plan"'*) case "$order" in *toolarge*) echo '\(refusal)';; *) echo '\(plan)';; esac ;;
+            '{"plan_together"'*) echo "$order" >> "$dir/asked"; echo '\(try line(.plannedTogether(togetherPlan)))' ;;
+            '{"train_together"'*)
+            \(together)
+            ;;
             '{"plan_import"'*) echo '\(try line(importPlan))' ;;
             '{"import_model"'*) out=$(echo "$order" | sed 's/.*"output_path":"\\([^"]*\\)".*/\\1/')
             \(try importing ?? makeModel())
