@@ -27,6 +27,10 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var initLoraWeights: LoRAStart?
     /// alpha is divided by the square root of the rank, and not by the rank.
     package var useRslora: Bool?
+    /// LoKr: the sizes of its first matrix, where they divide the linear's, -1: next below their roots; nil: 8. And whether that matrix is a
+    /// product, too, where the rank is small for it.
+    package var decomposeFactor: Int?
+    package var decomposeBoth: Bool?
     /// LoRA+: what the learning rate of every B is multiplied by.
     package var loraplusLrRatio: Double?
     package var loraDropout: Double = 0
@@ -93,6 +97,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
+        case decomposeFactor, decomposeBoth
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -123,6 +128,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.initLoraWeights, into: &initLoraWeights)
         try read(.useRslora, into: &useRslora)
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
+        try read(.decomposeFactor, into: &decomposeFactor)
+        try read(.decomposeBoth, into: &decomposeBoth)
         try read(.loraDropout, into: &loraDropout)
         try read(.loraTargetModules, into: &loraTargetModules)
         try read(.layersToTransform, into: &layersToTransform)
@@ -264,6 +271,9 @@ extension JobRequest {
         }
         if let ratio = loraplusLrRatio {
             try require(ratio >= 1 && ratio <= 1024, .loraplusLrRatio, ratio, "1 to 1024")
+        }
+        if let decomposeFactor {
+            try require(decomposeFactor == -1 || (1...1024).contains(decomposeFactor), .decomposeFactor, decomposeFactor, "-1, or 1 to 1024")
         }
         try require(loraDropout >= 0 && loraDropout < 1, .loraDropout, loraDropout, "0 to below 1")
         switch loraTargetModules {

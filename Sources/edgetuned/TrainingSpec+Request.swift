@@ -31,7 +31,7 @@ extension TrainingSpec {
 extension AdapterSpec {
     /// - Throws: `Problem` for a method that there is not, and for a key that means nothing to the one asked for.
     init(_ request: JobRequest) throws {
-        guard let method = AdapterMethods.named(request.adapter == "qlora" ? "lora" : request.adapter) else {
+        guard var method = AdapterMethods.named(request.adapter == "qlora" ? "lora" : request.adapter) else {
             let names = AdapterMethods.all.map(\.name)
             throw Problem(
                 .invalidValue, "adapter: there is no method \"\(request.adapter)\"; use one of \(names.joined(separator: ", "))",
@@ -48,6 +48,12 @@ extension AdapterSpec {
         try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
         try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
         try refuse("init_lora_weights", request.initLoraWeights != nil, unless: method.peftType == AdapterMethods.lora.peftType, "such start")
+        try refuse("decompose_factor", request.decomposeFactor != nil, unless: method is LoKr, "matrices of such sizes")
+        try refuse("decompose_both", request.decomposeBoth == true, unless: method is LoKr, "such matrices")
+        if method is LoKr {
+            let factor = request.decomposeFactor ?? LoKr.defaultFactor
+            method = LoKr(factor: factor > 0 ? factor : nil, decomposesBoth: request.decomposeBoth ?? false)
+        }
         let rank = request.loraR ?? method.defaultRank
         guard request.initLoraWeights != .orthogonal || rank % 2 == 0 else {
             throw Problem(.invalidValue, "lora_r: \(rank) is not allowed; with init_lora_weights: orthogonal use an even number")

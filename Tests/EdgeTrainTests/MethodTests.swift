@@ -25,6 +25,9 @@ struct MethodCase: CustomTestStringConvertible, Sendable {
             $0.alphaPattern = ModulePatterns(["k_proj": 3, "q_proj": 5])
         }, make("vera", "vera", rank: 8), make("miss", "miss", rank: 6),
         make("loha", "loha", rank: 3, alpha: 6), make("dora", "dora", rank: 4, alpha: 8), make("ia3", "ia3"),
+        make("lokr", "lokr", rank: 4, alpha: 8) { $0.method = LoKr(factor: nil) },
+        make("lokr-both", "lokr", rank: 2, alpha: 4) { $0.method = LoKr(factor: nil, decomposesBoth: true) },
+        make("lokr-factor", "lokr", rank: 3, alpha: 6) { $0.method = LoKr(factor: 4) },
         make("ia3-recommended", "ia3") { $0.targets = .names(["k_proj", "v_proj", "down_proj"]) },
     ]
 

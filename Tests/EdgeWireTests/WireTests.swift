@@ -213,6 +213,7 @@ private let modelJSON =
         var full = request()
         (full.loraR, full.loraAlpha, full.useRslora, full.loraplusLrRatio, full.initLoraWeights) = (8, 16, true, 4, .gaussian)
         (full.rankPattern, full.alphaPattern) = (["q_proj": 4], ["k_proj": 2])
+        (full.decomposeFactor, full.decomposeBoth) = (8, true)
         full.layersToTransform = [1]
         full.initFromAdapter = "a"
         full.maxSteps = 1

@@ -225,6 +225,8 @@ def adapters():
         "miss": ("MISS", {"miss_block": lambda i, o: [2, o]}, {}),
         "loha": ("LOHA", {"hada_w1_a": lambda i, o: [o, 2], "hada_w1_b": lambda i, o: [2, i], "hada_w2_a": lambda i, o: [o, 2],
                           "hada_w2_b": lambda i, o: [2, i]}, {}),
+        "lokr": ("LOKR", {"lokr_w1": lambda i, o: [2 if o < 16 else 4, 2 if i < 16 else 4],
+                          "lokr_w2": lambda i, o: [o // 2, i // (2 if i < 16 else 4)]}, {}),
         "ia3": ("IA3", {"ia3_l": lambda i, o: [1, i] if i == 16 else [o, 1]}, {}),
     }
     for name, (kind, stored, shared) in matrices.items():

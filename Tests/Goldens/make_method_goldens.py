@@ -29,7 +29,7 @@ DRAWN_RANK = 3
 
 
 def cases():
-    from peft import IA3Config, LoHaConfig, LoraConfig, MissConfig, VeraConfig
+    from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, VeraConfig
 
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     task = dict(task_type="CAUSAL_LM")
@@ -45,6 +45,10 @@ def cases():
         "dylora": LoraConfig(r=4, lora_alpha=8, target_modules=every, **task),
         "dora": LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=every, **task),
         "loha": LoHaConfig(r=3, alpha=6, target_modules=every, **task),
+        # Sizes whose second matrix is whole and ones whose is a product; both matrices products; a factor that divides all sizes.
+        "lokr": LoKrConfig(r=4, alpha=8, target_modules=every, **task),
+        "lokr-both": LoKrConfig(r=2, alpha=4, decompose_both=True, target_modules=every, **task),
+        "lokr-factor": LoKrConfig(r=3, alpha=6, decompose_factor=4, target_modules=every, **task),
         "ia3": IA3Config(target_modules=every, feedforward_modules=["down_proj"], **task),
         "ia3-recommended": IA3Config(
             target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **task),
@@ -73,6 +77,8 @@ def randomise(parameters, random):
             parameter.add_(0.1 * noise)
         elif "hada" in name:
             parameter.copy_(noise * (0.3 if "_a" in name else 1 / parameter.shape[1] ** 0.5))
+        elif "lokr" in name:
+            parameter.copy_(noise * (0.3 if "_a" in name or name.endswith("w1") else 1 / parameter.shape[1] ** 0.5))
         else:
             parameter.add_(0.1 * noise)
 
