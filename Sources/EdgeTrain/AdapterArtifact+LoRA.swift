@@ -42,6 +42,22 @@ package struct LoRATensors: Equatable, Sendable {
     }
 }
 
+extension LoRATensors {
+    /// Without the rows of A that are zero, and the columns of B that they meet; where nothing is left, a rank of zeros.
+    fileprivate var withoutEmptyRanks: Self {
+        let kept = (0..<rank).filter { row in loraA[row * inFeatures..<(row + 1) * inFeatures].contains { $0 != 0 } }
+        var change = self
+        change.rank = max(1, kept.count)
+        guard !kept.isEmpty else {
+            (change.loraA, change.loraB) = ([Float](repeating: 0, count: inFeatures), [Float](repeating: 0, count: outFeatures))
+            return change
+        }
+        change.loraA = kept.flatMap { loraA[$0 * inFeatures..<($0 + 1) * inFeatures] }
+        change.loraB = (0..<outFeatures).flatMap { row in kept.map { loraB[row * rank + $0] } }
+        return change
+    }
+}
+
 extension AdapterArtifact {
     static let keyPrefix = "base_model.model."
 
@@ -78,14 +94,16 @@ extension AdapterArtifact {
                 guard let found = try shape(module) else { throw AdapterMismatch.noSuchModule(module) }
                 let linear = LinearShape(
                     inFeatures: found.inFeatures, outFeatures: found.outFeatures, isDown: module.hasSuffix("mlp.down_proj"))
-                derivedBytes += 4 * method.factorRank(linear, spec) * (linear.inFeatures + linear.outFeatures)
+                var ofModule = spec
+                if let name = method.rankTensor { ofModule.rank = try require(Self.keyPrefix + module + "." + name).shape[0] }
+                derivedBytes += 4 * method.factorRank(linear, ofModule) * (linear.inFeatures + linear.outFeatures)
                 guard derivedBytes <= limitBytes else { throw LoadedAdapterError.tooLarge(bytes: derivedBytes, limitBytes: limitBytes) }
-                let own = method.matrices(linear, spec).filter(\.isOnFile).map { "." + $0.name }
+                let own = method.matrices(linear, ofModule).filter(\.isOnFile).map { "." + $0.name }
                 if let other = suffixes.first(where: { !own.contains($0) && byName[Self.keyPrefix + module + $0] != nil }) {
                     throw AdapterError.unknownTensor(Self.keyPrefix + module + other)
                 }
                 let tensors = try own.map { try require(Self.keyPrefix + module + $0) }
-                return try Self.change(of: module, linear, spec, tensors, common)
+                return try Self.change(of: module, linear, ofModule, tensors, common)
             }
             let tensors = try suffixes.map { try require(Self.keyPrefix + module + $0) }
             let (a, b) = (tensors[stored.a], tensors[stored.b])
@@ -127,6 +145,8 @@ extension AdapterArtifact {
             modulePath: module, rank: method.factorRank(linear, spec), inFeatures: linear.inFeatures, outFeatures: linear.outFeatures, loraA: [], loraB: [])
         change.inputScale = method.inputScale(linear).map { tensors[$0].values }
         if case .stored(let index) = method.outputScale(linear) { change.outputScale = tensors[index].values }
+        // Of a linear that has lost all its ranks.
+        if method.rankTensor != nil, change.rank == 0 { return change.withoutEmptyRanks }
         guard method.derivesFactors(spec) else { return change }
         let rank = change.rank
         let space = UnsafeMutablePointer<Float>.allocate(capacity: rank * (linear.inFeatures + linear.outFeatures))
@@ -139,7 +159,7 @@ extension AdapterArtifact {
         }
         change.loraA = Array(UnsafeBufferPointer(start: factors.a.base, count: factors.a.count))
         change.loraB = Array(UnsafeBufferPointer(start: factors.b.base, count: factors.b.count))
-        return change
+        return method.rankTensor == nil ? change : change.withoutEmptyRanks
     }
 
     /// Calls `body` with the tensors as matrices, a vector as one of one row.

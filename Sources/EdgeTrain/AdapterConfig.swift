@@ -72,7 +72,7 @@ package struct AdapterConfig: Equatable, Sendable {
 
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
-        guard method.storedFactors != nil else { return method.configKeys.alpha == nil ? 1 : loraAlpha / Double(self.rank) }
+        guard method.storedFactors != nil else { return method.configKeys.alpha == nil ? 1 : loraAlpha / (Double(self.rank) + method.rankMargin) }
         return loraAlpha / (usesRankStabilizedScaling ? Double(rank).squareRoot() : Double(rank))
     }
 
@@ -111,7 +111,7 @@ package struct AdapterConfig: Equatable, Sendable {
         if let key = keys.dropout { members.append(.init(key, .number("\(loraDropout)"))) }
         members += method.configMembers(
             AdapterConfigValues(
-                usesRankStabilizedScaling: usesRankStabilizedScaling, downTargets: downTargets,
+                rank: rank, usesRankStabilizedScaling: usesRankStabilizedScaling, downTargets: downTargets,
                 rankPattern: .object(rankPattern.rows.map { .init($0.pattern, .number("\($0.value)")) }),
                 alphaPattern: .object(alphaPattern.rows.map { .init($0.pattern, Self.number($0.value)) })))
         members.sort { $0.key < $1.key }
@@ -147,6 +147,8 @@ package struct AdapterConfig: Equatable, Sendable {
         }
         baseModelNameOrPath = try Self.read("base_model_name_or_path", document, default: nil) { $0.string }
         usesRankStabilizedScaling = try Self.read("use_rslora", document, default: false) { $0.bool }
+        // What AdaLoRA's rank_pattern says, its tensors' shapes do; an alpha_pattern it has not.
+        guard method.rankTensor == nil else { return }
         alphaPattern = try Self.read("alpha_pattern", document, default: alphaPattern) {
             Self.patterns($0) { $0.double.flatMap { $0.isFinite ? $0 : nil } }
         }
@@ -176,7 +178,7 @@ package struct AdapterConfig: Equatable, Sendable {
             throw .unsupported(key: key, value: text(value))
         }
         // The scaling of other methods is one for all.
-        if document["peft_type"] != .string("LORA"), let value = document["rank_pattern"], value != .null, value != .object([]) {
+        if ![.string("LORA"), .string("ADALORA")].contains(document["peft_type"]), let value = document["rank_pattern"], value != .null, value != .object([]) {
             throw .unsupported(key: "rank_pattern", value: text(value))
         }
     }

@@ -100,7 +100,7 @@ package struct MemoryModel {
         largestLayer = .floats(layout.gradientCount(.oneLayer))
         let matrices = layout.trained
         optimizerStates = Dictionary(
-            uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
+            uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0) + RankAllocator.bytes(layout)) })
         lowestLayer = modules.map(\.layer).min() ?? 0
         adaptedModules = layout.modules
     }

@@ -96,6 +96,7 @@ package final class TrainingRun {
     private let model: BaseModel
     private let step: TrainStep
     private let optimizer: AdamW
+    private let allocator: RankAllocator?
     private let arena: Arena
     private let spec: TrainingSpec
     private let plan: TrainingPlan
@@ -134,8 +135,9 @@ package final class TrainingRun {
         adapters = step.adapters
         optimizer = AdamW(
             adapters.layout.trained, plan.shape.optimizer, arena: arena)
-        precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
         order = DataOrder(sampleCount: dataset.training.count, spec: spec)
+        allocator = try RankAllocator(adapters, totalSteps: order.totalSteps, arena: arena)
+        precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
     }
 
     package func run() throws -> RunOutcome {
@@ -182,7 +184,7 @@ package final class TrainingRun {
     /// - Returns: false when it was asked to stop.
     private func begin() throws -> Bool {
         try step.measureSmoothing(smoothingSamples)
-        let (found, notes) = try checkpoints.restore(into: adapters, optimizer)
+        let (found, notes) = try checkpoints.restore(into: adapters, optimizer, allocator)
         for note in notes { emit(.log(note)) }
         if let found {
             state = found
@@ -259,6 +261,7 @@ package final class TrainingRun {
             squares = try apply(
                 0..<adapters.trainedCount, adapters.gradients, loss: mean, indices)
         }
+        allocator?.allocate(step: state.step, on: step.pool)
         return .done(
             StepResult(
                 loss: mean, learningRate: spec.learningRate(step: state.step, of: order.totalSteps),
@@ -271,18 +274,20 @@ package final class TrainingRun {
     ///   - gradients: of these elements.
     ///   - samples: of the step, for the error.
     private func apply(
-        _ elements: Range<Int>, _ gradients: UnsafePointer<Float>, loss: Double, _ samples: ArraySlice<Int>
+        _ elements: Range<Int>, _ gradients: UnsafeMutablePointer<Float>, loss: Double, _ samples: ArraySlice<Int>
     ) throws -> Double {
+        allocator?.addOrthogonality(elements, to: gradients, on: step.pool)
         let squares = sumOfSquares(gradients, count: elements.count, kernels: step.kernels)
         // Before the update: what it would change stays as it was when a number goes wrong.
         guard loss.isFinite, squares.isFinite else {
             throw TrainingError.nonFinite(
                 step: state.step + 1, loss: loss, gradNorm: squares.squareRoot(), samples: Array(samples))
         }
+        let clipping = AdamW.clipping(norm: squares.squareRoot(), spec)
         optimizer.update(
-            elements: elements, parameters: adapters.parameters, gradients: gradients,
-            gradientScale: AdamW.clipping(norm: squares.squareRoot(), spec), step: state.step,
+            elements: elements, parameters: adapters.parameters, gradients: gradients, gradientScale: clipping, step: state.step,
             learningRate: spec.learningRate(step: state.step, of: order.totalSteps), spec, on: step.pool)
+        allocator?.measure(elements, gradients: gradients, gradientScale: clipping, step: state.step, on: step.pool)
         adapters.parametersChanged()
         return squares
     }
@@ -344,7 +349,7 @@ package final class TrainingRun {
     }
 
     private func checkpoint() throws {
-        try checkpoints.write(state, adapters, optimizer)
+        try checkpoints.write(state, adapters, optimizer, allocator)
         emit(.checkpoint(step: state.step))
     }
 

@@ -54,6 +54,7 @@ struct WorkTraining {
                 optimizer: spec.optimizer, spill: ByteCount(Int(clamping: freeDisk)), appliesLayerByLayer: spec.maxGradNorm == nil,
                 calibration: calibration(at: order.calibrationPath), weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes)))
         totalSteps = lengths.totalSteps
+        try RankAllocator.check(spec.adapter, totalSteps: totalSteps)
     }
 
     var planReport: PlanReport {
@@ -217,7 +218,7 @@ struct WorkTraining {
         try AdapterArtifact.publish(
             to: order.directory + "/adapter", tensors: end.tensors,
             config: AdapterConfig(
-                spec.adapter, modules: memory.modules, of: model.spec, baseModelNameOrPath: order.request.baseModel),
+                spec.adapter.lasting(totalSteps), modules: memory.modules, of: model.spec, baseModelNameOrPath: order.request.baseModel),
             provenance: [
                 "base_fingerprint": order.modelDigest, "base_quantisation": model.quantisation,
                 "seed": "\(spec.seed)", "step": "\(finished.keptStep)",

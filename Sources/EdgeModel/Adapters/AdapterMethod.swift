@@ -13,7 +13,7 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, LoRA(name: "lora-fa", trainsA: false), dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), IA3(),
+        lora, LoRA(name: "lora-fa", trainsA: false), dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(),
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
@@ -100,12 +100,14 @@ package struct AdapterFactors {
 
 /// What adapter_config.json says of an adapter, whatever its method.
 package struct AdapterConfigValues: Equatable, Sendable {
+    package var rank: Int
     package var usesRankStabilizedScaling: Bool
     /// Those of the targets that are the MLP's last.
     package var downTargets: [String]
     package var rankPattern: JSONText
     package var alphaPattern: JSONText
-    package init(usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText) {
+    package init(rank: Int, usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText) {
+        self.rank = rank
         self.usesRankStabilizedScaling = usesRankStabilizedScaling
         self.downTargets = downTargets
         self.rankPattern = rankPattern
@@ -156,7 +158,12 @@ package protocol AdapterMethod: Equatable, Sendable {
     /// What follows a module's path in the names of its files' tensors: all that there can be.
     func fileNames(_ spec: AdapterSpec) -> [String]
 
+    /// The tensor whose rows are a linear's rank on file, of a method whose files may have fewer ranks than their configuration says.
+    var rankTensor: String? { get }
+
     func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int
+    /// What is added to a rank that divides alpha.
+    var rankMargin: Double { get }
     func scaling(_ spec: AdapterSpec) -> Float
     /// The stored matrices that are A and B themselves; nil: they are derived, or there are none.
     var storedFactors: (a: Int, b: Int)? { get }
@@ -185,6 +192,8 @@ extension AdapterMethod {
     package func configured(by config: JSONText) throws -> any AdapterMethod { self }
     package func fileNames(_ spec: AdapterSpec) -> [String] { matrices(.smallest, spec).filter(\.isOnFile).map(\.name) }
     package func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int { spec.rank }
+    package var rankTensor: String? { nil }
+    package var rankMargin: Double { 0 }
     package func scaling(_ spec: AdapterSpec) -> Float { configKeys.alpha == nil ? 1 : spec.alphaOverRank }
     package var storedFactors: (a: Int, b: Int)? { nil }
     package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {}

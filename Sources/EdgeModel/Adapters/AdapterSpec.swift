@@ -64,7 +64,7 @@ package struct AdapterSpec: Equatable, Sendable {
     /// PEFT's word for what the low-rank change is multiplied by.
     package var scaling: Float { method.scaling(self) }
     /// alpha / rank, or alpha / √rank.
-    var alphaOverRank: Float { alpha / (usesRankStabilizedScaling ? Float(rank).squareRoot() : Float(rank)) }
+    var alphaOverRank: Float { alpha / (usesRankStabilizedScaling ? Float(rank).squareRoot() : Float(rank) + Float(method.rankMargin)) }
 }
 
 /// Values for modules whose path ends in what a regular expression matches, from a dot on; the first that matches counts, in the order of
