@@ -36,7 +36,9 @@ METHODS = {
     "lora": {"adapter": "lora", "lora_r": 8}, "rslora": {"adapter": "lora", "lora_r": 8, "use_rslora": True},
     "loraplus": {"adapter": "lora", "lora_r": 8, "loraplus_lr_ratio": 16}, "lora-fa": {"adapter": "lora-fa", "lora_r": 8},
     "dora": {"adapter": "dora", "lora_r": 8}, "vera": {"adapter": "vera", "lora_r": 64}, "miss": {"adapter": "miss", "lora_r": 16},
-    "loha": {"adapter": "loha", "lora_r": 4}, "ia3": {"adapter": "ia3"},
+    "loha": {"adapter": "loha", "lora_r": 4}, "lokr": {"adapter": "lokr"}, "lokr-both": {"adapter": "lokr", "lora_r": 2, "decompose_both": True},
+    "adalora": {"adapter": "adalora", "lora_r": 6, "target_r": 3, "tfinal": 1},
+    "lokr-peft": {"adapter": "lokr", "decompose_factor": -1}, "ia3": {"adapter": "ia3"},
     "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
 }
 

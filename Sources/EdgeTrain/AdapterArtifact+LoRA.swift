@@ -42,6 +42,22 @@ package struct LoRATensors: Equatable, Sendable {
     }
 }
 
+extension LoRATensors {
+    /// Without the rows of A that are zero, and the columns of B that they meet; where nothing is left, a rank of zeros.
+    fileprivate var withoutEmptyRanks: Self {
+        let kept = (0..<rank).filter { row in loraA[row * inFeatures..<(row + 1) * inFeatures].contains { $0 != 0 } }
+        var change = self
+        change.rank = max(1, kept.count)
+        guard !kept.isEmpty else {
+            (change.loraA, change.loraB) = ([Float](repeating: 0, count: inFeatures), [Float](repeating: 0, count: outFeatures))
+            return change
+        }
+        change.loraA = kept.flatMap { loraA[$0 * inFeatures..<($0 + 1) * inFeatures] }
+        change.loraB = (0..<outFeatures).flatMap { row in kept.map { loraB[row * rank + $0] } }
+        return change
+    }
+}
+
 extension AdapterArtifact {
     static let keyPrefix = "base_model.model."
 
@@ -58,8 +74,7 @@ extension AdapterArtifact {
         let method = config.method
         let byName = Dictionary(stored.map { ($0.name, $0) }) { first, _ in first }
         let spec = config.spec
-        let suffixes = method.matrices(LinearShape(inFeatures: 1, outFeatures: 1, isDown: false), spec)
-            .filter(\.isOnFile).map { "." + $0.name }
+        let suffixes = method.fileNames(spec).map { "." + $0 }
         let shared = method.shared(LinearShape(inFeatures: 1, outFeatures: 1, isDown: false), spec).map(\.name)
         var modules: [String] = []
         for tensor in stored where !shared.contains(tensor.name) {
@@ -75,15 +90,22 @@ extension AdapterArtifact {
         }
         let common = try shared.map { try require($0) }
         let tensors = try modules.map { module in
-            let tensors = try suffixes.map { try require(Self.keyPrefix + module + $0) }
             guard let stored = method.storedFactors else {
                 guard let found = try shape(module) else { throw AdapterMismatch.noSuchModule(module) }
                 let linear = LinearShape(
                     inFeatures: found.inFeatures, outFeatures: found.outFeatures, isDown: module.hasSuffix("mlp.down_proj"))
-                derivedBytes += 4 * spec.factorRank * (linear.inFeatures + linear.outFeatures)
+                var ofModule = spec
+                if let name = method.rankTensor { ofModule.rank = try require(Self.keyPrefix + module + "." + name).shape[0] }
+                derivedBytes += 4 * method.factorRank(linear, ofModule) * (linear.inFeatures + linear.outFeatures)
                 guard derivedBytes <= limitBytes else { throw LoadedAdapterError.tooLarge(bytes: derivedBytes, limitBytes: limitBytes) }
-                return try Self.change(of: module, linear, spec, tensors, common)
+                let own = method.matrices(linear, ofModule).filter(\.isOnFile).map { "." + $0.name }
+                if let other = suffixes.first(where: { !own.contains($0) && byName[Self.keyPrefix + module + $0] != nil }) {
+                    throw AdapterError.unknownTensor(Self.keyPrefix + module + other)
+                }
+                let tensors = try own.map { try require(Self.keyPrefix + module + $0) }
+                return try Self.change(of: module, linear, ofModule, tensors, common)
             }
+            let tensors = try suffixes.map { try require(Self.keyPrefix + module + $0) }
             let (a, b) = (tensors[stored.a], tensors[stored.b])
             for one in [a, b] where one.shape.count != 2 { throw AdapterError.badShape(tensor: one.name, shape: one.shape) }
             guard a.shape[0] == b.shape[1] else {
@@ -120,11 +142,13 @@ extension AdapterArtifact {
             }
         }
         var change = LoRATensors(
-            modulePath: module, rank: spec.factorRank, inFeatures: linear.inFeatures, outFeatures: linear.outFeatures, loraA: [], loraB: [])
+            modulePath: module, rank: method.factorRank(linear, spec), inFeatures: linear.inFeatures, outFeatures: linear.outFeatures, loraA: [], loraB: [])
         change.inputScale = method.inputScale(linear).map { tensors[$0].values }
         if case .stored(let index) = method.outputScale(linear) { change.outputScale = tensors[index].values }
+        // Of a linear that has lost all its ranks.
+        if method.rankTensor != nil, change.rank == 0 { return change.withoutEmptyRanks }
         guard method.derivesFactors(spec) else { return change }
-        let rank = spec.factorRank
+        let rank = change.rank
         let space = UnsafeMutablePointer<Float>.allocate(capacity: rank * (linear.inFeatures + linear.outFeatures))
         defer { space.deallocate() }
         let factors = AdapterFactors(
@@ -135,7 +159,7 @@ extension AdapterArtifact {
         }
         change.loraA = Array(UnsafeBufferPointer(start: factors.a.base, count: factors.a.count))
         change.loraB = Array(UnsafeBufferPointer(start: factors.b.base, count: factors.b.count))
-        return change
+        return method.rankTensor == nil ? change : change.withoutEmptyRanks
     }
 
     /// Calls `body` with the tensors as matrices, a vector as one of one row.

@@ -161,9 +161,10 @@ package struct AdapterArtifact: Equatable, Sendable {
 
     private static func open(config: ByteRegion, plain: ByteRegion) throws -> AdapterArtifact {
         let file = try SafetensorsFile(plain)
+        let config = try AdapterConfig(json: config)
         return AdapterArtifact(
-            config: try AdapterConfig(json: config), provenance: file.metadata.filter { $0.key != "format" },
-            stored: try file.tensors.map { try tensor($0) }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
+            config: config, provenance: file.metadata.filter { $0.key != "format" },
+            stored: try file.tensors.map { try tensor($0, mayBeEmpty: config.method.rankTensor != nil) }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
     }
 
     /// The plain `adapter_model.safetensors`, byte for byte as framed.
@@ -260,8 +261,9 @@ extension AdapterArtifact {
         }
     }
 
-    private static func tensor(_ tensor: SafetensorsTensor) throws(AdapterError) -> AdapterTensor {
-        guard (1...2).contains(tensor.shape.count), tensor.shape.allSatisfy({ $0 > 0 }) else {
+    /// - Parameter mayBeEmpty: of a linear that has lost all its ranks.
+    private static func tensor(_ tensor: SafetensorsTensor, mayBeEmpty: Bool) throws(AdapterError) -> AdapterTensor {
+        guard (1...2).contains(tensor.shape.count), tensor.shape.allSatisfy({ $0 > (mayBeEmpty ? -1 : 0) }) else {
             throw .badShape(tensor: tensor.name, shape: tensor.shape)
         }
         guard let values = tensor.floats() else { throw .badDType(tensor: tensor.name, dtype: tensor.dtype.rawValue) }

@@ -4,8 +4,8 @@ import EdgeFormats
 import EdgeModel
 
 package struct AdapterConfig: Equatable, Sendable {
-    /// Of the method that its files are read as.
-    private var methodName = AdapterMethods.lora.name
+    /// What its files are read as.
+    private var fileMethod = FileMethod(AdapterMethods.lora)
     package var rank: Int
     package var loraAlpha: Double
     package var loraDropout: Double
@@ -50,7 +50,7 @@ package struct AdapterConfig: Equatable, Sendable {
             loraDropout: keys.dropout == nil ? 0 : Double(spec.dropout), targetModules: targets { _ in true },
             layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
             usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
-        methodName = spec.method.fileMethod
+        fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method : AdapterMethods.named(spec.method.fileMethod)!)
         (rankPattern, alphaPattern) = (spec.rankPattern, spec.alphaPattern)
         if !hasLayers {
             layersToTransform = nil
@@ -58,7 +58,13 @@ package struct AdapterConfig: Equatable, Sendable {
         }
     }
 
-    package var method: any AdapterMethod { AdapterMethods.named(methodName)! }
+    private struct FileMethod: Equatable {
+        let method: any AdapterMethod
+        init(_ method: any AdapterMethod) { self.method = method }
+        static func == (a: Self, b: Self) -> Bool { a.method.equals(b.method) }
+    }
+
+    package var method: any AdapterMethod { fileMethod.method }
     var spec: AdapterSpec {
         AdapterSpec(method: method, rank: rank, alpha: Float(loraAlpha), dropout: 0, targets: .allLinear, layers: nil)
     }
@@ -66,7 +72,7 @@ package struct AdapterConfig: Equatable, Sendable {
 
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
-        guard method.storedFactors != nil else { return method.configKeys.alpha == nil ? 1 : loraAlpha / Double(self.rank) }
+        guard method.storedFactors != nil else { return method.configKeys.alpha == nil ? 1 : loraAlpha / (Double(self.rank) + method.rankMargin) }
         return loraAlpha / (usesRankStabilizedScaling ? Double(rank).squareRoot() : Double(rank))
     }
 
@@ -105,7 +111,7 @@ package struct AdapterConfig: Equatable, Sendable {
         if let key = keys.dropout { members.append(.init(key, .number("\(loraDropout)"))) }
         members += method.configMembers(
             AdapterConfigValues(
-                usesRankStabilizedScaling: usesRankStabilizedScaling, downTargets: downTargets,
+                rank: rank, usesRankStabilizedScaling: usesRankStabilizedScaling, downTargets: downTargets,
                 rankPattern: .object(rankPattern.rows.map { .init($0.pattern, .number("\($0.value)")) }),
                 alphaPattern: .object(alphaPattern.rows.map { .init($0.pattern, Self.number($0.value)) })))
         members.sort { $0.key < $1.key }
@@ -118,9 +124,14 @@ package struct AdapterConfig: Equatable, Sendable {
     /// - Throws: `JSONTextError` or `AdapterError`.
     package init(json: ByteRegion) throws {
         let document = try json.withBytes { try JSONText(parsing: $0) }
-        let method = try Self.method(of: document)
+        let method: any AdapterMethod
+        do {
+            method = try Self.method(of: document)
+        } catch let error as AdapterSettingError {
+            throw AdapterError.badConfig(key: error.key, value: Self.text(document[error.key]))
+        }
         try Self.refuseUnsupported(document)
-        methodName = method.name
+        fileMethod = FileMethod(method)
         let keys = method.configKeys
         rank = try keys.rank.map { try Self.read($0, document, default: 8) { $0.integer.flatMap { (1...Self.largestRank).contains($0) ? $0 : nil } } } ?? 1
         loraAlpha = try keys.alpha.map { try Self.read($0, document, default: 8) { $0.double.flatMap { $0.isFinite ? $0 : nil } } } ?? 1
@@ -136,18 +147,21 @@ package struct AdapterConfig: Equatable, Sendable {
         }
         baseModelNameOrPath = try Self.read("base_model_name_or_path", document, default: nil) { $0.string }
         usesRankStabilizedScaling = try Self.read("use_rslora", document, default: false) { $0.bool }
+        // What AdaLoRA's rank_pattern says, its tensors' shapes do; an alpha_pattern it has not.
+        guard method.rankTensor == nil else { return }
         alphaPattern = try Self.read("alpha_pattern", document, default: alphaPattern) {
             Self.patterns($0) { $0.double.flatMap { $0.isFinite ? $0 : nil } }
         }
         rankPattern = try Self.read("rank_pattern", document, default: rankPattern) { Self.patterns($0) { $0.integer } }
     }
 
-    private static func method(of document: JSONText) throws(AdapterError) -> any AdapterMethod {
+    private static func method(of document: JSONText) throws -> any AdapterMethod {
         guard let type = document["peft_type"]?.string, let method = AdapterMethods.all.first(where: { $0.peftType == type }) else {
-            throw .unsupported(key: "peft_type", value: text(document["peft_type"]))
+            throw AdapterError.unsupported(key: "peft_type", value: text(document["peft_type"]))
         }
         // DoRA is a kind of LoRA to PEFT.
-        return method.name == AdapterMethods.lora.name && document["use_dora"] == .bool(true) ? AdapterMethods.dora : method
+        if method.name == AdapterMethods.lora.name && document["use_dora"] == .bool(true) { return AdapterMethods.dora }
+        return try method.configured(by: document)
     }
 
     private static func refuseUnsupported(_ document: JSONText) throws(AdapterError) {
@@ -164,7 +178,7 @@ package struct AdapterConfig: Equatable, Sendable {
             throw .unsupported(key: key, value: text(value))
         }
         // The scaling of other methods is one for all.
-        if document["peft_type"] != .string("LORA"), let value = document["rank_pattern"], value != .null, value != .object([]) {
+        if ![.string("LORA"), .string("ADALORA")].contains(document["peft_type"]), let value = document["rank_pattern"], value != .null, value != .object([]) {
             throw .unsupported(key: "rank_pattern", value: text(value))
         }
     }

@@ -78,23 +78,25 @@ package struct CheckpointStore {
         self.runFingerprint = runFingerprint
     }
 
-    package func write(_ state: RunState, _ adapters: AdapterSet, _ optimizer: AdamW) throws {
+    package func write(_ state: RunState, _ adapters: AdapterSet, _ optimizer: AdamW, _ allocator: RankAllocator? = nil) throws {
         try makeDirectory()
         try SealedFile.write(
             to: path(Self.checkpointName(state.step)), magic: Self.checkpointMagic, version: Self.version,
-            runFingerprint: runFingerprint, header: header(state, adapters, optimizer),
-            [Self.bytes(adapters), UnsafeRawBufferPointer(optimizer.state)])
+            runFingerprint: runFingerprint, header: header(state, adapters, optimizer, allocator),
+            [Self.bytes(adapters)] + Self.states(optimizer, allocator).map(UnsafeRawBufferPointer.init))
         try removeUnneeded(state)
     }
 
     /// Copies the newest checkpoint that is whole into the adapter and the optimizer's moments.
     ///
     /// - Returns: its state, nil when there is none; and a note for each that is not whole.
-    package func restore(into adapters: AdapterSet, _ optimizer: AdamW) throws -> (RunState?, notes: [String]) {
+    package func restore(
+        into adapters: AdapterSet, _ optimizer: AdamW, _ allocator: RankAllocator? = nil
+    ) throws -> (RunState?, notes: [String]) {
         var notes: [String] = []
         for name in try names(prefix: "step-").reversed() {
             do {
-                return (try read(path(name), into: adapters, optimizer), notes)
+                return (try read(path(name), into: adapters, optimizer, allocator), notes)
             } catch let error as CheckpointError {
                 // Falling back is for damage. Another run's file, or a newer program's, must not be ignored.
                 guard error.isDamage else { throw error }
@@ -219,14 +221,20 @@ package struct CheckpointStore {
         UnsafeRawBufferPointer(start: adapters.parameters, count: adapters.parameterCount * 4)
     }
 
+    /// What a run remembers beside the adapter.
+    private static func states(_ optimizer: AdamW, _ allocator: RankAllocator?) -> [UnsafeMutableRawBufferPointer] {
+        [optimizer.state] + (allocator.map { [$0.state] } ?? [])
+    }
+
     private struct Header {
         var state = RunState()
         var optimizerKind: UInt64 = 0
+        /// Of all that `states` has.
         var optimizerBytes: UInt64 = 0
         var parameterCount: UInt64 = 0
     }
 
-    private func header(_ state: RunState, _ adapters: AdapterSet, _ optimizer: AdamW) -> [UInt8] {
+    private func header(_ state: RunState, _ adapters: AdapterSet, _ optimizer: AdamW, _ allocator: RankAllocator?) -> [UInt8] {
         var header = ByteWriter()
         func put(_ evaluation: Evaluation?) {
             header.put(UInt64(evaluation?.step ?? 0))
@@ -239,7 +247,7 @@ package struct CheckpointStore {
         put(state.bestEvaluation)
         header.put(UInt64(state.evaluationsWithoutImprovement))
         header.put(optimizer.kind.rawValue)
-        header.put(UInt64(optimizer.state.count))
+        header.put(UInt64(Self.states(optimizer, allocator).reduce(0) { $0 + $1.count }))
         header.put(UInt64(adapters.parameterCount))
         header.put(UInt64(state.evaluations.count))
         for evaluation in state.evaluations { put(evaluation) }
@@ -271,20 +279,21 @@ package struct CheckpointStore {
     }
 
     /// Nothing is copied before all of it, and the best adapter that it names, has been found whole.
-    private func read(_ path: String, into adapters: AdapterSet, _ optimizer: AdamW) throws -> RunState {
-        try SealedFile.withBytes(
+    private func read(_ path: String, into adapters: AdapterSet, _ optimizer: AdamW, _ allocator: RankAllocator?) throws -> RunState {
+        let states = Self.states(optimizer, allocator), stateBytes = states.reduce(0) { $0 + $1.count }
+        return try SealedFile.withBytes(
             path, magic: Self.checkpointMagic, version: Self.version, runFingerprint: runFingerprint
         ) { file in
             let header = try Self.readHeader(&file)
             try Self.checkSize(header.parameterCount, adapters, path)
             guard header.optimizerKind == optimizer.kind.rawValue,
-                header.optimizerBytes == UInt64(optimizer.state.count)
+                header.optimizerBytes == UInt64(stateBytes)
             else {
                 throw CheckpointError.otherOptimizer(
-                    path: path, bytes: Int(truncatingIfNeeded: header.optimizerBytes), expected: optimizer.state.count)
+                    path: path, bytes: Int(truncatingIfNeeded: header.optimizerBytes), expected: stateBytes)
             }
             let parameterBytes = adapters.parameterCount * 4
-            guard file.restBytes == parameterBytes + optimizer.state.count else {
+            guard file.restBytes == parameterBytes + stateBytes else {
                 throw CheckpointError.damaged(path: path)
             }
             if let best = header.state.bestEvaluation {
@@ -295,7 +304,7 @@ package struct CheckpointStore {
                 }
             }
             try file.copy(into: UnsafeMutableRawBufferPointer(start: adapters.parameters, count: parameterBytes))
-            try file.copy(into: optimizer.state)
+            for state in states { try file.copy(into: state) }
             return header.state
         }
     }

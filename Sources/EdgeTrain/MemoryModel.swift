@@ -103,11 +103,12 @@ package struct MemoryModel {
             self.modules = modules
             self.loadsAdapter = loadsAdapter
             // Walked once: a planner asks for hundreds of peaks.
-            layout = AdapterLayout(adapter, modules: modules, of: spec)
+            let layout = AdapterLayout(adapter, modules: modules, of: spec)
+            self.layout = layout
             adapters = .floats(layout.parameterCount)
             largestLayer = .floats(layout.gradientCount(.oneLayer))
             let matrices = layout.trained
-            optimizerStates = Dictionary(uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
+            optimizerStates = Dictionary(uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0) + RankAllocator.bytes(layout)) })
         }
     }
 

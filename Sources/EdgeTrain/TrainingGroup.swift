@@ -21,11 +21,10 @@ package final class TrainingGroup {
         self.model = model
         let arena = try Arena(capacity: memory.arena(shape))
         let step = try TrainStep(model: model, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: spillDirectory)
-        runs = jobs.enumerated().map { number, job in
-            TrainingRun(
-                job, number: number, of: step, model: model,
-                optimizer: AdamW(memory.layouts[number].trained, memory.optimizerState(job: number, shape), arena: arena),
-                gradients: shape.gradients)
+        runs = try jobs.enumerated().map { number, job in
+            try TrainingRun(
+                job, number: number, of: step, model: model, optimizer: memory.optimizerState(job: number, shape),
+                gradients: shape.gradients, arena: arena)
         }
         precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
         self.step = step

@@ -100,6 +100,7 @@ package final class TrainingRun {
     private let job: Int
     private let gradients: AdapterSet.GradientExtent
     private let optimizer: AdamW
+    private let allocator: RankAllocator?
     private let spec: TrainingSpec
     private let tokenBudget: Int
     private let dataset: Dataset
@@ -146,12 +147,15 @@ package final class TrainingRun {
         }
     }
 
-    init(_ job: Job, number: Int, of step: TrainStep, model: BaseModel, optimizer: AdamW, gradients: AdapterSet.GradientExtent) {
+    /// - Parameter arena: has room for the moments, and for what the ranks are allocated by.
+    init(
+        _ job: Job, number: Int, of step: TrainStep, model: BaseModel, optimizer: OptimizerState, gradients: AdapterSet.GradientExtent,
+        arena: Arena
+    ) throws {
         self.model = model
         self.step = step
         self.job = number
         self.gradients = gradients
-        self.optimizer = optimizer
         adapters = step.adapters[number]
         spec = job.spec
         tokenBudget = job.tokenBudget
@@ -161,6 +165,8 @@ package final class TrainingRun {
         direction = job.direction
         initial = job.initial
         order = DataOrder(sampleCount: dataset.training.count, spec: spec)
+        self.optimizer = AdamW(adapters.layout.trained, optimizer, arena: arena)
+        allocator = try RankAllocator(adapters, totalSteps: order.totalSteps, arena: arena)
     }
 
     /// What a run does next.
@@ -172,7 +178,7 @@ package final class TrainingRun {
 
     /// The adapter, its moments and the run's state, from a checkpoint or as they begin.
     func load() throws {
-        let (found, notes) = try checkpoints.restore(into: adapters, optimizer)
+        let (found, notes) = try checkpoints.restore(into: adapters, optimizer, allocator)
         for note in notes { emit(.log(note)) }
         if let found {
             state = found
@@ -316,6 +322,7 @@ package final class TrainingRun {
         }
         let mean = now.mean(now.loss)
         if gradients == .allLayers { now.squares = try apply(0..<adapters.trainedCount, adapters.gradients, loss: mean, now.indices) }
+        allocator?.allocate(step: state.step, on: step.pool)
         underWay = nil
         let rate = learningRate
         state.step += 1
@@ -337,18 +344,20 @@ package final class TrainingRun {
     ///   - gradients: of these elements.
     ///   - samples: of the step, for the error.
     private func apply(
-        _ elements: Range<Int>, _ gradients: UnsafePointer<Float>, loss: Double, _ samples: ArraySlice<Int>
+        _ elements: Range<Int>, _ gradients: UnsafeMutablePointer<Float>, loss: Double, _ samples: ArraySlice<Int>
     ) throws -> Double {
+        allocator?.addOrthogonality(elements, to: gradients, on: step.pool)
         let squares = sumOfSquares(gradients, count: elements.count, kernels: step.kernels)
         // Before the update: what it would change stays as it was when a number goes wrong.
         guard loss.isFinite, squares.isFinite else {
             throw TrainingError.nonFinite(
                 step: state.step + 1, loss: loss, gradNorm: squares.squareRoot(), samples: Array(samples))
         }
+        let clipping = AdamW.clipping(norm: squares.squareRoot(), spec)
         optimizer.update(
-            elements: elements, parameters: adapters.parameters, gradients: gradients,
-            gradientScale: AdamW.clipping(norm: squares.squareRoot(), spec), step: state.step,
+            elements: elements, parameters: adapters.parameters, gradients: gradients, gradientScale: clipping, step: state.step,
             learningRate: learningRate, spec, on: step.pool)
+        allocator?.measure(elements, gradients: gradients, gradientScale: clipping, step: state.step, on: step.pool)
         adapters.parametersChanged()
         return squares
     }
@@ -403,7 +412,7 @@ package final class TrainingRun {
     }
 
     private func checkpoint() throws {
-        try checkpoints.write(state, adapters, optimizer)
+        try checkpoints.write(state, adapters, optimizer, allocator)
         checkpointed = state.step
         emit(.checkpoint(step: state.step))
     }

@@ -27,6 +27,21 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var initLoraWeights: LoRAStart?
     /// alpha is divided by the square root of the rank, and not by the rank.
     package var useRslora: Bool?
+    /// LoKr: the sizes of its first matrix, where they divide the linear's, -1: next below their roots; nil: 8. And whether that matrix is a
+    /// product, too, where the rank is small for it.
+    package var decomposeFactor: Int?
+    package var decomposeBoth: Bool?
+    /// AdaLoRA, whose first rank is `lora_r`: the rank that a linear is left with in the mean (nil: two thirds), and the steps before the
+    /// first rank is taken away, after the last, and from one time to the next.
+    package var targetR: Int?
+    package var tinit: Int?
+    package var tfinal: Int?
+    package var deltaT: Int?
+    /// AdaLoRA: of the moving means of a parameter's importance, and of how much that varies; not the optimizer's.
+    package var beta1: Double?
+    package var beta2: Double?
+    /// AdaLoRA: what the distance of its matrices from orthogonal ones weighs in the loss.
+    package var orthRegWeight: Double?
     /// LoRA+: what the learning rate of every B is multiplied by.
     package var loraplusLrRatio: Double?
     package var loraDropout: Double = 0
@@ -93,6 +108,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
+        case decomposeFactor, decomposeBoth, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -123,6 +139,15 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.initLoraWeights, into: &initLoraWeights)
         try read(.useRslora, into: &useRslora)
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
+        try read(.decomposeFactor, into: &decomposeFactor)
+        try read(.decomposeBoth, into: &decomposeBoth)
+        try read(.targetR, into: &targetR)
+        try read(.tinit, into: &tinit)
+        try read(.tfinal, into: &tfinal)
+        try read(.deltaT, into: &deltaT)
+        try read(.beta1, into: &beta1)
+        try read(.beta2, into: &beta2)
+        try read(.orthRegWeight, into: &orthRegWeight)
         try read(.loraDropout, into: &loraDropout)
         try read(.loraTargetModules, into: &loraTargetModules)
         try read(.layersToTransform, into: &layersToTransform)
@@ -265,6 +290,18 @@ extension JobRequest {
         if let ratio = loraplusLrRatio {
             try require(ratio >= 1 && ratio <= 1024, .loraplusLrRatio, ratio, "1 to 1024")
         }
+        if let decomposeFactor {
+            try require(decomposeFactor == -1 || (1...1024).contains(decomposeFactor), .decomposeFactor, decomposeFactor, "-1, or 1 to 1024")
+        }
+        if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
+        for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
+            if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }
+        }
+        if let deltaT { try require((1...10_000_000).contains(deltaT), .deltaT, deltaT, "1 to 10000000 steps") }
+        for (key, beta) in [(CodingKeys.beta1, beta1), (.beta2, beta2)] {
+            if let beta { try require(beta > 0 && beta < 1, key, beta, "above 0, below 1") }
+        }
+        if let orthRegWeight { try require(orthRegWeight >= 0 && orthRegWeight <= 1024, .orthRegWeight, orthRegWeight, "0 (none) to 1024") }
         try require(loraDropout >= 0 && loraDropout < 1, .loraDropout, loraDropout, "0 to below 1")
         switch loraTargetModules {
         case .names(let names):

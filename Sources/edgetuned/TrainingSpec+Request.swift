@@ -31,7 +31,7 @@ extension TrainingSpec {
 extension AdapterSpec {
     /// - Throws: `Problem` for a method that there is not, and for a key that means nothing to the one asked for.
     init(_ request: JobRequest) throws {
-        guard let method = AdapterMethods.named(request.adapter == "qlora" ? "lora" : request.adapter) else {
+        guard var method = AdapterMethods.named(request.adapter == "qlora" ? "lora" : request.adapter) else {
             let names = AdapterMethods.all.map(\.name)
             throw Problem(
                 .invalidValue, "adapter: there is no method \"\(request.adapter)\"; use one of \(names.joined(separator: ", "))",
@@ -48,7 +48,20 @@ extension AdapterSpec {
         try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
         try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
         try refuse("init_lora_weights", request.initLoraWeights != nil, unless: method.peftType == AdapterMethods.lora.peftType, "such start")
+        try refuse("decompose_factor", request.decomposeFactor != nil, unless: method is LoKr, "matrices of such sizes")
+        try refuse("decompose_both", request.decomposeBoth == true, unless: method is LoKr, "such matrices")
+        if method is LoKr {
+            let factor = request.decomposeFactor ?? LoKr.defaultFactor
+            method = LoKr(factor: factor > 0 ? factor : nil, decomposesBoth: request.decomposeBoth ?? false)
+        }
         let rank = request.loraR ?? method.defaultRank
+        let ofAllocation: [(String, Bool)] = [
+            ("target_r", request.targetR != nil), ("tinit", request.tinit != nil), ("tfinal", request.tfinal != nil),
+            ("delta_t", request.deltaT != nil), ("beta1", request.beta1 != nil), ("beta2", request.beta2 != nil),
+            ("orth_reg_weight", request.orthRegWeight != nil),
+        ]
+        for (key, isGiven) in ofAllocation { try refuse(key, isGiven, unless: method is AdaLoRA, "ranks that are taken away") }
+        if method is AdaLoRA { method = AdaLoRA(try RankAllocation(request, rank: rank)) }
         guard request.initLoraWeights != .orthogonal || rank % 2 == 0 else {
             throw Problem(.invalidValue, "lora_r: \(rank) is not allowed; with init_lora_weights: orthogonal use an even number")
         }
@@ -79,6 +92,23 @@ extension AdapterSpec {
         case .gaussian: start = .gaussian
         case .orthogonal: start = .orthogonal
         }
+    }
+}
+
+extension RankAllocation {
+    fileprivate init(_ request: JobRequest, rank: Int) throws {
+        self.init()
+        guard rank > 1 else { throw Problem(.invalidValue, "lora_r: \(rank) is not allowed; with adalora use 2 or more") }
+        targetRank = request.targetR
+        guard target(of: rank) < rank else {
+            throw Problem(.invalidValue, "target_r: \(target(of: rank)) is not allowed; with lora_r: \(rank) use 1 to \(rank - 1)")
+        }
+        initialSteps = request.tinit ?? initialSteps
+        finalSteps = request.tfinal ?? finalSteps
+        interval = request.deltaT ?? interval
+        beta1 = request.beta1 ?? beta1
+        beta2 = request.beta2 ?? beta2
+        orthogonality = request.orthRegWeight ?? orthogonality
     }
 }
 

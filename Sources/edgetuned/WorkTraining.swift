@@ -57,6 +57,7 @@ struct WorkTraining {
             calibration: calibration(at: order.calibrationPath),
             weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes))
         plan = try TrainingPlan.make(memory, lengths: lengths, limits)
+        try RankAllocator.check(spec.adapter, totalSteps: lengths.totalSteps)
     }
 
     var planReport: PlanReport {
@@ -191,7 +192,7 @@ struct WorkTraining {
         try AdapterArtifact.publish(
             to: order.directory + "/adapter", tensors: end.tensors,
             config: AdapterConfig(
-                spec.adapter, modules: memory.modules, of: model.spec, baseModelNameOrPath: order.request.baseModel),
+                spec.adapter.lasting(lengths.totalSteps), modules: memory.modules, of: model.spec, baseModelNameOrPath: order.request.baseModel),
             provenance: [
                 "base_fingerprint": order.modelDigest, "base_quantisation": model.quantisation,
                 "seed": "\(spec.seed)", "step": "\(finished.keptStep)",

@@ -25,7 +25,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let daemon = try DaemonProcess(in: directory.path)
         try KillTests.prepare(daemon)
         let rows = try Self.table(daemon).rows
-        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "ia3"])
+        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3"])
         for row in rows {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
             var request = KillTests.request("of-\(row.name)")
@@ -65,6 +65,19 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "use_rslora: miss has no such scaling") { ($0.adapter, $0.useRslora, $0.loraDropout) = ("miss", true, 0) },
         Refusal(text: "loraplus_lr_ratio: loha has no B of its own") { ($0.adapter, $0.loraplusLrRatio, $0.loraDropout) = ("loha", 4, 0) },
         Refusal(text: "lora_r: 23 is not allowed; with loha use 1 to 22") { ($0.adapter, $0.loraR, $0.loraDropout) = ("loha", 23, 0) },
+        Refusal(text: "target_r: lora has no ranks that are taken away") { $0.targetR = 4 },
+        Refusal(text: "target_r: 12 is not allowed; with lora_r: 12 use 1 to 11") {
+            ($0.adapter, $0.loraR, $0.targetR, $0.loraDropout) = ("adalora", nil, 12, 0)
+        },
+        Refusal(text: "tinit: 4 and tfinal: 2 leave none of the run's 6 steps in which ranks are taken away") {
+            ($0.adapter, $0.loraR, $0.tinit, $0.tfinal, $0.maxSteps) = ("adalora", nil, 4, 2, 6)
+        },
+        Refusal(text: "decompose_factor: loha has no matrices of such sizes") {
+            ($0.adapter, $0.decomposeFactor, $0.loraDropout) = ("loha", 4, 0)
+        },
+        Refusal(text: "decompose_factor: 0 is not allowed; use -1, or 1 to 1024") {
+            ($0.adapter, $0.decomposeFactor, $0.loraDropout) = ("lokr", 0, 0)
+        },
     ] as [Refusal])
     func whatMeansNothingToAMethodIsRefused(_ refusal: Refusal) throws {
         let directory = try TemporaryDirectory()

@@ -13,6 +13,7 @@ struct Trainee {
     let arena: Arena
     let memory: MemoryModel
     let optimizer: AdamW
+    let allocator: RankAllocator?
 
     init(
         _ path: String, lora: AdapterSpec, tokens: Int, longest: Int, keptLayers: Int = 0, mlpTokens: Int? = nil,
@@ -27,6 +28,7 @@ struct Trainee {
         step = try TrainStep(
             model: model, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: "/tmp")
         optimizer = AdamW(step.adapters[0].layout.trained, shape.optimizer, arena: arena)
+        allocator = try RankAllocator(step.adapters[0], totalSteps: 10, arena: arena)
         precondition(arena.used == arena.capacity, "\(arena.used.bytes) of \(arena.capacity.bytes) bytes")
     }
 
@@ -74,13 +76,16 @@ struct Trainee {
             step.clearGradients()
             let count = batch.lossRows.count
             losses.append(try accumulate(batch, lossScale: 1 / Float(count), rank: rank) / Double(count))
+            allocator?.addOrthogonality(0..<adapters.trainedCount, to: adapters.gradients, on: step.pool)
             norms.append(
                 sumOfSquares(adapters.gradients, count: adapters.trainedCount, kernels: step.kernels).squareRoot())
-            let spec = Self.spec(learningRate: learningRate)
+            let spec = Self.spec(learningRate: learningRate), clipping = AdamW.clipping(norm: norms.last!, spec)
             optimizer.update(
                 elements: 0..<adapters.trainedCount, parameters: adapters.parameters, gradients: adapters.gradients,
-                gradientScale: AdamW.clipping(norm: norms.last!, spec), step: index, learningRate: learningRate, spec,
-                on: step.pool)
+                gradientScale: clipping, step: index, learningRate: learningRate, spec, on: step.pool)
+            allocator?.measure(
+                0..<adapters.trainedCount, gradients: adapters.gradients, gradientScale: clipping, step: index, on: step.pool)
+            allocator?.allocate(step: index, on: step.pool)
             adapters.parametersChanged()
         }
         return (losses, norms)

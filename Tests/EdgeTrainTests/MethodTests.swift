@@ -25,6 +25,15 @@ struct MethodCase: CustomTestStringConvertible, Sendable {
             $0.alphaPattern = ModulePatterns(["k_proj": 3, "q_proj": 5])
         }, make("vera", "vera", rank: 8), make("miss", "miss", rank: 6),
         make("loha", "loha", rank: 3, alpha: 6), make("dora", "dora", rank: 4, alpha: 8), make("ia3", "ia3"),
+        make("adalora", "adalora", rank: 4, alpha: 8) {
+            var allocation = RankAllocation()
+            (allocation.targetRank, allocation.initialSteps, allocation.finalSteps, allocation.interval) = (2, 2, 3, 2)
+            allocation.totalSteps = 10
+            $0.method = AdaLoRA(allocation)
+        },
+        make("lokr", "lokr", rank: 4, alpha: 8) { $0.method = LoKr(factor: nil) },
+        make("lokr-both", "lokr", rank: 2, alpha: 4) { $0.method = LoKr(factor: nil, decomposesBoth: true) },
+        make("lokr-factor", "lokr", rank: 3, alpha: 6) { $0.method = LoKr(factor: 4) },
         make("ia3-recommended", "ia3") { $0.targets = .names(["k_proj", "v_proj", "down_proj"]) },
     ]
 
@@ -99,9 +108,11 @@ struct MethodTests {
     // MARK: files
 
     /// What PEFT's `save_pretrained` would have left.
-    static func peftDirectory(_ method: MethodCase, _ directory: String) throws {
+    static func peftDirectory(
+        _ method: MethodCase, _ directory: String, _ change: (AdapterTensor) -> AdapterTensor = { $0 }
+    ) throws {
         var file = SafetensorsWriter(metadata: ["format": "pt"])
-        for tensor in try tensors(method, "initial") { try file.add(tensor.name, dtype: .f32, shape: tensor.shape, body: .floats(tensor.values)) }
+        for tensor in try tensors(method, "initial").map(change) { try file.add(tensor.name, dtype: .f32, shape: tensor.shape, body: .floats(tensor.values)) }
         try Data(try file.encoded()).write(to: URL(fileURLWithPath: directory + "/adapter_model.safetensors"))
         let config = try #require(golden.get().file.metadata[method.name])
         try Data(config.utf8).write(to: URL(fileURLWithPath: directory + "/adapter_config.json"))
@@ -269,6 +280,11 @@ struct MethodTests {
         var run = TinyRun()
         run.spec.adapter = AdapterSpec(
             method: method, rank: min(4, method.largestRank), alpha: 8, dropout: method.hasDropout ? 0.1 : 0, targets: .allLinear, layers: nil)
+        if method is AdaLoRA {
+            var allocation = RankAllocation()
+            (allocation.initialSteps, allocation.finalSteps) = (1, 3)
+            run.spec.adapter.method = AdaLoRA(allocation)
+        }
         if method.peftType == "LORA" { run.spec.adapter.rankPattern = ModulePatterns(["q_proj": 2]) }
         return run
     }

@@ -225,6 +225,9 @@ def adapters():
         "miss": ("MISS", {"miss_block": lambda i, o: [2, o]}, {}),
         "loha": ("LOHA", {"hada_w1_a": lambda i, o: [o, 2], "hada_w1_b": lambda i, o: [2, i], "hada_w2_a": lambda i, o: [o, 2],
                           "hada_w2_b": lambda i, o: [2, i]}, {}),
+        "lokr": ("LOKR", {"lokr_w1": lambda i, o: [2 if o < 16 else 4, 2 if i < 16 else 4],
+                          "lokr_w2": lambda i, o: [o // 2, i // (2 if i < 16 else 4)]}, {}),
+        "adalora": ("ADALORA", {"lora_A": lambda i, o: [2, i], "lora_E": lambda i, o: [2, 1], "lora_B": lambda i, o: [o, 2]}, {}),
         "ia3": ("IA3", {"ia3_l": lambda i, o: [1, i] if i == 16 else [o, 1]}, {}),
     }
     for name, (kind, stored, shared) in matrices.items():
@@ -234,6 +237,7 @@ def adapters():
         file |= {key: ("F32", shape, floats(math.prod(shape))) for key, shape in shared.items()}
         settings = {"peft_type": kind, "r": 2, "target_modules": ["v_proj", "down_proj"]}
         settings |= {"use_dora": True} if name == "dora" else {"feedforward_modules": ["down_proj"]} if name == "ia3" else {}
+        settings |= {"init_r": 2, "total_step": 9, "rank_pattern": {"model.layers.0.mlp.down_proj.lora_E": [True, True]}} if name == "adalora" else {}
         save("adapter", name, json.dumps(settings).encode() + b"\0" + safetensors(file))
     save("adapter", "llama-cpp", b"\0" + gguf({
         "general.type": (STRING, "adapter"), "general.architecture": (STRING, "llama"), "adapter.type": (STRING, "lora"),

@@ -5,13 +5,16 @@
 
 Writes method-goldens.safetensors. For each case: what PEFT would save of an adapter with random values (`initial.`), the loss and the
 logits of two samples, the gradient of everything that is trained, and the losses of ten AdamW steps. A method that PEFT has as an
-optimizer (LoRA+, LoRA-FA) is what its paper says of LoRA's parameters: another learning rate for B, no update of A.
+optimizer (LoRA+, LoRA-FA) is what its paper says of LoRA's parameters: another learning rate for B, no update of A. AdaLoRA's steps
+have its regulariser and its allocations; what PEFT saves after them, without the ranks that were taken away, is a case of its own.
 """
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,7 +32,7 @@ DRAWN_RANK = 3
 
 
 def cases():
-    from peft import IA3Config, LoHaConfig, LoraConfig, MissConfig, VeraConfig
+    from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, VeraConfig
 
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     task = dict(task_type="CAUSAL_LM")
@@ -45,6 +48,12 @@ def cases():
         "dylora": LoraConfig(r=4, lora_alpha=8, target_modules=every, **task),
         "dora": LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=every, **task),
         "loha": LoHaConfig(r=3, alpha=6, target_modules=every, **task),
+        # Sizes whose second matrix is whole and ones whose is a product; both matrices products; a factor that divides all sizes.
+        "lokr": LoKrConfig(r=4, alpha=8, target_modules=every, **task),
+        "lokr-both": LoKrConfig(r=2, alpha=4, decompose_both=True, target_modules=every, **task),
+        "lokr-factor": LoKrConfig(r=3, alpha=6, decompose_factor=4, target_modules=every, **task),
+        "adalora": AdaLoraConfig(
+            init_r=4, target_r=2, lora_alpha=8, tinit=2, tfinal=3, deltaT=2, total_step=STEPS, target_modules=every, **task),
         "ia3": IA3Config(target_modules=every, feedforward_modules=["down_proj"], **task),
         "ia3-recommended": IA3Config(
             target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **task),
@@ -73,6 +82,10 @@ def randomise(parameters, random):
             parameter.add_(0.1 * noise)
         elif "hada" in name:
             parameter.copy_(noise * (0.3 if "_a" in name else 1 / parameter.shape[1] ** 0.5))
+        elif "lora_E" in name:
+            parameter.copy_(noise)
+        elif "lokr" in name:
+            parameter.copy_(noise * (0.3 if "_a" in name or name.endswith("w1") else 1 / parameter.shape[1] ** 0.5))
         else:
             parameter.add_(0.1 * noise)
 
@@ -86,6 +99,31 @@ def draw_rank(model, rank=DRAWN_RANK):
             a, b, alpha = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.lora_alpha["default"]
             layer.forward = lambda x, layer=layer, a=a, b=b, alpha=alpha: (
                 layer.base_layer(x) + alpha / rank * (x @ a[:rank].T @ b[:, :rank].T))
+
+
+def orthogonality(model):
+    """AdaLoRA's regulariser, as PEFT adds it to a loss: here to one of zero."""
+    inner = model.base_model.model
+    inner.forward = lambda: SimpleNamespace(loss=torch.zeros(()))
+    try:
+        return model.base_model().loss
+    finally:
+        del inner.forward
+
+
+def pruned(model, base, batch):
+    """What PEFT saves of an AdaLoRA whose ranks have been allocated, and what it computes when that is loaded."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        tensors = {f"initial.{key}": value for key, value in load_file(f"{directory}/adapter_model.safetensors").items()}
+        saved = json.loads((Path(directory) / "adapter_config.json").read_text())
+        _, logits = batch_loss(PeftModel.from_pretrained(base.model(), directory), batch)
+    _, whole = batch_loss(model, batch)
+    assert float((logits - whole).abs().max()) < 1e-5
+    return {f"adalora-pruned/{key}": value for key, value in (tensors | {"logits": logits.detach()}).items()}, saved
 
 
 def make(name, config, base):
@@ -109,25 +147,41 @@ def make(name, config, base):
     if name == "lora-fa":
         gradients = {key: value for key, value in gradients.items() if "lora_B" in key}
         parameters = {key: value for key, value in parameters.items() if key in gradients}
+    extra, saved = {}, {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    if name == "adalora":
+        model.zero_grad()
+        orthogonality(model).backward()
+        allocator = model.base_model.rankallocator
+        last = config.total_step - config.tfinal
+        budgets = [allocator.budget_schedule(step) for step in range(STEPS)]
+        budgets = [budget if step == last or masks and step < last else -1 for step, (budget, masks) in enumerate(budgets)]
+        extra = {"budgets": torch.tensor(budgets, dtype=torch.int32)} | {
+            f"orthogonality.{key}": value.grad.detach().clone() for key, value in parameters.items() if "lora_E" not in key}
     factors = {key: LEARNING_RATE_RATIO if name == "loraplus" and "lora_B" in key else 1.0 for key in parameters}
     optimizer = torch.optim.AdamW(
         [dict(params=[value], lr=LEARNING_RATE * factors[key]) for key, value in parameters.items()],
         betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
     losses = []
-    for _ in range(STEPS):
+    for step in range(STEPS):
         model.zero_grad()
         step_loss, _ = batch_loss(model, batch)
-        step_loss.backward()
+        (step_loss + orthogonality(model) if name == "adalora" else step_loss).backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
         losses.append(float(step_loss.detach()))
         optimizer.step()
-    print(f"{name:16s} loss {float(loss):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
+        if name == "adalora":
+            model.base_model.update_and_allocate(step)
+    print(f"{name:16s} loss {float(loss.detach()):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
     tensors = {"loss": loss.detach().float().reshape(1), "logits": logits.detach(), "training_losses": torch.tensor(losses)}
     tensors |= {f"initial.{key}": value for key, value in initial.items()}
     tensors |= {f"gradient.{key}": value for key, value in gradients.items()}
     tensors |= {f"trained.{key}": value.detach() for key, value in parameters.items()}
-    saved = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    return {f"{name}/{key}": value.contiguous().clone() for key, value in tensors.items()}, saved
+    tensors = {f"{name}/{key}": value for key, value in (tensors | extra).items()}
+    metadata = {name: saved}
+    if name == "adalora":
+        more, metadata["adalora-pruned"] = pruned(model, base, batch)
+        tensors |= more
+    return {key: value.contiguous().clone() for key, value in tensors.items()}, metadata
 
 
 COMBINATIONS = {
@@ -169,7 +223,7 @@ def main():
     for name, config in cases().items():
         made, saved = make(name, config, base)
         tensors |= made
-        metadata[name] = json.dumps(saved, sort_keys=True)
+        metadata |= {key: json.dumps(value, sort_keys=True) for key, value in saved.items()}
     tensors |= make_combinations(base)
     save_file(tensors, HERE / "method-goldens.safetensors", metadata)
     (HERE / "method-goldens.safetensors").chmod(0o644)

@@ -91,11 +91,12 @@ package struct AdapterLayout {
                 together = (id.layer, id.module.sharesInputWith, 0)
             }
             let shape = shapes[index]
+            let factorRank = method.factorRank(shape, specs[index])
             slots.append(
                 Slot(
                     id: id, linear: spec.linear(doing: id.module), shape: shape, places: places[index].map { $0! }, rank: specs[index].rank,
-                    factorRank: specs[index].factorRank, scaling: specs[index].scaling, factorOffset: together!.count))
-            let rank = isDerived ? specs[index].factorRank : 0
+                    factorRank: factorRank, scaling: specs[index].scaling, factorOffset: together!.count))
+            let rank = isDerived ? factorRank : 0
             together!.count += Self.padded(rank * shape.inFeatures) + Self.padded(rank * shape.outFeatures)
             largest = max(largest, together!.count)
         }

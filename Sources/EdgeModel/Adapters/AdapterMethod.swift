@@ -13,7 +13,7 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, LoRA(name: "lora-fa", trainsA: false), dora, DyLoRA(), VeRA(), MiSS(), LoHa(), IA3(),
+        lora, LoRA(name: "lora-fa", trainsA: false), dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(),
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
@@ -27,6 +27,9 @@ package struct LinearShape: Equatable, Sendable {
     package let isDown: Bool
     /// Output i is Hugging Face's `rowOrder[i]`, which is what shared matrices go by; nil: the same order.
     package var rowOrder: [Int]?
+
+    /// For what is the same of every linear.
+    static let smallest = LinearShape(inFeatures: 1, outFeatures: 1, isDown: false)
 
     package init(inFeatures: Int, outFeatures: Int, isDown: Bool, rowOrder: [Int]? = nil) {
         self.inFeatures = inFeatures
@@ -97,12 +100,14 @@ package struct AdapterFactors {
 
 /// What adapter_config.json says of an adapter, whatever its method.
 package struct AdapterConfigValues: Equatable, Sendable {
+    package var rank: Int
     package var usesRankStabilizedScaling: Bool
     /// Those of the targets that are the MLP's last.
     package var downTargets: [String]
     package var rankPattern: JSONText
     package var alphaPattern: JSONText
-    package init(usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText) {
+    package init(rank: Int, usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText) {
+        self.rank = rank
         self.usesRankStabilizedScaling = usesRankStabilizedScaling
         self.downTargets = downTargets
         self.rankPattern = rankPattern
@@ -111,13 +116,19 @@ package struct AdapterConfigValues: Equatable, Sendable {
 }
 
 /// How PEFT's configuration class of a method calls what ours calls rank, alpha and dropout; nil: it has none.
-package struct AdapterConfigKeys: Sendable {
+package struct AdapterConfigKeys: Equatable, Sendable {
     package let rank: String?
     package let alpha: String?
     package let dropout: String?
 }
 
-package protocol AdapterMethod: Sendable {
+/// A key of adapter_config.json whose value is none that PEFT has for it.
+package struct AdapterSettingError: Error {
+    package let key: String
+}
+
+/// Values: of two that are equal, the settings are, too.
+package protocol AdapterMethod: Equatable, Sendable {
     /// What a job's `adapter` says.
     var name: String { get }
     /// `peft_type` of its files.
@@ -129,6 +140,10 @@ package protocol AdapterMethod: Sendable {
     var hasDropout: Bool { get }
     /// What adapter_config.json has beside the keys that every method's has and those of `configKeys`.
     func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member]
+    /// With the settings that adapter_config.json has of this method alone; absent ones are PEFT's defaults.
+    ///
+    /// - Throws: `AdapterSettingError`.
+    func configured(by config: JSONText) throws -> any AdapterMethod
     /// The rank that a job has when it says none, and the alpha.
     var defaultRank: Int { get }
     func defaultAlpha(rank: Int) -> Double
@@ -140,7 +155,15 @@ package protocol AdapterMethod: Sendable {
     /// What all modules share and nothing trains; `widest` has the largest sizes of the adapted linears.
     func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix]
 
-    func factorRank(_ spec: AdapterSpec) -> Int
+    /// What follows a module's path in the names of its files' tensors: all that there can be.
+    func fileNames(_ spec: AdapterSpec) -> [String]
+
+    /// The tensor whose rows are a linear's rank on file, of a method whose files may have fewer ranks than their configuration says.
+    var rankTensor: String? { get }
+
+    func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int
+    /// What is added to a rank that divides alpha.
+    var rankMargin: Double { get }
     func scaling(_ spec: AdapterSpec) -> Float
     /// The stored matrices that are A and B themselves; nil: they are derived, or there are none.
     var storedFactors: (a: Int, b: Int)? { get }
@@ -166,7 +189,11 @@ extension AdapterMethod {
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }
     package func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
-    package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank }
+    package func configured(by config: JSONText) throws -> any AdapterMethod { self }
+    package func fileNames(_ spec: AdapterSpec) -> [String] { matrices(.smallest, spec).filter(\.isOnFile).map(\.name) }
+    package func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int { spec.rank }
+    package var rankTensor: String? { nil }
+    package var rankMargin: Double { 0 }
     package func scaling(_ spec: AdapterSpec) -> Float { configKeys.alpha == nil ? 1 : spec.alphaOverRank }
     package var storedFactors: (a: Int, b: Int)? { nil }
     package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {}
@@ -182,13 +209,17 @@ extension AdapterMethod {
 
     /// Whether what it makes of a linear is a plain LoRA, exactly.
     package func isLoRA(_ spec: AdapterSpec) -> Bool {
-        factorRank(spec) > 0
+        hasFactors(spec)
             && [true, false].allSatisfy { isDown in
                 let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
                 return inputScale(linear) == nil && outputScale(linear) == nil
             }
     }
 
+    private func hasFactors(_ spec: AdapterSpec) -> Bool { factorRank(.smallest, spec) > 0 }
+
     /// Whether factors exist only while a layer works.
-    package func derivesFactors(_ spec: AdapterSpec) -> Bool { factorRank(spec) > 0 && storedFactors == nil }
+    package func derivesFactors(_ spec: AdapterSpec) -> Bool { hasFactors(spec) && storedFactors == nil }
+
+    package func equals(_ other: any AdapterMethod) -> Bool { self == other as? Self }
 }

@@ -40,7 +40,7 @@ package struct AdapterSpec: Equatable, Sendable {
     }
 
     package static func == (a: Self, b: Self) -> Bool {
-        a.method.name == b.method.name && (a.rank, a.alpha, a.dropout) == (b.rank, b.alpha, b.dropout) && a.targets == b.targets
+        a.method.equals(b.method) && (a.rank, a.alpha, a.dropout) == (b.rank, b.alpha, b.dropout) && a.targets == b.targets
             && a.layers == b.layers && a.usesRankStabilizedScaling == b.usesRankStabilizedScaling
             && a.learningRateRatio == b.learningRateRatio && a.start == b.start && a.rankPattern == b.rankPattern && a.alphaPattern == b.alphaPattern
     }
@@ -63,10 +63,8 @@ package struct AdapterSpec: Equatable, Sendable {
 
     /// PEFT's word for what the low-rank change is multiplied by.
     package var scaling: Float { method.scaling(self) }
-    /// Of the change's factors; 0: it has none.
-    package var factorRank: Int { method.factorRank(self) }
     /// alpha / rank, or alpha / √rank.
-    var alphaOverRank: Float { alpha / (usesRankStabilizedScaling ? Float(rank).squareRoot() : Float(rank)) }
+    var alphaOverRank: Float { alpha / (usesRankStabilizedScaling ? Float(rank).squareRoot() : Float(rank) + Float(method.rankMargin)) }
 }
 
 /// Values for modules whose path ends in what a regular expression matches, from a dot on; the first that matches counts, in the order of

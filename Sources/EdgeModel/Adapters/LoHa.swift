@@ -33,7 +33,7 @@ package struct LoHa: AdapterMethod {
         ]
     }
 
-    package func factorRank(_ spec: AdapterSpec) -> Int { spec.rank * spec.rank }
+    package func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int { spec.rank * spec.rank }
 
     package func derive(_ linear: LinearShape, _ stored: [Tensor], _ shared: [Tensor], rank: Int, into factors: AdapterFactors) {
         let (p1, q1, p2, q2) = (stored[0], stored[1], stored[2], stored[3])
