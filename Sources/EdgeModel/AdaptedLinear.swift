@@ -17,6 +17,7 @@ extension DecoderLayer {
         _ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ parts: [SamplePart],
         _ accumulation: Accumulation = .overwrite, projected: [Tensor]
     ) {
+        watch?(index, modules[0].module, x, parts)
         renewScales(modules.map(\.module))
         let terms = lowRankTerms(modules.map(\.module), x, parts, projected: projected)
         let input = scaledInput(modules.map(\.module), x)

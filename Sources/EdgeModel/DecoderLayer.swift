@@ -25,6 +25,13 @@ package struct DecoderLayer {
     let rounding: RoundedRows
     let smoothing: Smoothing
     let pool: WorkerPool
+    /// Sees what linears read; see `InputWatch`.
+    package var watch: InputWatch?
+
+    /// - Parameters:
+    ///   - module: the first of those that read x.
+    ///   - x: `[tokens, inFeatures]`; of an MLP that is done in parts, one of them.
+    package typealias InputWatch = (_ layer: Int, _ module: LinearModule, _ x: Tensor, _ parts: [SamplePart]) -> Void
 
     package enum Smoothing {
         case none

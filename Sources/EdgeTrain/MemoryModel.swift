@@ -81,6 +81,8 @@ package struct MemoryModel {
     /// Gradients of the layer that has most.
     private let largestLayer: ByteCount
     private let optimizerStates: [OptimizerState: ByteCount]
+    /// What the adapter's start takes while there are no gradients yet.
+    private let start: ByteCount
     let lowestLayer: Int
     let adaptedModules: Set<LinearModule>
 
@@ -103,6 +105,7 @@ package struct MemoryModel {
             uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
         lowestLayer = modules.map(\.layer).min() ?? 0
         adaptedModules = layout.modules
+        start = adapter.start == .eva && !loadsAdapter ? EVAStart.bytes(layout) : .zero
     }
 
     package init(
@@ -226,10 +229,12 @@ package struct MemoryModel {
     /// Before the first step there are the adapters' own block and what is read into it.
     private var loading: ByteCount { loadsAdapter ? adapters + LoadedAdapter.loadingBytes(adapters) : .zero }
 
-    /// The largest of the training's, the publication's, the loading's and the preparation's; the first, but for the smallest jobs.
+    /// The largest of the training's (or what comes before it in the place of gradients), the publication's, the loading's and the
+    /// preparation's; the first, but for the smallest jobs.
     package func peak(_ shape: StepShape) -> ByteCount {
-        max(
-            pools(shape).reduce(.zero) { $0 + $1.size }, publication + process.resident, loading + process.resident,
+        let pools = pools(shape).reduce(.zero) { $0 + $1.size }
+        return max(
+            pools + ByteCount(max(0, start.bytes - gradients(shape).bytes)), publication + process.resident, loading + process.resident,
             process.preparation)
     }
 }

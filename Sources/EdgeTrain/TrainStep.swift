@@ -159,6 +159,11 @@ package final class TrainStep {
         EdgeTensor.measureSmoothing(normed, into: headSmoothing, on: pool)
     }
 
+    /// What every linear of the frozen model reads of a sample, from the first layer on.
+    package func watchInputs(_ sample: TokenizedSample, _ watch: @escaping DecoderLayer.InputWatch) throws {
+        try forward(load(MicroBatch([sample])), .watchingInputs(watch))
+    }
+
     /// Adds the gradients of `lossScale` · Σ nll to the adapters' gradients, and Σ nll over the loss tokens to `loss`, in nats.
     ///
     /// - Parameters:
@@ -258,6 +263,7 @@ package final class TrainStep {
         case evaluation
         /// In f32, without adapters.
         case measuringSmoothing
+        case watchingInputs(DecoderLayer.InputWatch)
     }
 
     /// To be asked for anew when another part of the weights is in use.
@@ -265,6 +271,7 @@ package final class TrainStep {
         var masks: DropoutMasks?
         var smoothed = DecoderLayer.Smoothing.none
         var (adapters, rounding) = (Optional(adapters), RoundedRows.unrounded)
+        var watch: DecoderLayer.InputWatch?
         switch pass {
         case .training(let ofBatch):
             (masks, rounding) = (ofBatch, self.rounding)
@@ -273,10 +280,13 @@ package final class TrainStep {
         case .measuringSmoothing:
             adapters = nil
             smoothed = .measured(smoothing[index])
+        case .watchingInputs(let ofCaller): (adapters, watch) = (nil, ofCaller)
         }
-        return DecoderLayer(
+        var layer = DecoderLayer(
             index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), adapters: adapters, rotaries: rotaries,
             dropped: dropped, scaledRows: scaledRows, masks: masks, rounding: rounding, smoothing: smoothed, pool: pool)
+        layer.watch = watch
+        return layer
     }
 
     private func keeps(_ index: Int) -> Bool { index >= model.spec.layerCount - shape.keptLayers }

@@ -25,6 +25,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var alphaPattern: [String: Double]?
     /// What a LoRA's A and B begin as.
     package var initLoraWeights: LoRAStart?
+    /// Of the eva start: each direction is divided by the square root of its singular value.
+    package var evaWhiten: Bool?
     /// alpha is divided by the square root of the rank, and not by the rank.
     package var useRslora: Bool?
     /// LoRA+: what the learning rate of every B is multiplied by.
@@ -93,6 +95,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
+        case evaWhiten
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -121,6 +124,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.rankPattern, into: &rankPattern)
         try read(.alphaPattern, into: &alphaPattern)
         try read(.initLoraWeights, into: &initLoraWeights)
+        try read(.evaWhiten, into: &evaWhiten)
         try read(.useRslora, into: &useRslora)
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
         try read(.loraDropout, into: &loraDropout)
@@ -191,7 +195,7 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 
 /// PEFT's words for `init_lora_weights`; its `true` is kaiming.
 package enum LoRAStart: String, Codable, CaseIterable, Sendable {
-    case kaiming, gaussian, orthogonal
+    case kaiming, gaussian, orthogonal, eva
 }
 
 package enum Optimizer: String, Codable, CaseIterable, Sendable {

@@ -48,6 +48,14 @@ extension AdapterSpec {
         try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
         try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
         try refuse("init_lora_weights", request.initLoraWeights != nil, unless: method.peftType == AdapterMethods.lora.peftType, "such start")
+        if request.evaWhiten == true, request.initLoraWeights != .eva {
+            throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
+        }
+        if request.initLoraWeights == .eva, request.initFromAdapter != nil {
+            throw Problem(
+                .invalidValue, "init_lora_weights: eva is not allowed: init_from_adapter begins from that adapter's weights",
+                hint: "leave one of them out")
+        }
         let rank = request.loraR ?? method.defaultRank
         guard request.initLoraWeights != .orthogonal || rank % 2 == 0 else {
             throw Problem(.invalidValue, "lora_r: \(rank) is not allowed; with init_lora_weights: orthogonal use an even number")
@@ -78,7 +86,9 @@ extension AdapterSpec {
         case nil, .kaiming: start = .kaiming
         case .gaussian: start = .gaussian
         case .orthogonal: start = .orthogonal
+        case .eva: start = .eva
         }
+        whitensStart = request.evaWhiten ?? false
     }
 }
 

@@ -215,6 +215,7 @@ private let modelJSON =
         (full.rankPattern, full.alphaPattern) = (["q_proj": 4], ["k_proj": 2])
         full.layersToTransform = [1]
         full.initFromAdapter = "a"
+        full.evaWhiten = true
         full.maxSteps = 1
         full.warmupSteps = 1
         full.warmupRatio = 0.5
