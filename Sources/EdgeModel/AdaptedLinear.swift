@@ -67,6 +67,7 @@ extension DecoderLayer {
     ///   - parts: the samples in x.
     ///   - projected: what `lowRankTerms` leaves there, by module.
     func project(_ modules: [(module: LinearModule, y: Tensor)], _ x: Tensor, _ parts: [SamplePart], projected: [Tensor]) {
+        watch?(index, modules[0].module, x, parts)
         for run in alike(modules.map(\.module), parts) { project(modules, x, run, projected: projected) }
     }
 

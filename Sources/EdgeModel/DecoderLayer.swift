@@ -25,6 +25,13 @@ package struct DecoderLayer {
     /// Set while the base runs to find what its smoothing is to be.
     let measured: LayerSmoothing?
     let pool: WorkerPool
+    /// Sees what linears read; see `InputWatch`.
+    package var watch: InputWatch?
+
+    /// - Parameters:
+    ///   - module: the first of those that read x.
+    ///   - x: `[tokens, inFeatures]`; of an MLP that is done in parts, one of them.
+    package typealias InputWatch = (_ layer: Int, _ module: LinearModule, _ x: Tensor, _ parts: [SamplePart]) -> Void
 
     package init(
         index: Int, spec: DecoderSpec, weights: LayerWeights, jobs: [LayerJob], rotaries: [RotaryEmbedding], dropped: Tensor?,
@@ -152,6 +159,7 @@ package struct DecoderLayer {
         _ module: LinearModule, _ x: Tensor, _ parts: [SamplePart], residual: Tensor, into sum: Tensor, norm: Norm?,
         output: Tensor, inverse: UnsafeMutablePointer<Float>, projected: [Tensor]
     ) {
+        watch?(index, module, x, parts)
         for run in alike([module], parts) {
             let (ownSum, ownResidual) = (sum.rows(run.rows), residual.rows(run.rows))
             guard spec.hasOwnOutputs || run.scalesOutput else {

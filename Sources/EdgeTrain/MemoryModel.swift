@@ -98,6 +98,8 @@ package struct MemoryModel {
         /// Gradients of the layer that has most.
         let largestLayer: ByteCount
         let optimizerStates: [OptimizerState: ByteCount]
+        /// What the adapter's start takes while there are no gradients yet.
+        let start: ByteCount
 
         init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec, loadsAdapter: Bool) {
             self.modules = modules
@@ -109,6 +111,7 @@ package struct MemoryModel {
             largestLayer = .floats(layout.gradientCount(.oneLayer))
             let matrices = layout.trained
             optimizerStates = Dictionary(uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0) + RankAllocator.bytes(layout)) })
+            start = adapter.start == .eva && !loadsAdapter ? EVAStart.bytes(layout) : .zero
         }
     }
 
@@ -277,10 +280,12 @@ package struct MemoryModel {
         jobs.filter(\.loadsAdapter).map { adapters + LoadedAdapter.loadingBytes($0.adapters) }.max() ?? .zero
     }
 
-    /// The largest of the training's, the publication's, the loading's and the preparation's; the first, but for the smallest jobs.
+    /// The largest of the training's (or what comes before it in the place of gradients), the publication's, the loading's and the
+    /// preparation's; the first, but for the smallest jobs.
     package func peak(_ shape: StepShape) -> ByteCount {
-        max(
-            pools(shape).reduce(.zero) { $0 + $1.size }, publication + process.resident, loading + process.resident,
-            process.preparation)
+        let start = jobs.map(\.start.bytes).max()!
+        return max(
+            pools(shape).reduce(.zero) { $0 + $1.size } + ByteCount(max(0, start - gradients(shape).bytes)),
+            publication + process.resident, loading + process.resident, process.preparation)
     }
 }

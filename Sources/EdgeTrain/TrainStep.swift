@@ -194,6 +194,11 @@ package final class TrainStep {
         EdgeTensor.measureSmoothing(normed, into: smoothing[job].head, on: pool)
     }
 
+    /// What every linear of the frozen model reads of a sample, from the first layer on.
+    package func watchInputs(_ sample: TokenizedSample, _ watch: @escaping DecoderLayer.InputWatch) throws {
+        try forward(load([MicroBatch([sample])]), .watchingInputs(watch))
+    }
+
     /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`. Every number is what
     /// it would be if the job were alone.
     ///
@@ -315,21 +320,26 @@ package final class TrainStep {
         case evaluation(job: Int)
         /// In f32, without adapters.
         case measuringSmoothing(job: Int)
+        case watchingInputs(DecoderLayer.InputWatch)
     }
 
     /// To be asked for anew when another part of the weights is in use.
     private func layer(_ index: Int, _ pass: Pass) -> DecoderLayer {
         var (jobs, rounding, measured) = ([LayerJob](), RoundedRows.unrounded, LayerSmoothing?.none)
+        var watch: DecoderLayer.InputWatch?
         switch pass {
         case .training(let work):
             jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?[$0.job].layers[index]) }
             rounding = self.rounding
         case .evaluation(let job): jobs = [LayerJob(adapters[job])]
         case .measuringSmoothing(let job): measured = smoothing?[job].layers[index]
+        case .watchingInputs(let ofCaller): watch = ofCaller
         }
-        return DecoderLayer(
+        var layer = DecoderLayer(
             index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), jobs: jobs, rotaries: rotaries,
             dropped: dropped, scaledRows: scaledRows, rounding: rounding, measured: measured, pool: pool)
+        layer.watch = watch
+        return layer
     }
 
     private func keeps(_ index: Int) -> Bool { index >= model.spec.layerCount - shape.keptLayers }

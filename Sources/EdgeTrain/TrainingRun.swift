@@ -62,7 +62,7 @@ package enum TrainingError: Error, Equatable, CustomStringConvertible {
 }
 
 /// What the next micro-batch is for.
-package enum MicroBatchPurpose: Sendable { case training, evaluation }
+package enum MicroBatchPurpose: Sendable { case training, evaluation, adapterStart }
 
 /// What the control loop asks before every micro-batch, of training and of evaluation.
 package enum RunDirection: Sendable {
@@ -227,10 +227,34 @@ package final class TrainingRun {
     /// - Returns: false when it was asked to stop.
     private func begin() throws -> Bool {
         try step.measureSmoothing(smoothingSamples, job: job)
-        guard !isResumed, !dataset.heldOut.isEmpty else { return true }
+        guard !isResumed else { return true }
+        if spec.adapter.start == .eva, initial == nil, try !startByInputs() { return false }
+        guard !dataset.heldOut.isEmpty else { return true }
         guard let evaluation = try measure() else { return false }
         state.evaluations.append(evaluation)
         emit(.evaluation(evaluation, isBest: false))
+        return true
+    }
+
+    /// Over the samples of the first epoch, and no further than it takes.
+    ///
+    /// - Returns: false when it was asked to stop.
+    private func startByInputs() throws -> Bool {
+        let start = try EVAStart(adapters, seed: spec.seed)
+        let permutation = order.permutation(epoch: 0)
+        for index in 0..<order.stepsPerEpoch {
+            for sample in order.samples(step: index, permutation: permutation) {
+                switch direction(.adapterStart) {
+                // An adapter of no step is no result.
+                case .goOn, .finish: break
+                case .giveBack: model.releaseResidentWeights()
+                case .stop: return false
+                }
+                try start.add(dataset.training[sample], step)
+            }
+            if start.endStep() { break }
+        }
+        emit(.log(start.finish()))
         return true
     }
 

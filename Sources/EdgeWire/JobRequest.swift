@@ -25,6 +25,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var alphaPattern: [String: Double]?
     /// What a LoRA's A and B begin as.
     package var initLoraWeights: LoRAStart?
+    /// Of the eva start: each direction is divided by the square root of its singular value.
+    package var evaWhiten: Bool?
     /// alpha is divided by the square root of the rank, and not by the rank.
     package var useRslora: Bool?
     /// LoKr: the sizes of its first matrix, where they divide the linear's, -1: next below their roots; nil: 8. And whether that matrix is a
@@ -109,6 +111,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
         case decomposeFactor, decomposeBoth, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
+        case evaWhiten
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -137,6 +140,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.rankPattern, into: &rankPattern)
         try read(.alphaPattern, into: &alphaPattern)
         try read(.initLoraWeights, into: &initLoraWeights)
+        try read(.evaWhiten, into: &evaWhiten)
         try read(.useRslora, into: &useRslora)
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
         try read(.decomposeFactor, into: &decomposeFactor)
@@ -216,7 +220,7 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 
 /// PEFT's words for `init_lora_weights`; its `true` is kaiming.
 package enum LoRAStart: String, Codable, CaseIterable, Sendable {
-    case kaiming, gaussian, orthogonal
+    case kaiming, gaussian, orthogonal, eva
 }
 
 package enum Optimizer: String, Codable, CaseIterable, Sendable {

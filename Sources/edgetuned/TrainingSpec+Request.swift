@@ -54,6 +54,14 @@ extension AdapterSpec {
             let factor = request.decomposeFactor ?? LoKr.defaultFactor
             method = LoKr(factor: factor > 0 ? factor : nil, decomposesBoth: request.decomposeBoth ?? false)
         }
+        if request.evaWhiten == true, request.initLoraWeights != .eva {
+            throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
+        }
+        if request.initLoraWeights == .eva, request.initFromAdapter != nil {
+            throw Problem(
+                .invalidValue, "init_lora_weights: eva is not allowed: init_from_adapter begins from that adapter's weights",
+                hint: "leave one of them out")
+        }
         let rank = request.loraR ?? method.defaultRank
         let ofAllocation: [(String, Bool)] = [
             ("target_r", request.targetR != nil), ("tinit", request.tinit != nil), ("tfinal", request.tfinal != nil),
@@ -91,7 +99,9 @@ extension AdapterSpec {
         case nil, .kaiming: start = .kaiming
         case .gaussian: start = .gaussian
         case .orthogonal: start = .orthogonal
+        case .eva: start = .eva
         }
+        whitensStart = request.evaWhiten ?? false
     }
 }
 

@@ -25,6 +25,11 @@ extension Problem {
             self.init(.unsupportedModel, error.description, hint: "a GGUF file of version 2 or 3; download it again if it is cut off")
         case let error as TokenizerError: self.init(.unsupportedModel, "\(error)")
         case let error as ChatTemplateError: self.init(.unsupportedModel, "chat template: \(error.description)")
+        case let error as AdapterStartError:
+            switch error {
+            case .nonFiniteActivation: self.init(.unsupportedModel, error.description)
+            case .rankAboveInputs: self.init(.invalidValue, error.description, hint: "a smaller lora_r, or rank_pattern for such modules")
+            }
         case let error as AdapterTargetError: self.init(.invalidValue, error.description)
         case let error as DatasetError:
             // The daemon's own copy: what ails it is the machine's fault.

@@ -43,6 +43,7 @@ struct WorkTraining {
         if let planned = order.processBytes { process.resident = ByteCount(Int(clamping: planned)) }
         let initial = order.initialAdapterDirectory
         memory = try MemoryModel(model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil)
+        if spec.adapter.start == .eva { try EVAStart.check(memory.layout, model.spec) }
         if let initial, order.directory.isEmpty {
             // At submit; what a job began from cannot go away afterwards.
             try LoadedAdapter(directory: initial, of: model.spec).check(spec.adapter, modules: memory.modules, spec: model.spec)

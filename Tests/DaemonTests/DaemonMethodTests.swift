@@ -64,6 +64,13 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "lora_dropout: dora has no dropout here") { $0.adapter = "dora" },
         Refusal(text: "use_rslora: miss has no such scaling") { ($0.adapter, $0.useRslora, $0.loraDropout) = ("miss", true, 0) },
         Refusal(text: "loraplus_lr_ratio: loha has no B of its own") { ($0.adapter, $0.loraplusLrRatio, $0.loraDropout) = ("loha", 4, 0) },
+        Refusal(text: "init_lora_weights: ia3 has no such start") {
+            ($0.adapter, $0.loraR, $0.initLoraWeights, $0.loraDropout) = ("ia3", nil, .eva, 0)
+        },
+        Refusal(text: "eva_whiten: there is nothing to whiten") { $0.evaWhiten = true },
+        Refusal(text: "init_lora_weights: eva finds a direction for every rank; model.layers.0.self_attn.q_proj has the rank 65 and 64") {
+            ($0.initLoraWeights, $0.loraR) = (.eva, 65)
+        },
         Refusal(text: "lora_r: 23 is not allowed; with loha use 1 to 22") { ($0.adapter, $0.loraR, $0.loraDropout) = ("loha", 23, 0) },
         Refusal(text: "target_r: lora has no ranks that are taken away") { $0.targetR = 4 },
         Refusal(text: "target_r: 12 is not allowed; with lora_r: 12 use 1 to 11") {

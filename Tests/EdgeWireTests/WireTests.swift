@@ -218,6 +218,7 @@ private let modelJSON =
         (full.beta1, full.beta2, full.orthRegWeight) = (0.5, 0.5, 0.1)
         full.layersToTransform = [1]
         full.initFromAdapter = "a"
+        full.evaWhiten = true
         full.maxSteps = 1
         full.warmupSteps = 1
         full.warmupRatio = 0.5

@@ -161,7 +161,7 @@ extension DecoderSpec {
 
 extension LinearModule {
     /// The first of those that read the same input.
-    fileprivate var sharesInputWith: LinearModule {
+    package var sharesInputWith: LinearModule {
         switch self {
         case .query, .key, .value: .query
         case .output: .output

@@ -48,7 +48,7 @@ package struct AdapterMatrix: Equatable, Sendable {
         case normal(deviation: Float)
         /// A and B of a LoRA together.
         case orthogonal
-        /// What the base's weights say, once they are in memory; zero until then.
+        /// What the base's weights, or its activations, say, once they are in memory; zero until then.
         case measured
     }
     /// The axis that goes over the linear's outputs, whose order is the base file's.

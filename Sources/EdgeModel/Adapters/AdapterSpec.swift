@@ -25,6 +25,8 @@ package struct AdapterSpec: Equatable, Sendable {
     package var alphaPattern = ModulePatterns<Double>()
     /// Of LoRA's A and B.
     package var start = AdapterStart.kaiming
+    /// Of the eva start: each direction is divided by the square root of its singular value.
+    package var whitensStart = false
     /// What LoRA+ (arXiv:2402.12354) multiplies the learning rate of every B by; nil: 1.
     package var learningRateRatio: Double?
 
@@ -42,7 +44,8 @@ package struct AdapterSpec: Equatable, Sendable {
     package static func == (a: Self, b: Self) -> Bool {
         a.method.equals(b.method) && (a.rank, a.alpha, a.dropout) == (b.rank, b.alpha, b.dropout) && a.targets == b.targets
             && a.layers == b.layers && a.usesRankStabilizedScaling == b.usesRankStabilizedScaling
-            && a.learningRateRatio == b.learningRateRatio && a.start == b.start && a.rankPattern == b.rankPattern && a.alphaPattern == b.alphaPattern
+            && a.learningRateRatio == b.learningRateRatio && a.start == b.start && a.whitensStart == b.whitensStart
+            && a.rankPattern == b.rankPattern && a.alphaPattern == b.alphaPattern
     }
 
     /// "rank 16, alpha 32.0": what of it the method has.

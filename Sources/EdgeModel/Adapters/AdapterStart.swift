@@ -8,6 +8,8 @@ package enum AdapterStart: String, CaseIterable, Sendable {
     case gaussian
     /// Neither is zero, but B · A is: their rows and columns lie in spaces that are orthogonal to each other. Of even ranks.
     case orthogonal
+    /// A has the directions in which a linear's inputs vary most, B zero: made from activations (EdgeTrain/EVAStart.swift).
+    case eva
 
     /// Rows of A and columns of B lie in the odd and the even rows' span of a random orthogonal matrix, and are a tenth of normal there
     /// (peft, `LoraLayer.orthogonal_init`).

@@ -29,6 +29,7 @@ package struct LoRA: AdapterMethod {
             case .kaiming: (AdapterMatrix.kaiming(columns: linear.inFeatures), .constant(0))
             case .gaussian: (.normal(deviation: 1 / Float(spec.rank)), .constant(0))
             case .orthogonal: (.orthogonal, .orthogonal)
+            case .eva: (.measured, .constant(0))
             }
         return [
             AdapterMatrix(name: "lora_A.weight", rows: spec.rank, columns: linear.inFeatures, isTrained: trainsA, start: a),
