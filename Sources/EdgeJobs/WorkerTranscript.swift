@@ -44,8 +44,8 @@ actor WorkerTranscript {
             // The log is a convenience: what ails it must not end the run.
             do { try log.append(text, to: job, at: settings.now()) } catch { settings.report("log of \(job): \(error)") }
             event = .log(text)
-        case .alive, .generated, .merging, .stopped, .yielded, .trained, .salvaged, .planned, .comparedMethods, .calibrated, .inspectedModel,
-            .plannedImport, .imported, .importedModel, .inspectedDataset, .importedAdapter, .exported, .failure:
+        case .alive, .generated, .merging, .composing, .stopped, .yielded, .trained, .salvaged, .planned, .comparedMethods, .calibrated,
+            .inspectedModel, .plannedImport, .imported, .importedModel, .inspectedDataset, .importedAdapter, .composed, .exported, .failure:
             return
         }
         pending.append(event)
