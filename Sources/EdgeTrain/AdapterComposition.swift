@@ -7,8 +7,9 @@ package final class AdapterComposition {
     /// The paper's bound of a weight, and its factor of the weights' mean size in what is minimised (§4.2 there, and its code's
     /// `default_l1_regularization`).
     package static let largestWeight = 1.5, penalty = 0.05
-    /// Of the search: a third of the way from 0 to the bound.
-    private static let firstStep = largestWeight / 3
+    /// Of the search. On bowls of random centres and widths, 2 to 20 weights and forty evaluations, 0.15 to 0.3 end within a tenth of each
+    /// other, and 0.5 up to twice as high.
+    private static let firstStep = 0.25
 
     /// Weights, and what they gave.
     package struct Trial: Equatable, Sendable {
@@ -27,6 +28,8 @@ package final class AdapterComposition {
         package let base: Double
         /// Of each adapter by itself.
         package let alone: [Double]
+        /// Of all alike, each of weight 1/√n: PEFT's `linear` combination of weights 1/n.
+        package let even: Double
         /// Loss tokens of the examples.
         package let tokens: Int
     }
@@ -103,10 +106,11 @@ package final class AdapterComposition {
         }
     }
 
-    /// Finds weights for these examples: first of the base and of each adapter by itself, then by CMA-ES from the best of those.
+    /// Finds weights for these examples: the base, each adapter by itself and all alike are tried first, and then what CMA-ES asks for
+    /// from the best of those. (The paper begins at 0, where a change that is a product of two sums has no slope.)
     ///
     /// - Parameters:
-    ///   - steps: evaluations of the examples in all, more than one and the number of adapters.
+    ///   - steps: evaluations of the examples in all, more than two and the number of adapters.
     ///   - proceed: called before every micro-batch; what it throws ends the search.
     ///   - tried: gets each trial, and the best one so far.
     /// - Throws: `CompositionError`, `FileError`, and what the closures throw.
@@ -114,7 +118,7 @@ package final class AdapterComposition {
         _ examples: HeldOutLoss, steps: Int, seed: UInt64, kernels: KernelSet, spillDirectory: String,
         proceed: () throws -> Void = {}, tried: (_ number: Int, _ trial: Trial, _ best: Trial) throws -> Void = { _, _, _ in }
     ) throws -> Outcome {
-        precondition(steps > 1 + parts.count)
+        precondition(steps > 2 + parts.count)
         let step = try examples.step(kernels: kernels, spillDirectory: spillDirectory)
         var (number, tokens) = (0, 0)
         var best: Trial?
@@ -139,11 +143,12 @@ package final class AdapterComposition {
             weights[index] = 1
             return try measure(weights).loss
         }
+        let even = try measure([Double](repeating: (1 / Double(parts.count)).squareRoot(), count: parts.count)).loss
         var strategy = CMAES(
             start: best!.weights, stepSize: Self.firstStep, bounds: -Self.largestWeight...Self.largestWeight, seed: seed)
         while number < steps { strategy.take(try measure(strategy.next()).cost) }
         guard let best, best.weights != nothing else { throw CompositionError.nothingHelps(base: base) }
-        return Outcome(best: best, base: base, alone: alone, tokens: tokens)
+        return Outcome(best: best, base: base, alone: alone, even: even, tokens: tokens)
     }
 
     /// Publishes the mixture. Its values take the place of the first adapter's: nothing can be tried afterwards.

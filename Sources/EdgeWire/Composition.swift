@@ -14,7 +14,7 @@ package struct CompositionRequest: Codable, Equatable, Sendable {
     package var adapters: [String]
     /// The examples: a name, or `sha256:` and the digest of an uploaded blob.
     package var dataset: String
-    /// Evaluations of the examples in all. The base and each adapter by itself are the first.
+    /// Evaluations of the examples in all. The base, each adapter by itself and all alike are the first.
     package var steps: Int
     package var seed: UInt64
 
@@ -44,9 +44,9 @@ package struct CompositionRequest: Codable, Equatable, Sendable {
         }
         try require((2...Self.adapterLimit).contains(adapters.count), "adapters", "\(adapters.count) entries", "2 to \(Self.adapterLimit) adapters")
         try require(Set(adapters).count == adapters.count, "adapters", "a name given twice", "each adapter once")
-        let fewest = adapters.count + 2
+        let fewest = adapters.count + 3
         try require(
-            (fewest...1000).contains(steps), "steps", steps, "\(fewest) to 1000: one is for the base, and one for each adapter by itself")
+            (fewest...1000).contains(steps), "steps", steps, "\(fewest) to 1000: the base, each adapter by itself and all alike come first")
     }
 }
 
@@ -79,18 +79,19 @@ package struct CompositionReport: Codable, Equatable, Sendable {
     /// Samples, and their tokens that carry loss.
     package var examples: Int
     package var tokens: Int
-    /// Of the examples, in nats per token: with the new adapter, without any, and with each by itself (nil: no number).
+    /// Of the examples, in nats per token: with the new adapter, without any, with each by itself, and with all alike (nil: no number).
     package var loss: Double
     package var baseLoss: Double
     package var aloneLosses: [Double?]
+    package var evenLoss: Double?
     package var steps: Int
     package var plannedPeakBytes: UInt64
     /// The most that the worker has held.
     package var peakBytes: UInt64
 
     package init(
-        weights: [Double], examples: Int, tokens: Int, loss: Double, baseLoss: Double, aloneLosses: [Double?], steps: Int,
-        plannedPeakBytes: UInt64, peakBytes: UInt64
+        weights: [Double], examples: Int, tokens: Int, loss: Double, baseLoss: Double, aloneLosses: [Double?], evenLoss: Double?,
+        steps: Int, plannedPeakBytes: UInt64, peakBytes: UInt64
     ) {
         self.weights = weights
         self.examples = examples
@@ -98,6 +99,7 @@ package struct CompositionReport: Codable, Equatable, Sendable {
         self.loss = loss
         self.baseLoss = baseLoss
         self.aloneLosses = aloneLosses
+        self.evenLoss = evenLoss
         self.steps = steps
         self.plannedPeakBytes = plannedPeakBytes
         self.peakBytes = peakBytes

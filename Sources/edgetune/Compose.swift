@@ -8,11 +8,12 @@ extension Adapters {
         static let configuration = CommandConfiguration(
             abstract: "Make one adapter of several by weights that a few examples choose, without training.",
             discussion: """
-                LoRAHub (arXiv:2307.13269): A and B of the new adapter are weighted sums of those of the others, and the weights, -1.5 to
+                LoRAHub (arXiv:2307.13269): A and B of the new adapter are weighted sums of those of the others, and the weights, -1.5 to \
                 1.5, are looked for by CMA-ES, so that the loss on the examples and 0.05 of the weights' mean size are least. The \
                 adapters are LoRAs of one model, rank and choice of modules.
 
-                Each step is one evaluation of all examples: the base, each adapter by itself, and what is tried. Ctrl-C ends it; \
+                Each step is one evaluation of all examples: the base, each adapter by itself, all alike, and then what \
+                is tried. Ctrl-C ends it; \
                 then there is no new adapter.
                 """)
         @OptionGroup var daemon: DaemonOptions
@@ -64,9 +65,9 @@ extension Adapters {
             func loss(_ value: Double?) -> String { value.map { Amount.fixed($0, 4) } ?? "not finite" }
             let rows = [["base", "", loss(report.baseLoss)]]
                 + zip(adapters, zip(report.weights, report.aloneLosses)).map { [$0, Amount.fixed($1.0, 4), loss($1.1)] }
-                + [[adapter.name, "", loss(report.loss)]]
+                + [["all alike", "", loss(report.evenLoss)], [adapter.name, "", loss(report.loss)]]
             return "\(adapter.name): an adapter of \(adapter.baseModel), chosen by \(report.examples) examples (\(report.tokens) tokens)\n"
-                + Table.text(["", "WEIGHT", "LOSS ALONE"], rows)
+                + Table.text(["", "WEIGHT", "LOSS"], rows)
         }
     }
 }

@@ -53,7 +53,7 @@ func compose(_ order: WorkOrder.ComposeOrder, _ channel: WorkChannel) throws -> 
         trainingJSON: Array(try encoder.encode(record)), modelCard: record.modelCard)
     return CompositionReport(
         weights: outcome.best.weights, examples: examples.count, tokens: outcome.tokens, loss: outcome.best.loss, baseLoss: outcome.base,
-        aloneLosses: record.aloneLosses, steps: request.steps, plannedPeakBytes: UInt64(heldOut.plannedPeak.bytes),
+        aloneLosses: record.aloneLosses, evenLoss: record.evenLoss, steps: request.steps, plannedPeakBytes: UInt64(heldOut.plannedPeak.bytes),
         peakBytes: ProcessFacts.residentBytes().peak)
 }
 
@@ -112,6 +112,7 @@ private struct CompositionRecord: Encodable {
     let loss: Double
     let baseLoss: Double
     let aloneLosses: [Double?]
+    let evenLoss: Double?
 
     init(_ order: WorkOrder.ComposeOrder, _ outcome: AdapterComposition.Outcome, examples count: Int) throws {
         baseModel = order.baseModel
@@ -125,6 +126,7 @@ private struct CompositionRecord: Encodable {
         (steps, seed) = (order.request.steps, order.request.seed)
         (loss, baseLoss) = (outcome.best.loss, outcome.base)
         aloneLosses = outcome.alone.map { $0.isFinite ? $0 : nil }
+        evenLoss = outcome.even.isFinite ? outcome.even : nil
     }
 
     var modelCard: String {

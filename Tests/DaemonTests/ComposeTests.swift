@@ -88,7 +88,7 @@ import Testing
         let refusals: [(HTTPAnswer, Int, String)] = [
             (try compose("one"), 409, "there is another adapter"), (try compose("../x"), 422, "name"),
             (try compose("x", ["one", "nobody"]), 404, "there is no adapter"), (try compose("x", ["one"]), 422, "use 2 to 20 adapters"),
-            (try compose("x", ["one", "one"]), 422, "use each adapter once"), (try compose(steps: 3), 422, "steps: 3 is not allowed; use 4 to 1000"),
+            (try compose("x", ["one", "one"]), 422, "use each adapter once"), (try compose(steps: 4), 422, "steps: 4 is not allowed; use 5 to 1000"),
             (try compose("x", ["one", "two"], "nothing"), 404, "there is no data set"),
             // The worker's own come as the last line.
             (try compose("x", ["one", "low"]), 200, "adapter number 1 has rank 4, number 2 rank 2"),

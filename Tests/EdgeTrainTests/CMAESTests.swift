@@ -64,13 +64,14 @@ struct CMAESTests {
     @Test(
         "the minimum is found, whatever the seed",
         arguments: [
-            CostCase.sphere(1, 300), .sphere(2, 400), .sphere(5, 900), .ellipsoid(2, 900), .ellipsoid(4, 2500), .rosenbrock(2, 1500),
-            .rosenbrock(4, 4000),
+            CostCase.sphere(1, 300), .sphere(2, 400), .sphere(5, 900), .ellipsoid(2, 900), .ellipsoid(4, 2500), .rosenbrock(2, 900),
+            .rosenbrock(4, 2200),
         ])
     func minimum(_ function: CostCase) {
-        // Rosenbrock of four dimensions has a second valley, which some seeds end in: Shang and Qiu, doi:10.1162/evco.2006.14.1.119.
-        let reached = (1...8).filter { Self.minimise(function.dimensions, function.evaluations, seed: $0, function.cost).cost < 1e-9 }
-        #expect(reached.count >= (function.name == "Rosenbrock" && function.dimensions > 2 ? 6 : 8), "\(function.testDescription): \(reached)")
+        for seed in 1...8 {
+            let found = Self.minimise(function.dimensions, function.evaluations, seed: UInt64(seed), function.cost).cost
+            #expect(found < 1e-9, "\(function.testDescription), seed \(seed): \(found)")
+        }
     }
 
     @Test("forty evaluations are enough to come near")
@@ -78,7 +79,7 @@ struct CMAESTests {
         for seed in 1...20 {
             let found = Self.minimise(3, 40, seed: UInt64(seed), Self.sphere).cost
             // 0.98 where it begins.
-            #expect(found < 0.25, "seed \(seed): \(found)")
+            #expect(found < 0.15, "seed \(seed): \(found)")
         }
     }
 

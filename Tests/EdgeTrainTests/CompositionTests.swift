@@ -132,6 +132,8 @@ struct CompositionTests {
         #expect(outcome.best.loss <= outcome.alone[0] && outcome.best.cost <= trials.map(\.cost).min()!)
         #expect(trials.count == 40 && trials.flatMap(\.weights).allSatisfy { abs($0) <= AdapterComposition.largestWeight })
         #expect(trials[0].weights == [0, 0] && trials[1].weights == [1, 0] && trials[2].weights == [0, 1])
+        let even = (1.0 / 2).squareRoot()
+        #expect(trials[3].weights == [even, even] && trials[3].loss == outcome.even)
         #expect(outcome.best.cost == outcome.best.loss + 0.05 * (abs(outcome.best.weights[0]) + abs(outcome.best.weights[1])) / 2)
 
         for threads in [1, 3] { #expect(try Self.search([knows, other], examples, threads: threads).trials == trials) }
@@ -180,7 +182,7 @@ struct CompositionTests {
             if tensor.name.contains("lora_B") { tensor.values = tensor.values.map { _ in 0 } }
             return tensor
         }
-        let samples = try golden.samples(), base = try Self.search(paths, samples, steps: 4).outcome.base
+        let samples = try golden.samples(), base = try Self.search(paths, samples, steps: 5).outcome.base
         #expect(throws: CompositionError.nothingHelps(base: base)) { try Self.search([still, still], samples, steps: 10) }
     }
 
