@@ -26,6 +26,8 @@ package enum WorkOrder: Codable, Sendable {
     case importAdapter(ImportAdapterOrder)
     /// Publishes one adapter made of several, and answers with `importedAdapter`.
     case combineAdapters(CombineOrder)
+    /// Publishes several adapters mixed by weights that examples choose. Says `composing` meanwhile, and answers with `composed`.
+    case composeAdapters(ComposeOrder)
     /// Answers with `inspectedDataset`.
     case inspectDataset(path: String)
     /// Streams `generated`; the last one has `done` or a problem, and ends the worker.
@@ -205,6 +207,34 @@ package enum WorkOrder: Codable, Sendable {
         }
     }
 
+    package struct ComposeOrder: Codable, Sendable {
+        package var request: CompositionRequest
+        /// In the request's order.
+        package var adapterDirectories: [String]
+        package var datasetPath: String
+        /// `sha256:` of the data set, for the adapter's own record.
+        package var datasetDigest: String
+        package var modelPath: String
+        package var modelDigest: String
+        package var baseModel: String
+        package var outputDirectory: String
+        package var budgetBytes: UInt64
+        package init(
+            request: CompositionRequest, adapterDirectories: [String], datasetPath: String, datasetDigest: String, modelPath: String,
+            modelDigest: String, baseModel: String, outputDirectory: String, budgetBytes: UInt64
+        ) {
+            self.request = request
+            self.adapterDirectories = adapterDirectories
+            self.datasetPath = datasetPath
+            self.datasetDigest = datasetDigest
+            self.modelPath = modelPath
+            self.modelDigest = modelDigest
+            self.baseModel = baseModel
+            self.outputDirectory = outputDirectory
+            self.budgetBytes = budgetBytes
+        }
+    }
+
     package struct MergeOrder: Codable, Sendable {
         package var format: MergeFormat?
         package var adapterDirectory: String
@@ -332,6 +362,7 @@ package indirect enum WorkMessage: Codable, Sendable {
     case alive
     case generated(GenerateEvent)
     case merging(MergeEvent)
+    case composing(CompositionEvent)
     /// Bytes of the model's file so far.
     case imported(bytes: UInt64)
 
@@ -355,15 +386,16 @@ package indirect enum WorkMessage: Codable, Sendable {
     case importedModel
     case inspectedDataset(DatasetReport)
     case importedAdapter
+    case composed(CompositionReport)
     case exported(path: String)
     case failure(Problem)
 
     /// Nothing follows this message.
     package var isLast: Bool {
         switch self {
-        case .ofJob, .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .imported: false
-        case .stopped, .yielded, .trained, .salvaged, .planned, .plannedTogether, .jobsEnded, .comparedMethods, .calibrated, .inspectedModel, .plannedImport, .importedModel,
-            .inspectedDataset, .importedAdapter, .exported, .failure:
+        case .ofJob, .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .composing, .imported: false
+        case .stopped, .yielded, .trained, .salvaged, .planned, .plannedTogether, .jobsEnded, .comparedMethods, .calibrated, .inspectedModel,
+            .plannedImport, .importedModel, .inspectedDataset, .importedAdapter, .composed, .exported, .failure:
             true
         }
     }

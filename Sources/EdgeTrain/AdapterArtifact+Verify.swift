@@ -46,6 +46,9 @@ extension AdapterArtifact {
         return region
     }
 
+    /// SHA-256 of a published artifact's tensors, in their frame.
+    package static func tensorDigest(_ directory: String) throws -> [UInt8] { digestByPieces(try file(framedName, in: directory)) }
+
     /// SHA-256, with a megabyte of the file resident at a time.
     static func digestByPieces(_ region: ByteRegion) -> [UInt8] {
         var digest = SHA256()

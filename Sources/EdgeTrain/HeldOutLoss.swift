@@ -1,4 +1,4 @@
-// The held-out loss of a model outside a run: what a merged model is compared by.
+// The held-out loss of a model outside a run: what a merged model is compared by, and compositions are chosen by.
 import EdgeFormats
 import EdgeModel
 import EdgeTensor
@@ -21,15 +21,33 @@ package struct HeldOutLoss {
         of model: BaseModel, _ adapter: LoadedAdapter?, on samples: [TokenizedSample], spec: TrainingSpec, process: ProcessMemory,
         limits: PlanLimits
     ) throws {
-        (self.model, self.adapter, self.samples) = (model, adapter, samples)
         // While every B is zero, none is computed with.
         let none = AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
-        memory = MemoryModel(
+        let memory = MemoryModel(
             spec: model.spec, adapter: adapter?.spec ?? none, modules: try adapter?.modules(of: model.spec) ?? none.modules(of: model.spec),
             weights: WeightParts(model), process: process, loadsAdapter: adapter != nil)
+        try self.init(of: model, adapter, memory, on: samples, spec: spec, limits: limits)
+    }
+
+    /// The same of whatever adapters the caller fills into the step, of this form.
+    package init(
+        of model: BaseModel, filling adapter: AdapterSpec, modules: [ModuleID], on samples: [TokenizedSample], spec: TrainingSpec,
+        process: ProcessMemory, limits: PlanLimits
+    ) throws {
+        let memory = MemoryModel(spec: model.spec, adapter: adapter, modules: modules, weights: WeightParts(model), process: process)
+        try self.init(of: model, nil, memory, on: samples, spec: spec, limits: limits)
+    }
+
+    private init(
+        of model: BaseModel, _ adapter: LoadedAdapter?, _ memory: MemoryModel, on samples: [TokenizedSample], spec: TrainingSpec,
+        limits: PlanLimits
+    ) throws {
+        (self.model, self.adapter, self.samples, self.memory) = (model, adapter, samples, memory)
         plan = try TrainingPlan.make(
             memory, lengths: SampleLengths(Dataset(training: samples, heldOut: samples), spec: spec), limits)
     }
+
+    package var plannedPeak: ByteCount { plan.peak }
 
     /// - Parameters:
     ///   - spillDirectory: where layer inputs go when the plan has them in a file.
@@ -38,10 +56,19 @@ package struct HeldOutLoss {
     package func measure(
         kernels: KernelSet, spillDirectory: String, progress: (Int) throws -> Void
     ) throws -> (mean: Double, tokens: Int) {
-        let step = try TrainStep(
+        let step = try step(kernels: kernels, spillDirectory: spillDirectory)
+        if let adapter { try adapter.load(into: step.adapters[0], model.spec) } else { step.adapters[0].initialize(seed: 1) }
+        return try loss(by: step, progress: progress)
+    }
+
+    /// All memory of it; its adapters are still to be filled.
+    func step(kernels: KernelSet, spillDirectory: String) throws -> TrainStep {
+        try TrainStep(
             model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: try Arena(capacity: memory.arena(plan.shape)),
             spillDirectory: spillDirectory)
-        if let adapter { try adapter.load(into: step.adapters[0], model.spec) } else { step.adapters[0].initialize(seed: 1) }
-        return try step.heldOutLoss(samples, tokenBudget: plan.tokenBudget, progress: progress)
+    }
+
+    func loss(by step: TrainStep, progress: (Int) throws -> Void) throws -> (mean: Double, tokens: Int) {
+        try step.heldOutLoss(samples, tokenBudget: plan.tokenBudget, progress: progress)
     }
 }

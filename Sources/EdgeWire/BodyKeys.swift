@@ -14,6 +14,7 @@ package struct BodyKeys: Sendable {
     package static let model = BodyKeys(top: ["name", "blob", "files", "source"], lists: ["files": ["name", "blob"]])
     package static let combination = BodyKeys(
         top: ["name", "adapters", "combination", "density", "rank", "seed"], lists: ["adapters": ["adapter", "weight"]])
+    package static let composition = BodyKeys(top: ["name", "adapters", "dataset", "steps", "seed"])
     package static let merge = BodyKeys(top: ["format", "measure"])
     package static let generate = BodyKeys(
         top: ["model", "adapter", "messages", "max_tokens", "temperature", "seed"],

@@ -1,11 +1,11 @@
-// edgetune adapters add, list, remove; combine is in Combine.swift
+// edgetune adapters add, list, remove; combine is in Combine.swift, compose in Compose.swift
 import ArgumentParser
 import EdgeWire
 
 struct Adapters: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "The adapters that jobs have made, or that were brought in.",
-        subcommands: [Add.self, Combine.self, List.self, Remove.self],
+        subcommands: [Add.self, Combine.self, Compose.self, List.self, Remove.self],
         defaultSubcommand: List.self)
 
     struct Add: AsyncParsableCommand {

@@ -88,30 +88,13 @@ private struct SubmitUpload {
     }
 
     func dataset(_ value: String, isFlag: Bool) async throws -> String {
-        guard let file = try LocalFile(path: path(value, isFlag: isFlag)) else {
-            try requireName(value, what: "data set")
-            return value
-        }
-        let digest = try await BlobUpload.send(file, to: client)
-        let name = ResourceName.unique(file.name, digest: digest)
-        do {
-            let record = try await client.repeated { () async throws(DaemonError) in
-                try await client.post(DatasetRecord.self, Endpoint.datasets, ImportRequest(name: name, blob: digest))
-            }
-            return record.name
-        } catch DaemonError.problem(var problem) {
-            // Another user has the same file under the same name. The bytes are there, and can be named by themselves.
-            if problem.kind == .conflict { return digest }
-            // The daemon knows lines, not files.
-            if problem.kind == .badDataset { problem.detail = "\(value): \(problem.detail)" }
-            throw DaemonError.problem(problem)
-        }
+        try await DatasetUpload(client: client).named(value, path: path(value, isFlag: isFlag))
     }
 
     func model(_ value: String, isFlag: Bool, held: [ModelRecord]) async throws -> String {
         if held.contains(where: { $0.name == value }) { return value }
         guard let source = try ModelSource(path: path(value, isFlag: isFlag)) else {
-            try requireName(value, what: "model")
+            try DatasetUpload.requireName(value, what: "model")
             return value
         }
         return try await ModelUpload.add(source, name: nil, to: client).name
@@ -119,15 +102,9 @@ private struct SubmitUpload {
 
     func adapter(_ value: String, isFlag: Bool, baseModel: String) async throws -> String {
         guard let source = try AdapterSource(path: path(value, isFlag: isFlag)) else {
-            try requireName(value, what: "adapter")
+            try DatasetUpload.requireName(value, what: "adapter")
             return value
         }
         return try await source.add(name: nil, baseModel: baseModel, to: client).name
-    }
-
-    private func requireName(_ value: String, what: String) throws {
-        guard !value.contains("/"), Wire.isName(value) || value.hasPrefix("sha256:") else {
-            throw CommandFailure(.notFound, "\(value) is neither a file nor the name of a \(what)")
-        }
     }
 }

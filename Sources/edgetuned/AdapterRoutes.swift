@@ -43,13 +43,7 @@ extension Daemon {
         let request = try await decodedBody(CombinationRequest.self, of: call, keys: .combination)
         try request.validate()
         try requireName(request.name)
-        var parts: [StoredAdapter] = []
-        for part in request.adapters { parts.append(try await adapter(named: part.adapter, for: call.caller)) }
-        if let other = parts.first(where: { $0.modelBlob != parts[0].modelBlob }) {
-            throw Problem(
-                .conflict, "\(parts[0].name) is an adapter of \(parts[0].baseModel), \(other.name) of \(other.baseModel)",
-                hint: "adapters of one model can be combined")
-        }
+        let parts = try await adaptersOfOneModel(request.adapters.map(\.adapter), call.caller)
         let modelPath = try modelPath(of: parts[0])
         return try created(
             try await newAdapter(request.name, of: (parts[0].baseModel, parts[0].modelBlob), call.caller) { output in
@@ -60,17 +54,24 @@ extension Daemon {
             })
     }
 
+    /// - Parameter names: at least one.
+    func adaptersOfOneModel(_ names: [String], _ caller: Caller) async throws -> [StoredAdapter] {
+        var adapters: [StoredAdapter] = []
+        for name in names { adapters.append(try await adapter(named: name, for: caller)) }
+        if let other = adapters.first(where: { $0.modelBlob != adapters[0].modelBlob }) {
+            throw Problem(
+                .conflict, "\(adapters[0].name) is an adapter of \(adapters[0].baseModel), \(other.name) of \(other.baseModel)",
+                hint: "adapters of one model can be combined")
+        }
+        return adapters
+    }
+
     /// What a worker publishes by `order`, which gets the directory to make.
     private func newAdapter(
         _ name: String, of model: (name: String, blob: String), _ caller: Caller, order: (_ directory: String) async throws -> WorkOrder
     ) async throws -> StoredAdapter {
-        let id = JobID.make(now: self.now(), random: random())
-        let adapter = StoredAdapter(
-            name: name, job: id, baseModel: model.name, modelBlob: model.blob, ownerUid: caller.uid, createdAt: now().inWholeSeconds)
-        guard try await store.adapter(name) == nil else {
-            throw Problem(.conflict, "there is another adapter \"\(name)\"", hint: "another name, or remove it first")
-        }
-        let directory = queue.directory(of: id)
+        let adapter = try await unmadeAdapter(name, of: model, caller)
+        let directory = queue.directory(of: adapter.job)
         try DurableDirectory.make(directory)
         do {
             let message = try await answer(to: try await order(self.directory(of: adapter)))
@@ -81,6 +82,16 @@ extension Daemon {
             throw error
         }
         return adapter
+    }
+
+    /// An adapter as it will be in the store, where there is none of its name.
+    func unmadeAdapter(_ name: String, of model: (name: String, blob: String), _ caller: Caller) async throws -> StoredAdapter {
+        guard try await store.adapter(name) == nil else {
+            throw Problem(.conflict, "there is another adapter \"\(name)\"", hint: "another name, or remove it first")
+        }
+        return StoredAdapter(
+            name: name, job: JobID.make(now: self.now(), random: random()), baseModel: model.name, modelBlob: model.blob,
+            ownerUid: caller.uid, createdAt: now().inWholeSeconds)
     }
 
     private func created(_ adapter: StoredAdapter) throws -> Response {
@@ -134,7 +145,7 @@ extension Daemon {
 
     func directory(of adapter: StoredAdapter) -> String { queue.directory(of: adapter.job) + "/adapter" }
 
-    private func record(_ adapter: StoredAdapter) -> AdapterRecord {
+    func record(_ adapter: StoredAdapter) -> AdapterRecord {
         let directory = directory(of: adapter)
         return AdapterRecord(
             name: adapter.name, job: adapter.job, baseModel: adapter.baseModel, ownerUid: adapter.ownerUid,

@@ -114,22 +114,24 @@ extension Daemon {
     private func files(of request: JobRequest, _ caller: Caller) async throws -> (model: String, datasets: [String]) {
         let model = try await model(named: request.baseModel)
         var datasets: [String] = []
-        for reference in request.datasets {
-            if reference.path.hasPrefix("sha256:") {
-                let digest = try BlobDigest(reference.path)
-                guard blobs.status(digest).complete else {
-                    throw Problem(.notFound, "there is no data set \(digest.text)", hint: "upload it first")
-                }
-                datasets.append(digest.text)
-            } else {
-                guard let dataset = try await store.dataset(reference.path) else {
-                    throw Problem(.notFound, "there is no data set \"\(reference.path.prefix(80))\"")
-                }
-                try caller.require(ownerOf: "data set \"\(dataset.name)\"", uid: dataset.ownerUid)
-                datasets.append(dataset.blob)
-            }
-        }
+        for reference in request.datasets { datasets.append(try await datasetBlob(reference.path, caller)) }
         return (model.blob, datasets)
+    }
+
+    /// Of a data set that is named, or of an upload by its digest.
+    func datasetBlob(_ name: String, _ caller: Caller) async throws -> String {
+        guard name.hasPrefix("sha256:") else {
+            guard let dataset = try await store.dataset(name) else {
+                throw Problem(.notFound, "there is no data set \"\(name.prefix(80))\"")
+            }
+            try caller.require(ownerOf: "data set \"\(dataset.name)\"", uid: dataset.ownerUid)
+            return dataset.blob
+        }
+        let digest = try BlobDigest(name)
+        guard blobs.status(digest).complete else {
+            throw Problem(.notFound, "there is no data set \(digest.text)", hint: "upload it first")
+        }
+        return digest.text
     }
 
     private func plan(

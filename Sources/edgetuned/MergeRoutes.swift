@@ -27,7 +27,7 @@ extension Daemon {
                 return event
             },
             problem: { MergeEvent(problem: $0) },
-            ended: { Self.removeUnfinishedMerges(in: parent, logger) })
+            ended: { _ in Self.removeUnfinishedMerges(in: parent, logger) })
     }
 
     func mergedFile(_ call: Call) async throws -> Response {

@@ -80,6 +80,7 @@ struct Route: Sendable {
 
         Route(.post, Endpoint.adapters, .user) { try await $0.addAdapter($1) },
         Route(.post, Endpoint.combinations, .user) { try await $0.combineAdapters($1) },
+        Route(.post, Endpoint.compositions, .user) { try await $0.composeAdapters($1) },
         Route(.get, Endpoint.adapters, .user) { try await $0.listAdapters($1) },
         Route(.get, Endpoint.adapter("{}"), .user) { try await $0.showAdapter($1) },
         Route(.delete, Endpoint.adapter("{}"), .user) { try await $0.removeAdapter($1) },

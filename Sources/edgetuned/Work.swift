@@ -45,6 +45,7 @@ struct Work: ParsableCommand {
             case .combineAdapters(let order):
                 try edgetuned.combineAdapters(order)
                 channel.send(.importedAdapter)
+            case .composeAdapters(let order): channel.send(.composed(try compose(order, channel)))
             case .inspectDataset(let path): channel.send(.inspectedDataset(try datasetReport(path)))
             case .generate(let order): try generate(order, channel)
             case .merge(let order): try merge(order, channel)

@@ -54,6 +54,8 @@ extension Problem {
         case let error as AdapterError: self.init(.badAdapter, error.description)
         case let error as CombinationError: self.init(.badAdapter, error.description)
         case let error as RankAllocationError: self.init(.invalidValue, error.description)
+        case let error as CompositionError:
+            if case .nonFinite = error { self.init(.nonFinite, error.description) } else { self.init(.badAdapter, error.description) }
         case let error as MergeError: self.init(.invalidValue, error.description)
         case let error as GenerationError: self.init(.invalidValue, error.description)
         case let error as KernelSetError: self.init(.invalidValue, error.description)

@@ -50,6 +50,10 @@ extension WorkOrder {
             return OrderPaths(
                 readable: order.adapterDirectories + [order.modelPath], writable: [parent(of: order.outputDirectory)],
                 largestFileBytes: WireLimit.blobBytes)
+        case .composeAdapters(let order):
+            return OrderPaths(
+                readable: order.adapterDirectories + [order.datasetPath, order.modelPath], writable: [parent(of: order.outputDirectory)],
+                largestFileBytes: WireLimit.blobBytes)
         case .generate(let order):
             return OrderPaths(readable: [order.modelPath] + [order.adapterDirectory].compactMap { $0 })
         case .merge(let order):
