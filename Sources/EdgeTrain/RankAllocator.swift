@@ -209,7 +209,7 @@ package struct RankAllocator {
     }
 
     /// The value that is number `place`, from 1, in ascending order; turns the values round. Hoare's selection, in Lomuto's parts.
-    static func smallest(_ place: Int, of values: UnsafeMutablePointer<Float>, count: Int) -> Float {
+    package static func smallest(_ place: Int, of values: UnsafeMutablePointer<Float>, count: Int) -> Float {
         precondition((1...count).contains(place))
         let values = UnsafeMutableBufferPointer(start: values, count: count)
         var (low, high) = (0, count - 1)

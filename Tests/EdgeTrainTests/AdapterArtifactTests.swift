@@ -105,6 +105,10 @@ struct AdapterArtifactTests {
         (#"{"peft_type":"LORA","use_qalora":true}"#, .unsupported(key: "use_qalora", value: "true")),
         (#"{"peft_type":"LORA","bias":"all"}"#, .unsupported(key: "bias", value: "\"all\"")),
         (#"{"peft_type":"LORA","r":0}"#, .badConfig(key: "r", value: "0")),
+        (#"{"peft_type":"LOKR","decompose_factor":0}"#, .badConfig(key: "decompose_factor", value: "0")),
+        (#"{"peft_type":"LOKR","decompose_both":1}"#, .badConfig(key: "decompose_both", value: "1")),
+        (#"{"peft_type":"ADALORA","deltaT":0}"#, .badConfig(key: "deltaT", value: "0")),
+        (#"{"peft_type":"ADALORA","lora_alpha":0}"#, .badConfig(key: "lora_alpha", value: "0")),
     ])
     func configurationsItCannotHoldAreRefused(json: String, error: AdapterError) {
         #expect(throws: error) { try AdapterConfig(json: ByteRegion.copy(of: Array(json.utf8))) }

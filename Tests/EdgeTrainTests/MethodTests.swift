@@ -199,6 +199,28 @@ struct MethodTests {
         #expect(abs(try Self.loss(model, adapter, in: scratch.path) / Self.wholeLoss(method) - 1) < 2e-6)
     }
 
+    @Test("sizes are parted as by peft's factorization", arguments: [
+        (576, nil, 24, 24), (576, 8, 8, 72), (576, 5, 4, 144), (1536, 100, 32, 48), (100, 20, 20, 5), (127, nil, 1, 127), (128, 12, 8, 16),
+        (5632, nil, 64, 88), (24, 7, 4, 6), (1, 8, 1, 1),
+    ] as [(Int, Int?, Int, Int)])
+    func factorization(size: Int, factor: Int?, first: Int, second: Int) {
+        #expect(LoKr.divisors(of: size, factor: factor) == (first, second))
+    }
+
+    @Test("a LoKr's file with a matrix both whole and as a product is refused")
+    func twoFormsOfAMatrix() throws {
+        let scratch = try TemporaryDirectory()
+        let method = try #require(MethodCase.all.first { $0.name == "lokr" })
+        let module = "base_model.model.model.layers.0.mlp.up_proj"
+        try Self.peftDirectory(method, scratch.path) { tensor in
+            // Another linear's, which has it whole.
+            guard tensor.name == "base_model.model.model.layers.0.self_attn.q_proj.lokr_w2" else { return tensor }
+            return AdapterTensor(name: module + ".lokr_w2", shape: tensor.shape, values: tensor.values)
+        }
+        let model = try BaseModel.open(path: TinyRun.modelPath)
+        #expect(throws: AdapterError.unknownTensor(module + ".lokr_w2")) { try LoadedAdapter(directory: scratch.path, of: model.spec) }
+    }
+
     // MARK: the same bits
 
     static func gradientBits(

@@ -96,6 +96,19 @@ struct RankAllocationTests {
         #expect(throws: RankAllocationError.noStepsBetween(initial: 5, final: 3, total: 8)) { try run.run(in: directory.path) }
     }
 
+    @Test("the value of every place is the sorted values', equal ones included")
+    func selection() {
+        for count in [1, 2, 3, 17, 200] {
+            let random = RandomSource(seed: 5, .sampling, UInt64(count))
+            let values = (0..<count).map { Float(random.integer($0, below: count)) }
+            for place in 1...count {
+                var turned = values
+                let found = turned.withUnsafeMutableBufferPointer { RankAllocator.smallest(place, of: $0.baseAddress!, count: count) }
+                #expect(found == values.sorted()[place - 1])
+            }
+        }
+    }
+
     @Test("of adapters whose ranks are all gone in a linear, the rest is read")
     func emptyLinears() throws {
         let scratch = try TemporaryDirectory()

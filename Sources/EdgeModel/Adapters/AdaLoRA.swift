@@ -60,6 +60,8 @@ package struct AdaLoRA: AdapterMethod {
         func steps(_ key: String, from lowest: Int, default: Int) throws -> Int {
             try read(key, default: `default`) { $0.integer.flatMap { $0 >= lowest ? $0 : nil } }
         }
+        // PEFT has a rule of its own for such, by the ranks that are left.
+        guard config["lora_alpha"]?.double.map({ $0 > 0 }) ?? true else { throw AdapterSettingError(key: "lora_alpha") }
         var allocation = RankAllocation()
         allocation.targetRank = try steps("target_r", from: 1, default: 8)
         allocation.initialSteps = try steps("tinit", from: 0, default: 0)

@@ -40,7 +40,7 @@ package struct LoKr: AdapterMethod {
 
     /// Two factors of a size (peft, tuners/lokr/layer.py, `factorization`): `factor` and the rest, or the largest divisor that is not
     /// above `factor` and the root, and the rest.
-    static func divisors(of size: Int, factor: Int?) -> (Int, Int) {
+    package static func divisors(of size: Int, factor: Int?) -> (Int, Int) {
         if let factor, size % factor == 0 { return (factor, size / factor) }
         var (divisor, next) = (1, 2)
         while next * next <= size, next <= factor ?? size {
