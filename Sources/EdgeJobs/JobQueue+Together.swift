@@ -65,7 +65,7 @@ extension JobQueue {
     /// One process reads what each of them may read: that is one user's. The rest is what a step has one of.
     private static func areCompatible(_ a: Job, _ b: Job) -> Bool {
         a.ownerUid == b.ownerUid && a.modelBlob == b.modelBlob && a.request.precision == b.request.precision
-            && a.request.threads == b.request.threads
+            && a.request.threads == b.request.threads && [a, b].allSatisfy { $0.request.activationCache == nil }
     }
 
     /// Nil: not together.

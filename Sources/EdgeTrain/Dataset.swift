@@ -152,6 +152,7 @@ package struct SampleLengths: Sendable {
     /// No step has more tokens.
     package let mostStepTokens: Int
     package var totalSteps: Int { order.totalSteps }
+    package var epochs: Double { Double(order.totalSteps) / Double(order.stepsPerEpoch) }
 
     /// Most sample visits that are gone through one by one.
     private static let exactVisits = 2_000_000

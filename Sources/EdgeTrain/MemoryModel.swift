@@ -100,8 +100,10 @@ package struct MemoryModel {
         let optimizerStates: [OptimizerState: ByteCount]
         /// What the adapter's start takes while there are no gradients yet.
         let start: ByteCount
+        let cache: CachedActivations?
 
-        init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec, loadsAdapter: Bool) {
+        init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec, loadsAdapter: Bool, cache: CachedActivations?) {
+            self.cache = cache
             self.modules = modules
             self.loadsAdapter = loadsAdapter
             // Walked once: a planner asks for hundreds of peaks.
@@ -115,20 +117,34 @@ package struct MemoryModel {
         }
     }
 
-    package init(
-        spec: DecoderSpec, adapter: AdapterSpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical,
-        loadsAdapter: Bool = false
-    ) {
-        self.init(
-            [JobMemory(adapter, modules: modules, of: spec, loadsAdapter: loadsAdapter)], spec: spec, weights: weights, process: process)
+    /// A job's cache of activations.
+    package struct CachedActivations: Equatable, Sendable {
+        package let format: ActivationFormat
+        /// Held-out ones, too.
+        package let samples: Int
+        package let tokens: Int
+        package init(_ format: ActivationFormat, _ lengths: SampleLengths) {
+            let all = lengths.training + lengths.heldOut
+            (self.format, samples, tokens) = (format, all.count, all.reduce(0) { $0 + $1.tokens })
+        }
     }
 
     package init(
-        _ model: BaseModel, adapter: AdapterSpec, process: ProcessMemory = .typical, loadsAdapter: Bool = false
+        spec: DecoderSpec, adapter: AdapterSpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical,
+        loadsAdapter: Bool = false, cache: CachedActivations? = nil
+    ) {
+        self.init(
+            [JobMemory(adapter, modules: modules, of: spec, loadsAdapter: loadsAdapter, cache: cache)], spec: spec, weights: weights,
+            process: process)
+    }
+
+    package init(
+        _ model: BaseModel, adapter: AdapterSpec, process: ProcessMemory = .typical, loadsAdapter: Bool = false,
+        cache: CachedActivations? = nil
     ) throws {
         self.init(
             spec: model.spec, adapter: adapter, modules: try adapter.modules(of: model.spec), weights: WeightParts(model),
-            process: process, loadsAdapter: loadsAdapter)
+            process: process, loadsAdapter: loadsAdapter, cache: cache)
     }
 
     /// Of jobs that train together, each with the moments that it has alone.
@@ -180,6 +196,12 @@ package struct MemoryModel {
         sum { $0.optimizerStates[$0.optimizer ?? shape.optimizer]! }  // all cases are there
     }
     package func optimizerState(job: Int, _ shape: StepShape) -> OptimizerState { jobs[job].optimizer ?? shape.optimizer }
+
+    /// Of a job that is alone.
+    var cache: CachedActivations? { jobs.count == 1 ? jobs[0].cache : nil }
+    package func activationCache(_ shape: StepShape) -> ByteCount {
+        cache.map { ActivationCache.bytes($0.format, samples: $0.samples, longest: shape.longestSample, spec) } ?? .zero
+    }
 
     package func layerCheckpoints(_ shape: StepShape) -> ByteCount {
         LayerCheckpoints.bytes(shape.checkpoints, tokens: shape.tokens, trainedLayers: trainedLayers, spec)
@@ -248,7 +270,7 @@ package struct MemoryModel {
     /// Everything that one arena holds.
     package func arena(_ shape: StepShape) -> ByteCount {
         adapters + factors + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
-            + work(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
+            + work(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape) + activationCache(shape)
             + (shape.weights == .streamed ? weights.streamBytes : .zero)
     }
 
@@ -272,7 +294,9 @@ package struct MemoryModel {
             Pool(name: "program, libraries and samples", size: process.resident),
             Pool(name: "page tables", size: pageTables(shape)),
         ]
-        return pools + (jobs.count > 1 ? [Pool(name: "an adapter that is published beside", size: publicationBeside)] : [])
+        let cached = activationCache(shape)
+        return pools + (cached > .zero ? [Pool(name: "activation cache's buffer and index", size: cached)] : [])
+            + (jobs.count > 1 ? [Pool(name: "an adapter that is published beside", size: publicationBeside)] : [])
     }
 
     /// Before the first step there are the adapters' own block and what is read into it.

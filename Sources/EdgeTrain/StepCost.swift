@@ -75,17 +75,23 @@ package struct StepCost: Equatable, Sendable {
     package var streamedBytes = 0.0
     /// Written and read for layer inputs in a file.
     package var spilledBytes = 0.0
+    /// Read from the activation cache.
+    package var cachedBytes = 0.0
 
     /// - Parameters:
     ///   - tokens: of the micro-batch.
     ///   - lossTokens: those that carry loss.
     ///   - sampleTokens: of a typical sample: what attention is quadratic in.
+    ///   - cachedShare: of the tokens, those for which the layers below the adapted ones are not run.
     ///   - layouts: of the jobs that have a part in it; nil: of all.
     package init(
-        _ memory: MemoryModel, _ shape: StepShape, layouts: [AdapterLayout]? = nil, tokens: Double, lossTokens: Double, sampleTokens: Double
+        _ memory: MemoryModel, _ shape: StepShape, layouts: [AdapterLayout]? = nil, tokens: Double, lossTokens: Double, sampleTokens: Double,
+        cachedShare: Double = 0
     ) {
         let spec = memory.spec
-        let (layers, trained) = (Double(spec.layerCount), Double(memory.trainedLayers))
+        let trained = Double(memory.trainedLayers)
+        let frozen = (Double(spec.layerCount) - trained) * (1 - cachedShare)
+        let layers = frozen + trained
         let again = trained - Double(shape.keptLayers)
         var ofLayer = 0.0, ofDown = 0.0, ofMLP = 0.0
         for module in LinearModule.allCases {
@@ -113,7 +119,8 @@ package struct StepCost: Equatable, Sendable {
             weightTokens += Double(layout.scaledWeights) * ofJob
         }
         // Two products in the forward, five in the backward.
-        let keys = spec.layerKinds.reduce(0) { $0 + CausalAttention.meanKeys(sampleTokens, window: $1.window) } / layers
+        let keys = spec.layerKinds.reduce(0) { $0 + CausalAttention.meanKeys(sampleTokens, window: $1.window) }
+            / Double(spec.layerCount)
         attentionMultiplyAdds = (2 * layers + 2 * again + 5 * trained) * tokens * keys * Double(spec.queryWidth)
         // Norms and rotations of a layer take as long as so many activations; a backward, as two forwards.
         elements =
@@ -123,9 +130,11 @@ package struct StepCost: Equatable, Sendable {
         if shape.weights == .streamed {
             let layerBytes = memory.weights.layerBytes
             streamedBytes =
-                Double(layerBytes.reduce(0, +)) + Double(layerBytes.suffix(memory.trainedLayers).reduce(0, +))
+                Double(layerBytes.dropLast(memory.trainedLayers).reduce(0, +)) * (1 - cachedShare)
+                + 2 * Double(layerBytes.suffix(memory.trainedLayers).reduce(0, +))
                 + 2 * chunks * Double(memory.weights.headBytes)
         }
+        if let cache = memory.cache { cachedBytes = cachedShare * tokens * Double(cache.format.rowBytes(spec.hiddenSize)) }
         if shape.checkpoints == .file { spilledBytes = 2 * trained * tokens * 4 * Double(spec.hiddenSize) }
     }
 
@@ -142,7 +151,7 @@ package struct StepCost: Equatable, Sendable {
         seconds += attentionMultiplyAdds * board.perAttentionMultiplyAdd
         seconds += elements * board.perElement
         // Copying takes a core's time; the disk works beside the computation, and only what it is longer is waited for.
-        seconds += streamedBytes * board.perCopiedByte
+        seconds += (streamedBytes + cachedBytes) * board.perCopiedByte
         let perDiskByte = board.perDiskByte ?? Calibration.nominal.perDiskByte!
         let disk = (weightsAreCached ? 0 : streamedBytes) * perDiskByte + spilledBytes * perDiskByte
         return max(seconds * Self.between, disk)

@@ -48,12 +48,16 @@ package struct JobMicroBatch {
     package let masks: DropoutMasks?
     /// What the step has drawn, of a method that draws one; nil: all ranks.
     package let rank: Int?
+    /// Where the layers below the adapted ones have left what they made of the samples; nil: they run. Only of a job that is alone.
+    package let cached: CachedSamples?
     /// Σ nll over the loss tokens, in nats, which is added to.
     package var loss: Double
 
     package init(
-        job: Int = 0, _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil, addingTo loss: Double = 0
+        job: Int = 0, _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil, cached: CachedSamples? = nil,
+        addingTo loss: Double = 0
     ) {
+        self.cached = cached
         self.job = job
         self.batch = batch
         self.lossScale = lossScale
@@ -213,7 +217,8 @@ package final class TrainStep {
         defer { for one in work { adapters[one.job].use(rank: nil) } }
         let batch = load(work.map(\.batch))
         let pass = Pass.training(work)
-        try forward(batch, pass)
+        precondition(work.count == 1 || work.allSatisfy { $0.cached == nil })
+        try forward(batch, pass, work[0].cached)
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()
         try headLoss(&work, .gradient, after: first(ofBackward: model.spec.layerCount - 1))
@@ -248,8 +253,8 @@ package final class TrainStep {
     }
 
     /// Adds Σ nll over the loss tokens to `loss`, in nats, without gradients or dropout.
-    package func evaluate(_ microBatch: MicroBatch, job: Int = 0, loss: inout Double) throws {
-        try forward(load([microBatch]), .evaluation(job: job))
+    package func evaluate(_ microBatch: MicroBatch, job: Int = 0, cached: CachedSamples? = nil, loss: inout Double) throws {
+        try forward(load([microBatch]), .evaluation(job: job), cached)
         var work = [JobMicroBatch(job: job, microBatch, lossScale: 0, addingTo: loss)]
         try headLoss(&work, .lossOnly, after: .attention(0))
         loss = work[0].loss
@@ -257,14 +262,18 @@ package final class TrainStep {
 
     /// Held-out loss: samples packed in their order, as many as `tokenBudget` tokens hold.
     ///
-    /// - Parameter progress: gets the loss tokens that are done, after every micro-batch.
+    /// - Parameters:
+    ///   - cached: of the samples with these numbers.
+    ///   - progress: gets the loss tokens that are done, after every micro-batch.
     /// - Returns: mean nll per loss token, in nats, and how many loss tokens there are.
     package func heldOutLoss(
-        _ samples: [TokenizedSample], job: Int = 0, tokenBudget: Int, progress: (Int) throws -> Void = { _ in }
+        _ samples: [TokenizedSample], job: Int = 0, tokenBudget: Int, cached: (Range<Int>) -> CachedSamples? = { _ in nil },
+        progress: (Int) throws -> Void = { _ in }
     ) throws -> (mean: Double, tokens: Int) {
-        var (loss, tokens) = (0.0, 0)
+        var (loss, tokens, first) = (0.0, 0, 0)
         for batch in packed(samples, tokenBudget: tokenBudget, tokens: \.tokens.count) {
-            try evaluate(MicroBatch(batch), job: job, loss: &loss)
+            try evaluate(MicroBatch(batch), job: job, cached: cached(first..<first + batch.count), loss: &loss)
+            first += batch.count
             tokens += Dataset.lossTokens(Array(batch))
             try progress(tokens)
         }
@@ -351,11 +360,18 @@ package final class TrainStep {
         keeps(index) ? kept[index - (model.spec.layerCount - shape.keptLayers)] : activations
     }
 
-    private func forward(_ batch: PackedBatch, _ pass: Pass) throws {
+    private func forward(_ batch: PackedBatch, _ pass: Pass, _ cached: CachedSamples? = nil) throws {
         let last = model.spec.layerCount - 1
         checkpoints.begin(tokens: batch.tokenCount)
-        try embed(into: checkpoints.input(of: 0))
-        for index in 0...last {
+        var first = 0
+        if let cached, cached.areThere {
+            first = cached.layer
+            try cached.load(into: checkpoints.input(of: first), batch.spans, on: pool)
+        } else {
+            try embed(into: checkpoints.input(of: 0))
+        }
+        for index in first...last {
+            if let cached, index == cached.layer, first < index { try cached.keep(checkpoints.input(of: index), batch.spans, on: pool) }
             let activations = activations(of: index)
             try weights.use(.attention(index), next: .mlp(index))
             layer(index, pass).attentionForward(checkpoints.input(of: index), batch, activations, workspace)

@@ -24,7 +24,7 @@ package final class TrainingGroup {
         runs = try jobs.enumerated().map { number, job in
             try TrainingRun(
                 job, number: number, of: step, model: model, optimizer: memory.optimizerState(job: number, shape),
-                gradients: shape.gradients, arena: arena)
+                gradients: shape.gradients, longest: shape.longestSample, arena: arena)
         }
         precondition(arena.used == arena.capacity, "the plan has \(arena.capacity.bytes) bytes, the step took \(arena.used.bytes)")
         self.step = step

@@ -30,6 +30,8 @@ package struct TrainingPlan: Equatable, Sendable {
     package let trades: [Trade]
     /// Bytes of disk beside the checkpoints.
     package let spill: ByteCount
+    /// Of it, what the activation cache may have.
+    package let cache: ByteCount
     /// Of the whole run, or of the jobs' to the end of the last; nil where the board has not been measured.
     package var seconds: Double? { isMeasured ? duration : nil }
     /// The same, in units of a common board where this one has not been measured: to compare plans by.
@@ -40,7 +42,7 @@ package struct TrainingPlan: Equatable, Sendable {
 
     fileprivate init(
         shape: StepShape, tokenBudgets: [Int], microBatchesPerStep: Int, pools: [MemoryModel.Pool], peak: ByteCount, budget: ByteCount,
-        trades: [Trade], spill: ByteCount, duration: Double, isMeasured: Bool, tokens: Double
+        trades: [Trade], spill: ByteCount, cache: ByteCount, duration: Double, isMeasured: Bool, tokens: Double
     ) {
         self.shape = shape
         self.tokenBudgets = tokenBudgets
@@ -50,6 +52,7 @@ package struct TrainingPlan: Equatable, Sendable {
         self.budget = budget
         self.trades = trades
         self.spill = spill
+        self.cache = cache
         self.duration = duration
         self.isMeasured = isMeasured
         self.tokens = tokens
@@ -197,9 +200,23 @@ private struct Planner {
         TrainingPlan(
             shape: best.shape, tokenBudgets: best.batches.tokenBudgets, microBatchesPerStep: best.microBatchesPerStep,
             pools: memory.pools(best.shape), peak: memory.peak(best.shape), budget: limits.budget,
-            trades: trades(best), spill: memory.spill(best.shape),
+            trades: trades(best), spill: memory.spill(best.shape) + cache(best.shape), cache: cache(best.shape),
             duration: seconds(best), isMeasured: limits.calibration != nil,
             tokens: lengths.reduce(0) { $0 + $1.meanStepTokens * Double($1.totalSteps) })
+    }
+
+    /// As much as there is room for: what is not cached is computed again.
+    private func cache(_ shape: StepShape) -> ByteCount {
+        guard let cache = memory.cache else { return .zero }
+        let room = max(0, limits.spill.bytes - memory.spill(shape).bytes)
+        return min(ByteCount(room), ActivationCache.fileBytes(cache.format, tokens: cache.tokens, memory.spec))
+    }
+
+    /// Of a run's tokens, those that are met again with what the layers below the adapted ones made of them on disk.
+    private func cachedShare(_ shape: StepShape) -> Double {
+        guard let cache = memory.cache else { return 0 }
+        let all = ActivationCache.fileBytes(cache.format, tokens: cache.tokens, memory.spec)
+        return max(0, 1 - 1 / lengths[0].epochs) * Double(self.cache(shape).bytes) / Double(max(1, all.bytes))
     }
 
     /// Without kept layers, weights resident, layer inputs in memory.
@@ -282,13 +299,14 @@ private struct Planner {
     func seconds(_ candidate: Candidate) -> Double {
         let board = limits.calibration ?? .nominal
         var (seconds, rounds) = (0.0, 0.0)
+        let cachedShare = cachedShare(candidate.shape)
         var active = shares(candidate).sorted { $0.rounds < $1.rounds }[...]
         while let next = active.first {
             let tokens = active.reduce(0) { $0 + $1.tokens }
             let cost = StepCost(
                 memory, candidate.shape, layouts: active.map { memory.layouts[$0.job] }, tokens: tokens,
                 lossTokens: active.reduce(0) { $0 + $1.lossTokens },
-                sampleTokens: active.reduce(0) { $0 + $1.sampleTokens * $1.tokens } / max(1, tokens))
+                sampleTokens: active.reduce(0) { $0 + $1.sampleTokens * $1.tokens } / max(1, tokens), cachedShare: cachedShare)
             seconds += (next.rounds - rounds) * cost.seconds(board, weightsAreCached: limits.weightsAreCached)
             rounds = next.rounds
             active = active.dropFirst()

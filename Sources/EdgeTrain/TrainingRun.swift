@@ -101,6 +101,8 @@ package final class TrainingRun {
     private let gradients: AdapterSet.GradientExtent
     private let optimizer: AdamW
     private let allocator: RankAllocator?
+    /// Of the training samples, and then of the held-out ones.
+    private let cache: ActivationCache?
     private let spec: TrainingSpec
     private let tokenBudget: Int
     private let dataset: Dataset
@@ -124,22 +126,27 @@ package final class TrainingRun {
         let dataset: Dataset
         /// Samples of a step are packed up to so many tokens.
         let tokenBudget: Int
+        /// Most bytes of disk for cached activations, and their directory.
+        let cache: (limit: ByteCount, directory: String)
         let checkpoints: CheckpointStore
         let initial: (() throws -> LoadedAdapter)?
         let emit: (TrainingEvent) -> Void
         let direction: (MicroBatchPurpose) -> RunDirection
 
         /// - Parameters:
+        ///   - cache: used where the specification has a cache of activations.
         ///   - checkpoints: where resumable state is written and found.
         ///   - initial: the adapter that a run begins from, read when it begins; nil: PEFT's start.
         ///   - direction: asked before every micro-batch.
         package init(
-            spec: TrainingSpec, dataset: Dataset, tokenBudget: Int, checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil,
+            spec: TrainingSpec, dataset: Dataset, tokenBudget: Int, cache: (limit: ByteCount, directory: String) = (.zero, ""),
+            checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil,
             emit: @escaping (TrainingEvent) -> Void, direction: @escaping (MicroBatchPurpose) -> RunDirection
         ) {
             self.spec = spec
             self.dataset = dataset
             self.tokenBudget = tokenBudget
+            self.cache = cache
             self.checkpoints = checkpoints
             self.initial = initial
             self.emit = emit
@@ -147,10 +154,12 @@ package final class TrainingRun {
         }
     }
 
-    /// - Parameter arena: has room for the moments, and for what the ranks are allocated by.
+    /// - Parameters:
+    ///   - longest: tokens of a sample, as planned.
+    ///   - arena: has room for the moments, for what the ranks are allocated by, and for the activation cache.
     init(
         _ job: Job, number: Int, of step: TrainStep, model: BaseModel, optimizer: OptimizerState, gradients: AdapterSet.GradientExtent,
-        arena: Arena
+        longest: Int, arena: Arena
     ) throws {
         self.model = model
         self.step = step
@@ -167,6 +176,15 @@ package final class TrainingRun {
         order = DataOrder(sampleCount: dataset.training.count, spec: spec)
         self.optimizer = AdamW(adapters.layout.trained, optimizer, arena: arena)
         allocator = try RankAllocator(adapters, totalSteps: order.totalSteps, arena: arena)
+        cache = try spec.activationCache.map { [dataset] format in
+            try ActivationCache(
+                format, lengths: (dataset.training + dataset.heldOut).map(\.tokens.count), longest: longest, limit: job.cache.limit,
+                directory: job.cache.directory, model.spec, arena: arena)
+        }
+    }
+
+    private func cached(_ samples: [Int]) -> CachedSamples? {
+        cache.map { CachedSamples(cache: $0, numbers: samples, layer: adapters.lowestLayer) }
     }
 
     /// What a run does next.
@@ -201,15 +219,15 @@ package final class TrainingRun {
         while true {
             if let underWay {
                 switch direction(.training) {
-                case .goOn: return .microBatch(underWay.work(job: job, spec))
+                case .goOn: return .microBatch(work(underWay))
                 case .giveBack:
                     model.releaseResidentWeights()
-                    return .microBatch(underWay.work(job: job, spec))
+                    return .microBatch(work(underWay))
                 // Whatever was under way is dropped whole, and done again on resume.
                 case .stop: return .ended(try stop())
                 case .finish:
                     // An adapter of no step is no result.
-                    guard state.step > 0 else { return .microBatch(underWay.work(job: job, spec)) }
+                    guard state.step > 0 else { return .microBatch(work(underWay)) }
                     self.underWay = nil
                     // A checkpoint of this step may be there that does not know of its end.
                     checkpointed = nil
@@ -296,15 +314,16 @@ package final class TrainingRun {
         /// Of the gradients that were applied layer by layer.
         var squares = 0.0
 
-        /// The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
-        func work(job: Int, _ spec: TrainingSpec) -> JobMicroBatch {
-            JobMicroBatch(
-                job: job, MicroBatch(batches[done]), lossScale: 1 / Float(max(1, lossTokens)),
-                masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: stepKey, firstSample: doneSamples) : nil, rank: rank,
-                addingTo: loss)
-        }
-
         func mean(_ loss: Double) -> Double { loss / Double(max(1, lossTokens)) }
+    }
+
+    /// The mean over the whole step's loss tokens: however samples are parted, the gradient is the same.
+    private func work(_ now: StepUnderWay) -> JobMicroBatch {
+        let batch = now.batches[now.done]
+        return JobMicroBatch(
+            job: job, MicroBatch(batch), lossScale: 1 / Float(max(1, now.lossTokens)),
+            masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: now.stepKey, firstSample: now.doneSamples) : nil, rank: now.rank,
+            cached: cached(Array(now.indices.dropFirst(now.doneSamples).prefix(batch.count))), addingTo: now.loss)
     }
 
     private func beginStep() {
@@ -427,7 +446,9 @@ package final class TrainingRun {
         }
         do {
             try heed()
-            let (loss, tokens) = try step.heldOutLoss(dataset.heldOut, job: job, tokenBudget: tokenBudget) { _ in try heed() }
+            let (loss, tokens) = try step.heldOutLoss(
+                dataset.heldOut, job: job, tokenBudget: tokenBudget,
+                cached: { self.cached($0.map { self.dataset.training.count + $0 }) }, progress: { _ in try heed() })
             guard loss.isFinite else { throw TrainingError.nonFiniteEvaluation(step: state.step, loss: loss) }
             return Evaluation(step: state.step, loss: loss, tokens: tokens)
         } catch is Stopped {

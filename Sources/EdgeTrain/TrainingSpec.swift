@@ -51,6 +51,8 @@ package struct TrainingSpec: Equatable, Sendable {
     package var earlyStoppingPatience: Int?
     /// Nil: f32, or 8 bits where nothing else fits.
     package var optimizer: OptimizerState?
+    /// What the layers below the lowest adapted one make of each sample is rounded so, and kept on disk; nil: they run every time.
+    package var activationCache: ActivationFormat?
 
     package init(
         adapter: AdapterSpec, sequenceLength: Int, microBatchSize: Int, gradientAccumulation: Int, epochs: Double,

@@ -51,6 +51,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var loraTargetModules: TargetModules = .pattern("all-linear")
     /// Layers that get an adapter; nil: all. The backward pass stops at the lowest.
     package var layersToTransform: [Int]?
+    /// What the layers below those make of each sample is rounded to this and kept on disk from the first epoch on.
+    package var activationCache: ActivationCacheFormat?
 
     /// An adapter that the daemon holds, whose weights training begins from; nil: PEFT's start. In a job file it may be a path: of a
     /// PEFT directory or a GGUF adapter.
@@ -109,7 +111,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
 
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
-        case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
+        case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform, activationCache
         case decomposeFactor, decomposeBoth, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten
         case initFromAdapter
@@ -155,6 +157,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.loraDropout, into: &loraDropout)
         try read(.loraTargetModules, into: &loraTargetModules)
         try read(.layersToTransform, into: &layersToTransform)
+        try read(.activationCache, into: &activationCache)
         try read(.initFromAdapter, into: &initFromAdapter)
         try read(.sequenceLen, into: &sequenceLen)
         try read(.microBatchSize, into: &microBatchSize)
@@ -222,6 +225,8 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 package enum LoRAStart: String, Codable, CaseIterable, Sendable {
     case kaiming, gaussian, orthogonal, eva
 }
+
+package enum ActivationCacheFormat: String, Codable, CaseIterable, Sendable { case bf16, int8 }
 
 package enum Optimizer: String, Codable, CaseIterable, Sendable {
     /// adamw, or adamw_8bit where nothing else fits the budget.

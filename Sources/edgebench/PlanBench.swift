@@ -23,6 +23,9 @@ struct PlanBench: ParsableCommand {
     @Option(help: "Rank of the adapters; the method's own when absent.") var rank: Int?
     @Option(help: "Adapted modules: all-linear, or names with commas.") var targets = "all-linear"
     @Option(help: "Steps.") var steps = 3
+    @Option(help: "The lowest adapted layer.") var fromLayer = 0
+    @Option(help: "bf16 or int8: what the layers below that give is kept on disk.") var activationCache: String?
+    @Option(help: "Samples in the data set.") var examples = 2
     @Option(help: "Worker threads.") var threads = 2
     @Option(help: "f32, bf16, f16, int8 or auto.") var precision = "auto"
     @Option(help: "auto, adamw, adamw_8bit or adamw_bf16.") var optimizer = "auto"
@@ -84,6 +87,11 @@ struct PlanBench: ParsableCommand {
         request.loraR = rank
         request.loraTargetModules =
             targets == "all-linear" ? .pattern(targets) : .names(targets.split(separator: ",").map(String.init))
+        if fromLayer > 0 { request.layersToTransform = Array(fromLayer..<(try BaseModel.open(path: model).spec.layerCount)) }
+        request.activationCache = try activationCache.map { name in
+            guard let format = ActivationCacheFormat(rawValue: name) else { throw ValidationError("no cache in \(name)") }
+            return format
+        }
         request.sequenceLen = tokens
         request.microBatchSize = samples
         request.gradientAccumulationSteps = 1
@@ -94,7 +102,7 @@ struct PlanBench: ParsableCommand {
         guard let type = Precision(rawValue: precision) else { throw ValidationError("no precision \(precision)") }
         request.precision = type
         let data = files + "/data.jsonl"
-        try bench.writeSamples([Int](repeating: tokens, count: max(samples, 2)), of: model, to: data)
+        try bench.writeSamples([Int](repeating: tokens, count: max(samples, examples)), of: model, to: data)
         request.optimizer = try Optimizer(name: optimizer) ?? { throw ValidationError("no optimizer \(optimizer)") }()
         try bench.calibrate(type, threads: threads)
         for budget in budget.isEmpty ? ["1TB"] : budget {

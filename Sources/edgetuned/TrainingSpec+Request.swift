@@ -25,6 +25,7 @@ extension TrainingSpec {
             adamEpsilon: Float(request.adamEpsilon), maxGradNorm: request.maxGradNorm == 0 ? nil : request.maxGradNorm,
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience, optimizer: OptimizerState(request.optimizer))
+        activationCache = request.activationCache.map { $0 == .bf16 ? .bf16 : .int8 }
     }
 }
 

@@ -42,13 +42,20 @@ struct WorkTraining {
         var process = try ProcessFacts.processMemory()
         if let planned = order.processBytes { process.resident = ByteCount(Int(clamping: planned)) }
         let initial = order.initialAdapterDirectory
-        memory = try MemoryModel(model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil)
+        let lengths = SampleLengths(dataset, spec: spec)
+        self.lengths = lengths
+        let cached = spec.activationCache.map { MemoryModel.CachedActivations($0, lengths) }
+        memory = try MemoryModel(model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil, cache: cached)
+        guard cached == nil || memory.trainedLayers < model.spec.layerCount else {
+            throw Problem(
+                .invalidValue, "activation_cache: the model's first layer is adapted, so nothing is the same in the next epoch",
+                hint: "adapt upper layers only: layers_to_transform: [\(model.spec.layerCount / 2), …]")
+        }
         if spec.adapter.start == .eva { try EVAStart.check(memory.layout, model.spec) }
         if let initial, order.directory.isEmpty {
             // At submit; what a job began from cannot go away afterwards.
             try LoadedAdapter(directory: initial, of: model.spec).check(spec.adapter, modules: memory.modules, spec: model.spec)
         }
-        lengths = SampleLengths(dataset, spec: spec)
         // A plan is made before its directory: the model is on the same disk.
         let freeDisk = BlobStore.freeBytes(order.directory.isEmpty ? order.modelPath : order.directory) / 2
         limits = PlanLimits(
@@ -64,7 +71,7 @@ struct WorkTraining {
     var planReport: PlanReport {
         var report = PlanReport(
             pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
-            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text),
+            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text) + cacheText,
             precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.layout.trainableCount,
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
@@ -80,6 +87,12 @@ struct WorkTraining {
             report.totalSeconds = seconds
         }
         return report
+    }
+
+    private var cacheText: [String] {
+        guard spec.activationCache != nil else { return [] }
+        let layers = model.spec.layerCount - memory.trainedLayers
+        return ["layers 0 to \(layers - 1) run in the first epoch: \(plan.cache.mebibytes) MiB of disk for what they give"]
     }
 
     /// - Parameter plan: of the run: this job's, or that of all that train together.
@@ -100,7 +113,7 @@ struct WorkTraining {
         tokenBudget: Int, emit: @escaping (TrainingEvent) -> Void, direction: @escaping (MicroBatchPurpose) -> RunDirection
     ) throws -> TrainingRun.Job {
         TrainingRun.Job(
-            spec: spec, dataset: dataset, tokenBudget: tokenBudget,
+            spec: spec, dataset: dataset, tokenBudget: tokenBudget, cache: (limit: plan.cache, directory: order.directory),
             checkpoints: CheckpointStore(directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
             initial: order.initialAdapterDirectory.map { [model] directory in { try LoadedAdapter(directory: directory, of: model.spec) } },
             emit: emit, direction: direction)

@@ -19,6 +19,8 @@ struct TinyRun {
     var dataset = Dataset(TinyRun.samples(17), heldOut: 3, seed: 3)
     var budget = ByteCount(1 << 30)
     var threads = 2
+    /// Bytes of disk for cached activations.
+    var cacheLimit = ByteCount(1 << 40)
     /// The adapter that the run begins from.
     var initial: (@Sendable () throws -> LoadedAdapter)?
     /// What the test wants otherwise than the planner.
@@ -41,7 +43,9 @@ struct TinyRun {
     }
 
     func memory(of model: BaseModel) throws -> MemoryModel {
-        try MemoryModel(model, adapter: spec.adapter, loadsAdapter: initial != nil)
+        try MemoryModel(
+            model, adapter: spec.adapter, loadsAdapter: initial != nil,
+            cache: spec.activationCache.map { MemoryModel.CachedActivations($0, SampleLengths(dataset, spec: spec)) })
     }
 
     func plan(_ memory: MemoryModel) throws -> TrainingPlan {
@@ -86,7 +90,7 @@ struct TinyRun {
 
     func job(in directory: String, tokenBudget: Int, fingerprint: UInt8 = 1, _ conversation: Conversation) -> TrainingRun.Job {
         TrainingRun.Job(
-            spec: spec, dataset: dataset, tokenBudget: tokenBudget,
+            spec: spec, dataset: dataset, tokenBudget: tokenBudget, cache: (limit: cacheLimit, directory: directory),
             checkpoints: CheckpointStore(
                 directory: directory, runFingerprint: [UInt8](repeating: fingerprint, count: 32)),
             initial: initial, emit: { conversation.events.append($0) }, direction: conversation.direction)
