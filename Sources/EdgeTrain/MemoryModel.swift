@@ -81,6 +81,8 @@ package struct MemoryModel {
     /// Gradients of the layer that has most.
     private let largestLayer: ByteCount
     private let optimizerStates: [OptimizerState: ByteCount]
+    /// Of the model that the loftq start compares the base with.
+    let original: WeightParts?
     /// What the adapter's start takes while there are no gradients yet.
     private let start: ByteCount
     let lowestLayer: Int
@@ -88,9 +90,10 @@ package struct MemoryModel {
 
     package init(
         spec: DecoderSpec, adapter: AdapterSpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical,
-        loadsAdapter: Bool = false
+        loadsAdapter: Bool = false, original: WeightParts? = nil
     ) {
         self.spec = spec
+        self.original = original
         self.loadsAdapter = loadsAdapter
         self.modules = modules
         self.weights = weights
@@ -105,15 +108,21 @@ package struct MemoryModel {
             uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0)) })
         lowestLayer = modules.map(\.layer).min() ?? 0
         adaptedModules = layout.modules
-        start = adapter.start == .eva && !loadsAdapter ? EVAStart.bytes(layout) : .zero
+        start =
+            switch adapter.start {
+            case .eva: EVAStart.bytes(layout)
+            case .loftq: original.map { LoftQStart.bytes(layout, base: weights, original: $0) } ?? .zero
+            case .kaiming, .gaussian, .orthogonal: .zero
+            }
     }
 
     package init(
-        _ model: BaseModel, adapter: AdapterSpec, process: ProcessMemory = .typical, loadsAdapter: Bool = false
+        _ model: BaseModel, adapter: AdapterSpec, process: ProcessMemory = .typical, loadsAdapter: Bool = false,
+        original: BaseModel? = nil
     ) throws {
         self.init(
             spec: model.spec, adapter: adapter, modules: try adapter.modules(of: model.spec), weights: WeightParts(model),
-            process: process, loadsAdapter: loadsAdapter)
+            process: process, loadsAdapter: loadsAdapter, original: original.map(WeightParts.init))
     }
 
     package var adapter: AdapterSpec { layout.spec }
@@ -229,12 +238,22 @@ package struct MemoryModel {
     /// Before the first step there are the adapters' own block and what is read into it.
     private var loading: ByteCount { loadsAdapter ? adapters + LoadedAdapter.loadingBytes(adapters) : .zero }
 
-    /// The largest of the training's (or what comes before it in the place of gradients), the publication's, the loading's and the
-    /// preparation's; the first, but for the smallest jobs.
+    /// With the adapter's start, which ends before there are gradients. Eva computes with the model. Loftq has its own memory for weights:
+    /// the run's are given back meanwhile, and a step's other memory is not in use yet, but where int8 products were measured for.
+    private func starting(_ shape: StepShape, pools: ByteCount) -> ByteCount {
+        switch adapter.start {
+        case .eva: pools + ByteCount(max(0, start.bytes - gradients(shape).bytes))
+        case .loftq:
+            (shape.compute == .int8 ? arena(shape) : adapters + scratch(shape)) + start + process.resident + pageTables(shape)
+        case .kaiming, .gaussian, .orthogonal: .zero
+        }
+    }
+
+    /// The largest of the training's, the start's, the publication's, the loading's and the preparation's; the first, but for the
+    /// smallest jobs.
     package func peak(_ shape: StepShape) -> ByteCount {
         let pools = pools(shape).reduce(.zero) { $0 + $1.size }
         return max(
-            pools + ByteCount(max(0, start.bytes - gradients(shape).bytes)), publication + process.resident, loading + process.resident,
-            process.preparation)
+            max(pools, starting(shape, pools: pools)), publication + process.resident, loading + process.resident, process.preparation)
     }
 }

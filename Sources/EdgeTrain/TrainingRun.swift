@@ -106,16 +106,19 @@ package final class TrainingRun {
     private let direction: (MicroBatchPurpose) -> RunDirection
     /// Asked for once, when the run begins and is not resumed.
     private let initial: (() throws -> LoadedAdapter)?
+    private let original: BaseModel?
     private var state = RunState()
 
     /// - Parameters:
     ///   - checkpoints: where resumable state is written and found.
     ///   - initial: the adapter that a run begins from, read when it begins; nil: PEFT's start.
+    ///   - original: what the base was quantised from, for the loftq start.
     ///   - spillDirectory: where layer inputs go when the plan has them in a file.
     ///   - direction: asked before every micro-batch.
     package init(
         model: BaseModel, memory: MemoryModel, spec: TrainingSpec, plan: TrainingPlan, dataset: Dataset,
-        kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil, spillDirectory: String,
+        kernels: KernelSet, checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil,
+        original: BaseModel? = nil, spillDirectory: String,
         emit: @escaping (TrainingEvent) -> Void,
         direction: @escaping (MicroBatchPurpose) -> RunDirection
     ) throws {
@@ -127,6 +130,7 @@ package final class TrainingRun {
         self.emit = emit
         self.direction = direction
         self.initial = initial
+        self.original = original
         arena = try Arena(capacity: memory.arena(plan.shape))
         step = try TrainStep(
             model: model, memory: memory, shape: plan.shape, kernels: kernels, arena: arena,
@@ -192,7 +196,11 @@ package final class TrainingRun {
                 try initial().load(into: adapters, model.spec)
             } else {
                 adapters.initialize(seed: spec.seed)
-                guard try spec.adapter.start != .eva || startByInputs() else { return false }
+                switch spec.adapter.start {
+                case .kaiming, .gaussian, .orthogonal: break
+                case .eva: guard try startByInputs() else { return false }
+                case .loftq: guard try startByDifference() else { return false }
+                }
             }
             if !dataset.heldOut.isEmpty {
                 guard let evaluation = try measure() else { return false }
@@ -211,17 +219,33 @@ package final class TrainingRun {
         let permutation = order.permutation(epoch: 0)
         for index in 0..<order.stepsPerEpoch {
             for sample in order.samples(step: index, permutation: permutation) {
-                switch direction(.adapterStart) {
-                // An adapter of no step is no result.
-                case .goOn, .finish: break
-                case .giveBack: model.releaseResidentWeights()
-                case .stop: return false
-                }
+                guard startGoesOn() else { return false }
                 try start.add(dataset.training[sample], step)
             }
             if start.endStep() { break }
         }
         emit(.log(start.finish()))
+        return true
+    }
+
+    /// - Returns: false when it was asked to stop.
+    private func startByDifference() throws -> Bool {
+        guard let original else { preconditionFailure("a loftq start without the original model") }
+        // What was measured may have them all in memory; the start reads its own.
+        model.releaseResidentWeights()
+        let start = try LoftQStart(adapters, base: model, original: original, seed: spec.seed)
+        guard let outcome = try start.run(on: step.pool, goesOn: startGoesOn) else { return false }
+        emit(.log(outcome.summary))
+        return true
+    }
+
+    private func startGoesOn() -> Bool {
+        switch direction(.adapterStart) {
+        // An adapter of no step is no result.
+        case .goOn, .finish: return true
+        case .giveBack: model.releaseResidentWeights()
+        case .stop: return false
+        }
         return true
     }
 

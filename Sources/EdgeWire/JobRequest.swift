@@ -27,6 +27,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var initLoraWeights: LoRAStart?
     /// Of the eva start: each direction is divided by the square root of its singular value.
     package var evaWhiten: Bool?
+    /// Of the loftq start: name of the model that the base was quantised from.
+    package var originalModel: String?
     /// alpha is divided by the square root of the rank, and not by the rank.
     package var useRslora: Bool?
     /// LoRA+: what the learning rate of every B is multiplied by.
@@ -95,7 +97,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform
-        case evaWhiten
+        case evaWhiten, originalModel
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -125,6 +127,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.alphaPattern, into: &alphaPattern)
         try read(.initLoraWeights, into: &initLoraWeights)
         try read(.evaWhiten, into: &evaWhiten)
+        try read(.originalModel, into: &originalModel)
         try read(.useRslora, into: &useRslora)
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
         try read(.loraDropout, into: &loraDropout)
@@ -195,7 +198,7 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 
 /// PEFT's words for `init_lora_weights`; its `true` is kaiming.
 package enum LoRAStart: String, Codable, CaseIterable, Sendable {
-    case kaiming, gaussian, orthogonal, eva
+    case kaiming, gaussian, orthogonal, eva, loftq
 }
 
 package enum Optimizer: String, Codable, CaseIterable, Sendable {

@@ -12,6 +12,7 @@ struct WorkTraining {
     private let order: WorkOrder.TrainOrder
     private let spec: TrainingSpec
     private let model: BaseModel
+    private let original: BaseModel?
     private let samples: LoadedSamples
     private let dataset: Dataset
     private let memory: MemoryModel
@@ -34,11 +35,13 @@ struct WorkTraining {
         let dataset = Dataset(samples.tokenized, heldOut: order.request.valSetSize, seed: spec.seed)
         guard Dataset.lossTokens(dataset.training) > 0 else { throw TrainingError.noLossTokens }
         self.dataset = dataset
+        original = try Self.original(order, model)
         model.file.releaseHeader()
+        original?.file.releaseHeader()
         var process = try ProcessFacts.processMemory()
         if let planned = order.processBytes { process.resident = ByteCount(Int(clamping: planned)) }
         let initial = order.initialAdapterDirectory
-        memory = try MemoryModel(model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil)
+        memory = try MemoryModel(model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil, original: original)
         if spec.adapter.start == .eva { try EVAStart.check(memory.layout, model.spec) }
         if let initial, order.directory.isEmpty {
             // At submit; what a job began from cannot go away afterwards.
@@ -55,6 +58,18 @@ struct WorkTraining {
                 optimizer: spec.optimizer, spill: ByteCount(Int(clamping: freeDisk)), appliesLayerByLayer: spec.maxGradNorm == nil,
                 calibration: calibration(at: order.calibrationPath), weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes)))
         totalSteps = lengths.totalSteps
+    }
+
+    /// The model that the loftq start compares the base with.
+    private static func original(_ order: WorkOrder.TrainOrder, _ model: BaseModel) throws -> BaseModel? {
+        guard let name = order.request.originalModel else { return nil }
+        guard let path = order.originalModelPath else {
+            throw Problem(.notFound, "original_model: there is no model \"\(name)\"", hint: "edgetune models list")
+        }
+        guard order.originalModelDigest != order.modelDigest else { throw AdapterStartError.sameWeights }
+        let original = try BaseModel.open(path: path)
+        try LoftQStart.check(model.spec, original.spec)
+        return original
     }
 
     var planReport: PlanReport {
@@ -121,6 +136,7 @@ struct WorkTraining {
             checkpoints: CheckpointStore(
                 directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
             initial: order.initialAdapterDirectory.map { [model] directory in { try LoadedAdapter(directory: directory, of: model.spec) } },
+            original: original,
             spillDirectory: order.directory,
             emit: { event in
                 switch event {
@@ -197,6 +213,7 @@ struct WorkTraining {
         (request.priority, request.maxTime, request.runBetween) = (nil, nil, nil)
         var digest = SHA256()
         digest.update(Array(order.modelDigest.utf8))
+        digest.update(Array((order.originalModelDigest ?? "").utf8))
         digest.update(Array(try Wire.encoder().encode(request)))
         for path in order.datasetPaths { try ByteRegion.map(path: path).withBytes { digest.update($0) } }
         return digest.finalize()

@@ -21,6 +21,8 @@ struct TinyRun {
     var threads = 2
     /// The adapter that the run begins from.
     var initial: (@Sendable () throws -> LoadedAdapter)?
+    /// Of what the base was quantised from.
+    var originalPath: String?
     /// What the test wants otherwise than the planner.
     var replan: @Sendable (inout TrainingPlan) -> Void = { _ in }
 
@@ -49,7 +51,8 @@ struct TinyRun {
         thenTo last: RunDirection = .stop, fingerprint: UInt8 = 1
     ) throws -> Result {
         let model = try BaseModel.open(path: Self.modelPath)
-        let memory = try MemoryModel(model, adapter: spec.adapter, loadsAdapter: initial != nil)
+        let original = try originalPath.map { try BaseModel.open(path: $0) }
+        let memory = try MemoryModel(model, adapter: spec.adapter, loadsAdapter: initial != nil, original: original)
         var plan = try TrainingPlan.make(
             memory, lengths: SampleLengths(dataset, spec: spec),
             PlanLimits(
@@ -63,7 +66,7 @@ struct TinyRun {
             model: model, memory: memory, spec: spec, plan: plan, dataset: dataset, kernels: .strongest,
             checkpoints: CheckpointStore(
                 directory: directory, runFingerprint: [UInt8](repeating: fingerprint, count: 32)),
-            initial: initial, spillDirectory: directory,
+            initial: initial, original: original, spillDirectory: directory,
             emit: { events.append($0) },
             direction: { purpose in
                 guard counted.contains(purpose) else { return .goOn }
