@@ -117,6 +117,10 @@ extension JobQueue {
             // It cannot be removed before the job has ended.
             order.initialAdapterDirectory = try await store.adapter(name).map { directory(of: $0.job) + "/adapter" }
         }
+        if let name = job.request.originalModel, let original = try await store.model(name)?.blob {
+            // It cannot be removed before the job has ended, either; without it the worker says what is missing.
+            (order.originalModelPath, order.originalModelDigest) = (settings.blobPath(original), original)
+        }
         order.calibrationPath = settings.calibrationPath(job.request)
         order.availableBytes = settings.availableBytes()
         order.scheduling = settings.scheduling()

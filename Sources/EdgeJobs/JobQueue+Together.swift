@@ -62,10 +62,11 @@ extension JobQueue {
     /// Who brought a worker down is alone the next time, and so are those who were with it: it is not known who it was.
     private static func canShare(_ job: Job) -> Bool { job.fruitlessRuns == 0 && job.interruptedRuns == 0 && job.plan != nil }
 
-    /// One process reads what each of them may read: that is one user's. The rest is what a step has one of.
+    /// One process reads what each of them may read: that is one user's. The rest is what a step has one of, or has no room for beside
+    /// others.
     private static func areCompatible(_ a: Job, _ b: Job) -> Bool {
         a.ownerUid == b.ownerUid && a.modelBlob == b.modelBlob && a.request.precision == b.request.precision
-            && a.request.threads == b.request.threads && [a, b].allSatisfy { $0.request.activationCache == nil }
+            && a.request.threads == b.request.threads && [a, b].allSatisfy { $0.request.activationCache == nil && $0.request.originalModel == nil }
     }
 
     /// Nil: not together.

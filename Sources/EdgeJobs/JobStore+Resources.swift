@@ -70,6 +70,7 @@ extension JobStore {
                 throw Problem(.notFound, "there is no model \"\(name)\"")
             }
             try Self.requireUnused(row.read("blob"), what: "model \"\(name)\"", db)
+            try Self.requireUnnamed("original_model", name, what: "model \"\(name)\"", db)
             try db.execute(sql: "DELETE FROM models WHERE name = ?", arguments: [name])
         }
     }
@@ -148,8 +149,18 @@ extension JobStore {
                 SELECT id FROM jobs WHERE \(unfinished)
                 AND (model_blob = ?1 OR EXISTS (SELECT 1 FROM json_each(dataset_blobs) WHERE value = ?1)) LIMIT 1
                 """, arguments: [blob])
-        guard let user else { return }
-        throw Problem(.wrongState, "\(what) is in use by job \(user)", hint: "wait for the job, or cancel it")
+        if let user { throw inUse(what, by: user) }
+    }
+
+    /// No unfinished job may lose what a key of its request names.
+    private static func requireUnnamed(_ key: String, _ name: String, what: String, _ db: Database) throws {
+        let user = try String.fetchOne(
+            db, sql: "SELECT id FROM jobs WHERE \(unfinished) AND json_extract(request, ?) = ? LIMIT 1", arguments: ["$.\(key)", name])
+        if let user { throw inUse(what, by: user) }
+    }
+
+    private static func inUse(_ what: String, by job: String) -> Problem {
+        Problem(.wrongState, "\(what) is in use by job \(job)", hint: "wait for the job, or cancel it")
     }
 
     // MARK: adapters
@@ -210,16 +221,7 @@ extension JobStore {
 
     package func removeAdapter(_ name: String) async throws {
         try await queue.write { db in
-            let user = try String.fetchOne(
-                db,
-                sql: """
-                    SELECT id FROM jobs WHERE \(Self.unfinished)
-                    AND json_extract(request, '$.init_from_adapter') = ? LIMIT 1
-                    """, arguments: [name])
-            if let user {
-                throw Problem(
-                    .wrongState, "adapter \"\(name)\" is in use by job \(user)", hint: "wait for the job, or cancel it")
-            }
+            try Self.requireUnnamed("init_from_adapter", name, what: "adapter \"\(name)\"", db)
             try db.execute(sql: "DELETE FROM adapters WHERE name = ?", arguments: [name])
             guard db.changesCount == 1 else { throw Problem(.notFound, "there is no adapter \"\(name)\"") }
             try db.execute(sql: "UPDATE jobs SET adapter = NULL WHERE adapter = ?", arguments: [name])

@@ -78,6 +78,9 @@ package enum WorkOrder: Codable, Sendable {
         package var availableBytes: UInt64?
         /// Of the adapter that training begins from; nil: PEFT's start.
         package var initialAdapterDirectory: String?
+        /// Of the model that the request's start compares the base with; nil where it names none.
+        package var originalModelPath: String?
+        package var originalModelDigest: String?
         /// Directory of the cgroup that the worker joins first of all; nil where the daemon has none to give.
         package var controlGroup: String?
         /// No file of the run is larger by its plan; nil before there is one.

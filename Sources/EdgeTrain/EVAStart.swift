@@ -8,10 +8,13 @@ import EdgeTensor
 
 package final class EVAStart {
     /// Directions that are followed beyond the rank: what is let go of after each addition is then small.
-    private static let spareDirections = 16
-    private static let leastRowsAtOnce = 64
+    private static let spareDirections = 8
+    /// As many as there are directions cost least; fewer than these are not worth meeting for.
+    private static let leastRowsAtOnce = 16
     /// A direction has come to rest when a step's samples turn it by less than this cosine: PEFT's `tau`.
     private static let restingCosine = 0.99
+    /// Tokens after which what has not come to rest is near enough: of directions that data has about as much of, some never do.
+    package static let mostTokens = 8192
 
     /// What some linears of a layer read.
     private struct Input {
@@ -156,10 +159,10 @@ package final class EVAStart {
 
     /// To be called after the samples of a step.
     ///
-    /// - Returns: whether all directions have come to rest.
+    /// - Returns: whether all directions have come to rest, or seen enough.
     package func endStep() -> Bool {
         for place in inputs.indices where !inputs[place].isResting { inputs[place].isResting = comesToRest(inputs[place]) }
-        return inputs.allSatisfy(\.isResting)
+        return inputs.allSatisfy { $0.isResting || $0.tokens >= Self.mostTokens }
     }
 
     private func comesToRest(_ input: Input) -> Bool {

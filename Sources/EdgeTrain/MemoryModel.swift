@@ -100,10 +100,16 @@ package struct MemoryModel {
         let optimizerStates: [OptimizerState: ByteCount]
         /// What the adapter's start takes while there are no gradients yet.
         let start: ByteCount
+        /// Of the model that the loftq start compares the base with.
+        let original: WeightParts?
         let cache: CachedActivations?
 
-        init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec, loadsAdapter: Bool, cache: CachedActivations?) {
+        init(
+            _ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec, weights: WeightParts, loadsAdapter: Bool,
+            original: WeightParts?, cache: CachedActivations?
+        ) {
             self.cache = cache
+            self.original = original
             self.modules = modules
             self.loadsAdapter = loadsAdapter
             // Walked once: a planner asks for hundreds of peaks.
@@ -113,7 +119,12 @@ package struct MemoryModel {
             largestLayer = .floats(layout.gradientCount(.oneLayer))
             let matrices = layout.trained
             optimizerStates = Dictionary(uniqueKeysWithValues: OptimizerState.allCases.map { ($0, AdamW.bytes(matrices, $0) + RankAllocator.bytes(layout)) })
-            start = adapter.start == .eva && !loadsAdapter ? EVAStart.bytes(layout) : .zero
+            start =
+                switch adapter.start {
+                case .eva: EVAStart.bytes(layout)
+                case .loftq: original.map { LoftQStart.bytes(layout, base: weights, original: $0) } ?? .zero
+                case .kaiming, .gaussian, .orthogonal: .zero
+                }
         }
     }
 
@@ -131,20 +142,20 @@ package struct MemoryModel {
 
     package init(
         spec: DecoderSpec, adapter: AdapterSpec, modules: [ModuleID], weights: WeightParts, process: ProcessMemory = .typical,
-        loadsAdapter: Bool = false, cache: CachedActivations? = nil
+        loadsAdapter: Bool = false, original: WeightParts? = nil, cache: CachedActivations? = nil
     ) {
-        self.init(
-            [JobMemory(adapter, modules: modules, of: spec, loadsAdapter: loadsAdapter, cache: cache)], spec: spec, weights: weights,
-            process: process)
+        let job = JobMemory(
+            adapter, modules: modules, of: spec, weights: weights, loadsAdapter: loadsAdapter, original: original, cache: cache)
+        self.init([job], spec: spec, weights: weights, process: process)
     }
 
     package init(
         _ model: BaseModel, adapter: AdapterSpec, process: ProcessMemory = .typical, loadsAdapter: Bool = false,
-        cache: CachedActivations? = nil
+        original: BaseModel? = nil, cache: CachedActivations? = nil
     ) throws {
         self.init(
             spec: model.spec, adapter: adapter, modules: try adapter.modules(of: model.spec), weights: WeightParts(model),
-            process: process, loadsAdapter: loadsAdapter, cache: cache)
+            process: process, loadsAdapter: loadsAdapter, original: original.map(WeightParts.init), cache: cache)
     }
 
     /// Of jobs that train together, each with the moments that it has alone.
@@ -176,6 +187,7 @@ package struct MemoryModel {
 
     /// Of the first job, or of the only one.
     package var layout: AdapterLayout { layouts[0] }
+    var original: WeightParts? { jobs[0].original }
     package var modules: [ModuleID] { jobs[0].modules }
     package var adapter: AdapterSpec { layout.spec }
     package var trainedLayers: Int { spec.layerCount - lowestLayer }
@@ -304,12 +316,23 @@ package struct MemoryModel {
         jobs.filter(\.loadsAdapter).map { adapters + LoadedAdapter.loadingBytes($0.adapters) }.max() ?? .zero
     }
 
-    /// The largest of the training's (or what comes before it in the place of gradients), the publication's, the loading's and the
-    /// preparation's; the first, but for the smallest jobs.
+    /// With a job's start, which ends before there are gradients. Eva computes with the model. Loftq, of a job that is alone, has its own
+    /// memory for weights: the run's are given back meanwhile, and a step's other memory is not in use yet, but where int8 products were
+    /// measured for.
+    private func starting(_ job: JobMemory, _ shape: StepShape, pools: ByteCount) -> ByteCount {
+        switch job.layout.spec.start {
+        case .eva: pools + ByteCount(max(0, job.start.bytes - gradients(shape).bytes))
+        case .loftq:
+            (shape.compute == .int8 ? arena(shape) : adapters + scratch(shape)) + job.start + process.resident + pageTables(shape)
+        case .kaiming, .gaussian, .orthogonal: .zero
+        }
+    }
+
+    /// The largest of the training's, the start's, the publication's, the loading's and the preparation's; the first, but for the
+    /// smallest jobs.
     package func peak(_ shape: StepShape) -> ByteCount {
-        let start = jobs.map(\.start.bytes).max()!
-        return max(
-            pools(shape).reduce(.zero) { $0 + $1.size } + ByteCount(max(0, start - gradients(shape).bytes)),
-            publication + process.resident, loading + process.resident, process.preparation)
+        let pools = pools(shape).reduce(.zero) { $0 + $1.size }
+        let starting = jobs.map { self.starting($0, shape, pools: pools) }.max()!
+        return max(max(pools, starting), publication + process.resident, loading + process.resident, process.preparation)
     }
 }

@@ -430,7 +430,8 @@ private struct Planner {
         change(&adapter)
         guard let modules = try? adapter.modules(of: memory.spec) else { return nil }
         return MemoryModel(
-            spec: memory.spec, adapter: adapter, modules: modules, weights: memory.weights, process: memory.process)
+            spec: memory.spec, adapter: adapter, modules: modules, weights: memory.weights, process: memory.process,
+            original: memory.original)
     }
 
     /// The nearest changes of one key each, and the budget that would do.

@@ -112,6 +112,7 @@ package final class TrainingRun {
     private let direction: (MicroBatchPurpose) -> RunDirection
     /// Asked for once, when the run begins and is not resumed.
     private let initial: (() throws -> LoadedAdapter)?
+    private let original: BaseModel?
     private var state = RunState()
     private var isResumed = false
     private var hasBegun = false
@@ -130,6 +131,7 @@ package final class TrainingRun {
         let cache: (limit: ByteCount, directory: String)
         let checkpoints: CheckpointStore
         let initial: (() throws -> LoadedAdapter)?
+        let original: BaseModel?
         let emit: (TrainingEvent) -> Void
         let direction: (MicroBatchPurpose) -> RunDirection
 
@@ -137,10 +139,11 @@ package final class TrainingRun {
         ///   - cache: used where the specification has a cache of activations.
         ///   - checkpoints: where resumable state is written and found.
         ///   - initial: the adapter that a run begins from, read when it begins; nil: PEFT's start.
+        ///   - original: what the base was quantised from, for the loftq start.
         ///   - direction: asked before every micro-batch.
         package init(
             spec: TrainingSpec, dataset: Dataset, tokenBudget: Int, cache: (limit: ByteCount, directory: String) = (.zero, ""),
-            checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil,
+            checkpoints: CheckpointStore, initial: (() throws -> LoadedAdapter)? = nil, original: BaseModel? = nil,
             emit: @escaping (TrainingEvent) -> Void, direction: @escaping (MicroBatchPurpose) -> RunDirection
         ) {
             self.spec = spec
@@ -149,6 +152,7 @@ package final class TrainingRun {
             self.cache = cache
             self.checkpoints = checkpoints
             self.initial = initial
+            self.original = original
             self.emit = emit
             self.direction = direction
         }
@@ -173,6 +177,7 @@ package final class TrainingRun {
         emit = job.emit
         direction = job.direction
         initial = job.initial
+        original = job.original
         order = DataOrder(sampleCount: dataset.training.count, spec: spec)
         self.optimizer = AdamW(adapters.layout.trained, optimizer, arena: arena)
         allocator = try RankAllocator(adapters, totalSteps: order.totalSteps, arena: arena)
@@ -246,7 +251,13 @@ package final class TrainingRun {
     private func begin() throws -> Bool {
         try step.measureSmoothing(smoothingSamples, job: job)
         guard !isResumed else { return true }
-        if spec.adapter.start == .eva, initial == nil, try !startByInputs() { return false }
+        if initial == nil {
+            switch spec.adapter.start {
+            case .kaiming, .gaussian, .orthogonal: break
+            case .eva: guard try startByInputs() else { return false }
+            case .loftq: guard try startByDifference() else { return false }
+            }
+        }
         guard !dataset.heldOut.isEmpty else { return true }
         guard let evaluation = try measure() else { return false }
         state.evaluations.append(evaluation)
@@ -262,17 +273,33 @@ package final class TrainingRun {
         let permutation = order.permutation(epoch: 0)
         for index in 0..<order.stepsPerEpoch {
             for sample in order.samples(step: index, permutation: permutation) {
-                switch direction(.adapterStart) {
-                // An adapter of no step is no result.
-                case .goOn, .finish: break
-                case .giveBack: model.releaseResidentWeights()
-                case .stop: return false
-                }
+                guard startGoesOn() else { return false }
                 try start.add(dataset.training[sample], step)
             }
             if start.endStep() { break }
         }
         emit(.log(start.finish()))
+        return true
+    }
+
+    /// - Returns: false when it was asked to stop.
+    private func startByDifference() throws -> Bool {
+        guard let original else { preconditionFailure("a loftq start without the original model") }
+        // What was measured may have them all in memory; the start reads its own.
+        model.releaseResidentWeights()
+        let start = try LoftQStart(adapters, base: model, original: original, seed: spec.seed)
+        guard let outcome = try start.run(on: step.pool, goesOn: startGoesOn) else { return false }
+        emit(.log(outcome.summary))
+        return true
+    }
+
+    private func startGoesOn() -> Bool {
+        switch direction(.adapterStart) {
+        // An adapter of no step is no result.
+        case .goOn, .finish: return true
+        case .giveBack: model.releaseResidentWeights()
+        case .stop: return false
+        }
         return true
     }
 

@@ -27,6 +27,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var initLoraWeights: LoRAStart?
     /// Of the eva start: each direction is divided by the square root of its singular value.
     package var evaWhiten: Bool?
+    /// Of the loftq start: name of the model that the base was quantised from.
+    package var originalModel: String?
     /// alpha is divided by the square root of the rank, and not by the rank.
     package var useRslora: Bool?
     /// LoKr: the sizes of its first matrix, where they divide the linear's, -1: next below their roots; nil: 8. And whether that matrix is a
@@ -113,7 +115,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform, activationCache
         case decomposeFactor, decomposeBoth, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
-        case evaWhiten
+        case evaWhiten, originalModel
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -143,6 +145,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.alphaPattern, into: &alphaPattern)
         try read(.initLoraWeights, into: &initLoraWeights)
         try read(.evaWhiten, into: &evaWhiten)
+        try read(.originalModel, into: &originalModel)
         try read(.useRslora, into: &useRslora)
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
         try read(.decomposeFactor, into: &decomposeFactor)
@@ -223,7 +226,7 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 
 /// PEFT's words for `init_lora_weights`; its `true` is kaiming.
 package enum LoRAStart: String, Codable, CaseIterable, Sendable {
-    case kaiming, gaussian, orthogonal, eva
+    case kaiming, gaussian, orthogonal, eva, loftq
 }
 
 package enum ActivationCacheFormat: String, Codable, CaseIterable, Sendable { case bf16, int8 }

@@ -147,6 +147,10 @@ extension Daemon {
         if let name = request.initFromAdapter {
             order.initialAdapterDirectory = try await adapterDirectoryNamed(name, for: caller)
         }
+        if let name = request.originalModel {
+            let original = try await model(named: name).blob
+            (order.originalModelPath, order.originalModelDigest) = (blobs.path(try BlobDigest(original)), original)
+        }
         order.calibrationPath = places.calibration(of: request, kernelSet: kernelSet)
         order.availableBytes = HostMemory(host).available.bytes
         let key = try RecentPlans.key(

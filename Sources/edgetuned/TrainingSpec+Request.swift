@@ -58,10 +58,22 @@ extension AdapterSpec {
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }
-        if request.initLoraWeights == .eva, request.initFromAdapter != nil {
+        if let start = request.initLoraWeights, start == .eva || start == .loftq, request.initFromAdapter != nil {
             throw Problem(
-                .invalidValue, "init_lora_weights: eva is not allowed: init_from_adapter begins from that adapter's weights",
+                .invalidValue, "init_lora_weights: \(start.rawValue) is not allowed: init_from_adapter begins from that adapter's weights",
                 hint: "leave one of them out")
+        }
+        switch (request.initLoraWeights == .loftq, request.originalModel) {
+        case (false, nil): break
+        case (true, nil):
+            throw Problem(
+                .invalidValue, "original_model: missing; init_lora_weights: loftq compares the base with the model that it was quantised from",
+                hint: "original_model: NAME, of `edgetune models list`")
+        case (false, .some):
+            throw Problem(.invalidValue, "original_model: nothing asks for it; use it with init_lora_weights: loftq")
+        case (true, .some):
+            // DoRA's magnitudes are the lengths of W's rows, which the start would change; DyLoRA's first ranks are an adapter by themselves.
+            try refuse("init_lora_weights: loftq", true, unless: method.storedFactors != nil && method.name != AdapterMethods.dora.name, "such start")
         }
         let rank = request.loraR ?? method.defaultRank
         let ofAllocation: [(String, Bool)] = [
@@ -101,6 +113,7 @@ extension AdapterSpec {
         case .gaussian: start = .gaussian
         case .orthogonal: start = .orthogonal
         case .eva: start = .eva
+        case .loftq: start = .loftq
         }
         whitensStart = request.evaWhiten ?? false
     }

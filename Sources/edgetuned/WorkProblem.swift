@@ -27,7 +27,9 @@ extension Problem {
         case let error as ChatTemplateError: self.init(.unsupportedModel, "chat template: \(error.description)")
         case let error as AdapterStartError:
             switch error {
-            case .nonFiniteActivation: self.init(.unsupportedModel, error.description)
+            case .nonFiniteActivation, .nonFiniteWeight: self.init(.unsupportedModel, error.description)
+            case .otherModel, .sameWeights:
+                self.init(.invalidValue, error.description, hint: "original_model: the same model in f32, f16, bf16 or q8_0")
             case .rankAboveInputs: self.init(.invalidValue, error.description, hint: "a smaller lora_r, or rank_pattern for such modules")
             }
         case let error as AdapterTargetError: self.init(.invalidValue, error.description)

@@ -70,7 +70,7 @@ extension WorkOrder {
 
 extension WorkOrder.TrainOrder {
     fileprivate var readablePaths: [String] {
-        [modelPath] + datasetPaths + [calibrationPath, initialAdapterDirectory].compactMap { $0 }
+        [modelPath] + datasetPaths + [calibrationPath, initialAdapterDirectory, originalModelPath].compactMap { $0 }
     }
 }
 

@@ -11,6 +11,7 @@ import Foundation
 struct WorkTraining {
     let order: WorkOrder.TrainOrder
     let model: BaseModel
+    private let original: BaseModel?
     let memory: MemoryModel
     /// Of this job alone.
     let plan: TrainingPlan
@@ -38,14 +39,17 @@ struct WorkTraining {
         let dataset = Dataset(samples.tokenized, heldOut: order.request.valSetSize, seed: spec.seed)
         guard Dataset.lossTokens(dataset.training) > 0 else { throw TrainingError.noLossTokens }
         self.dataset = dataset
+        original = try Self.original(order, model)
         model.file.releaseHeader()
+        original?.file.releaseHeader()
         var process = try ProcessFacts.processMemory()
         if let planned = order.processBytes { process.resident = ByteCount(Int(clamping: planned)) }
         let initial = order.initialAdapterDirectory
         let lengths = SampleLengths(dataset, spec: spec)
         self.lengths = lengths
         let cached = spec.activationCache.map { MemoryModel.CachedActivations($0, lengths) }
-        memory = try MemoryModel(model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil, cache: cached)
+        memory = try MemoryModel(
+            model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil, original: original, cache: cached)
         guard cached == nil || memory.trainedLayers < model.spec.layerCount else {
             throw Problem(
                 .invalidValue, "activation_cache: the model's first layer is adapted, so nothing is the same in the next epoch",
@@ -66,6 +70,18 @@ struct WorkTraining {
             weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes))
         plan = try TrainingPlan.make(memory, lengths: lengths, limits)
         try RankAllocator.check(spec.adapter, totalSteps: lengths.totalSteps)
+    }
+
+    /// The model that the loftq start compares the base with.
+    private static func original(_ order: WorkOrder.TrainOrder, _ model: BaseModel) throws -> BaseModel? {
+        guard let name = order.request.originalModel else { return nil }
+        guard let path = order.originalModelPath else {
+            throw Problem(.notFound, "original_model: there is no model \"\(name)\"", hint: "edgetune models list")
+        }
+        guard order.originalModelDigest != order.modelDigest else { throw AdapterStartError.sameWeights }
+        let original = try BaseModel.open(path: path)
+        try LoftQStart.check(model.spec, original.spec)
+        return original
     }
 
     var planReport: PlanReport {
@@ -116,7 +132,7 @@ struct WorkTraining {
             spec: spec, dataset: dataset, tokenBudget: tokenBudget, cache: (limit: plan.cache, directory: order.directory),
             checkpoints: CheckpointStore(directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
             initial: order.initialAdapterDirectory.map { [model] directory in { try LoadedAdapter(directory: directory, of: model.spec) } },
-            emit: emit, direction: direction)
+            original: original, emit: emit, direction: direction)
     }
 
     /// What is to be published.
@@ -177,6 +193,7 @@ struct WorkTraining {
         (request.priority, request.maxTime, request.runBetween) = (nil, nil, nil)
         var digest = SHA256()
         digest.update(Array(order.modelDigest.utf8))
+        digest.update(Array((order.originalModelDigest ?? "").utf8))
         digest.update(Array(try Wire.encoder().encode(request)))
         for path in order.datasetPaths { try ByteRegion.map(path: path).withBytes { digest.update($0) } }
         return digest.finalize()

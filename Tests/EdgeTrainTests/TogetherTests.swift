@@ -38,8 +38,8 @@ struct TinyGroup {
     ) throws -> [(outcome: Result<RunOutcome, any Error>, adapter: [UInt32])] {
         let model = try BaseModel.open(path: TinyRun.modelPath)
         let (memory, plan) = try #require(try plan(model))
-        let jobs = runs.indices.map {
-            runs[$0].job(in: "\(path)/\($0)", tokenBudget: plan.tokenBudgets[$0], conversations[$0])
+        let jobs = try runs.indices.map {
+            try runs[$0].job(in: "\(path)/\($0)", tokenBudget: plan.tokenBudgets[$0], conversations[$0])
         }
         let group = try TrainingGroup(
             jobs, model: model, memory: memory, shape: plan.shape, kernels: .strongest, spillDirectory: path)

@@ -23,6 +23,8 @@ struct TinyRun {
     var cacheLimit = ByteCount(1 << 40)
     /// The adapter that the run begins from.
     var initial: (@Sendable () throws -> LoadedAdapter)?
+    /// Of what the base was quantised from.
+    var originalPath: String?
     /// What the test wants otherwise than the planner.
     var replan: @Sendable (inout TrainingPlan) -> Void = { _ in }
 
@@ -43,8 +45,9 @@ struct TinyRun {
     }
 
     func memory(of model: BaseModel) throws -> MemoryModel {
-        try MemoryModel(
-            model, adapter: spec.adapter, loadsAdapter: initial != nil,
+        let original = try originalPath.map { try BaseModel.open(path: $0) }
+        return try MemoryModel(
+            model, adapter: spec.adapter, loadsAdapter: initial != nil, original: original,
             cache: spec.activationCache.map { MemoryModel.CachedActivations($0, SampleLengths(dataset, spec: spec)) })
     }
 
@@ -88,12 +91,12 @@ struct TinyRun {
         }
     }
 
-    func job(in directory: String, tokenBudget: Int, fingerprint: UInt8 = 1, _ conversation: Conversation) -> TrainingRun.Job {
+    func job(in directory: String, tokenBudget: Int, fingerprint: UInt8 = 1, _ conversation: Conversation) throws -> TrainingRun.Job {
         TrainingRun.Job(
             spec: spec, dataset: dataset, tokenBudget: tokenBudget, cache: (limit: cacheLimit, directory: directory),
             checkpoints: CheckpointStore(
                 directory: directory, runFingerprint: [UInt8](repeating: fingerprint, count: 32)),
-            initial: initial, emit: { conversation.events.append($0) }, direction: conversation.direction)
+            initial: initial, original: try originalPath.map { try BaseModel.open(path: $0) }, emit: { conversation.events.append($0) }, direction: conversation.direction)
     }
 
     /// See `Conversation`.
@@ -106,7 +109,7 @@ struct TinyRun {
         let plan = try plan(memory)
         let conversation = Conversation(stopAfter: stopAfter, counted: counted, thenTo: last)
         let group = try TrainingGroup(
-            [job(in: directory, tokenBudget: plan.tokenBudget, fingerprint: fingerprint, conversation)], model: model, memory: memory,
+            [try job(in: directory, tokenBudget: plan.tokenBudget, fingerprint: fingerprint, conversation)], model: model, memory: memory,
             shape: plan.shape, kernels: .strongest, spillDirectory: directory)
         var outcome: Swift.Result<RunOutcome, any Error>?
         try group.run { _, ended in outcome = ended }

@@ -29,7 +29,7 @@ from make_training_goldens import TINY, Format, packed, write_tiny_model
 HERE = Path(__file__).parent
 SEED = 20261124
 # The rank, and samples: as many tokens as spare directions hold, and many more.
-SETS = {"few": (6, 3, 8), "many": (48, 20, 16)}
+SETS = {"few": (13, 3, 8), "many": (56, 20, 16)}
 LOFTQ_RANK = 4
 
 

@@ -10,6 +10,9 @@ package enum AdapterStart: String, CaseIterable, Sendable {
     case orthogonal
     /// A has the directions in which a linear's inputs vary most, B zero: made from activations (EdgeTrain/EVAStart.swift).
     case eva
+    /// B · A is near to what quantisation took from W: made from another model's weights (EdgeTrain/LoftQStart.swift). Kaiming where it
+    /// took nothing.
+    case loftq
 
     /// Rows of A and columns of B lie in the odd and the even rows' span of a random orthogonal matrix, and are a tenth of normal there
     /// (peft, `LoraLayer.orthogonal_init`).

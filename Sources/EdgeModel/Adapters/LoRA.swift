@@ -26,7 +26,7 @@ package struct LoRA: AdapterMethod {
         // The adapted model begins as the base.
         let (a, b): (AdapterMatrix.Start, AdapterMatrix.Start) =
             switch spec.start {
-            case .kaiming: (AdapterMatrix.kaiming(columns: linear.inFeatures), .constant(0))
+            case .kaiming, .loftq: (AdapterMatrix.kaiming(columns: linear.inFeatures), .constant(0))
             case .gaussian: (.normal(deviation: 1 / Float(spec.rank)), .constant(0))
             case .orthogonal: (.orthogonal, .orthogonal)
             case .eva: (.measured, .constant(0))
