@@ -244,7 +244,9 @@ package struct MemoryModel {
         switch adapter.start {
         case .eva: pools + ByteCount(max(0, start.bytes - gradients(shape).bytes))
         case .loftq:
-            (shape.compute == .int8 ? arena(shape) : adapters + scratch(shape)) + start + process.resident + pageTables(shape)
+            start + process.resident + pageTables(shape)
+                + (shape.compute == .int8
+                    ? ByteCount(arena(shape).bytes - gradients(shape).bytes - optimizer(shape).bytes) : adapters + scratch(shape))
         case .kaiming, .gaussian, .orthogonal: .zero
         }
     }
