@@ -323,7 +323,9 @@ package struct MemoryModel {
         switch job.layout.spec.start {
         case .eva: pools + ByteCount(max(0, job.start.bytes - gradients(shape).bytes))
         case .loftq:
-            (shape.compute == .int8 ? arena(shape) : adapters + scratch(shape)) + job.start + process.resident + pageTables(shape)
+            job.start + process.resident + pageTables(shape)
+                + (shape.compute == .int8
+                    ? ByteCount(arena(shape).bytes - gradients(shape).bytes - optimizer(shape).bytes) : adapters + scratch(shape))
         case .kaiming, .gaussian, .orthogonal: .zero
         }
     }

@@ -63,6 +63,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "lora_alpha: vera has no alpha") { ($0.adapter, $0.loraAlpha, $0.loraDropout) = ("vera", 8, 0) },
         Refusal(text: "lora_dropout: dora has no dropout here") { $0.adapter = "dora" },
         Refusal(text: "use_rslora: miss has no such scaling") { ($0.adapter, $0.useRslora, $0.loraDropout) = ("miss", true, 0) },
+        Refusal(text: "activation_cache: the model's first layer is adapted") { $0.activationCache = .bf16 },
         Refusal(text: "loraplus_lr_ratio: loha has no B of its own") { ($0.adapter, $0.loraplusLrRatio, $0.loraDropout) = ("loha", 4, 0) },
         Refusal(text: "init_lora_weights: ia3 has no such start") {
             ($0.adapter, $0.loraR, $0.initLoraWeights, $0.loraDropout) = ("ia3", nil, .eva, 0)
