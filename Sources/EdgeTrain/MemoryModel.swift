@@ -254,7 +254,7 @@ package struct MemoryModel {
 
     package func smoothing(_ shape: StepShape) -> ByteCount {
         guard shape.compute == .int8 else { return .zero }
-        return ByteCount((LayerSmoothing.bytes(spec).bytes * spec.layerCount + ByteCount.floats(spec.hiddenSize).bytes) * jobs.count)
+        return ByteCount(LayerSmoothing.bytes(spec).bytes * spec.layerCount) + .floats(spec.hiddenSize)
     }
 
     /// The largest of a step's products: its left operands in the type that is computed in.

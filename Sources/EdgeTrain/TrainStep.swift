@@ -86,8 +86,8 @@ package final class TrainStep {
     private let dropped: Tensor?
     private let scaledRows: UnsafeMutablePointer<Float>
     private let head: HeadMemory
-    /// By job; nil unless products are computed in int8.
-    private let smoothing: [Smoothing]?
+    /// Nil unless products are computed in int8.
+    private let smoothing: Smoothing?
     private let embeddingRow: UnsafeMutableRawPointer
     private let tokens: UnsafeMutablePointer<Int32>
     private let positions: UnsafeMutablePointer<Int32>
@@ -165,7 +165,7 @@ package final class TrainStep {
         (activations, workspace, dropped, scaledRows) = layer
         self.head = head
         dH = arena.tensor(shape.tokens, spec.hiddenSize)
-        smoothing = shape.compute == .int8 ? memory.layouts.map { _ in Smoothing(spec, arena: arena) } : nil
+        smoothing = shape.compute == .int8 ? Smoothing(spec, arena: arena) : nil
         embeddingRow = arena.bytes(.wholeLines(model.embedding.rowBytes)).baseAddress!
         tokens = arena.integers(shape.tokens)
         positions = arena.integers(shape.tokens)
@@ -181,21 +181,19 @@ package final class TrainStep {
         set { pool.observer = newValue }
     }
 
-    /// Finds what int8 products of a job divide the channels of their inputs by, from the frozen model's own activations on these
-    /// samples: before the first step, and again before a resumed run's. Other types need none. Sample by sample, so that the
-    /// plan's micro-batches have no part in it.
-    package func measureSmoothing(_ samples: [TokenizedSample], job: Int = 0) throws {
-        for sample in samples { try measureSmoothing(sample, job) }
-    }
-
-    private func measureSmoothing(_ sample: TokenizedSample, _ job: Int) throws {
+    /// Finds what int8 products divide the channels of their inputs by, from the frozen model's own activations on these samples:
+    /// before the first step, and again before a resumed run's. Other types need none. It is the largest of each channel, so how
+    /// samples are packed has no part in it.
+    package func measureSmoothing(_ samples: [TokenizedSample]) throws {
         guard let smoothing else { return }
-        let batch = load([MicroBatch([sample])])
-        try forward(batch, .measuringSmoothing(job: job))
-        // The head's input, where gradients will be.
-        let normed = dH.prefix(batch.tokenCount)
-        normalizeForHead(checkpoints.input(of: model.spec.layerCount), into: normed, inverse: activations.logSumExp.base)
-        EdgeTensor.measureSmoothing(normed, into: smoothing[job].head, on: pool)
+        for some in packed(samples, tokenBudget: shape.tokens, tokens: \.tokens.count) {
+            let batch = load([MicroBatch(some)])
+            try forward(batch, .measuringSmoothing)
+            // The head's input, where gradients will be.
+            let normed = dH.prefix(batch.tokenCount)
+            normalizeForHead(checkpoints.input(of: model.spec.layerCount), into: normed, inverse: activations.logSumExp.base)
+            EdgeTensor.measureSmoothing(normed, into: smoothing.head, on: pool)
+        }
     }
 
     /// What every linear of the frozen model reads of a sample, from the first layer on.
@@ -328,7 +326,7 @@ package final class TrainStep {
         /// In f32, without dropout.
         case evaluation(job: Int)
         /// In f32, without adapters.
-        case measuringSmoothing(job: Int)
+        case measuringSmoothing
         case watchingInputs(DecoderLayer.InputWatch)
     }
 
@@ -338,10 +336,10 @@ package final class TrainStep {
         var watch: DecoderLayer.InputWatch?
         switch pass {
         case .training(let work):
-            jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?[$0.job].layers[index]) }
+            jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?.layers[index]) }
             rounding = self.rounding
         case .evaluation(let job): jobs = [LayerJob(adapters[job])]
-        case .measuringSmoothing(let job): measured = smoothing?[job].layers[index]
+        case .measuringSmoothing: measured = smoothing?.layers[index]
         case .watchingInputs(let ofCaller): watch = ofCaller
         }
         var layer = DecoderLayer(
@@ -435,16 +433,14 @@ package final class TrainStep {
         var parts: [(work: Int, rows: Range<Int>)]
     }
 
-    /// At most `lossChunk` tokens at a time, in order. With int8 a chunk is of one job: each has its own smoothing.
+    /// At most `lossChunk` tokens at a time, in order.
     private func lossChunks(_ counts: [Int]) -> [LossChunk] {
         var (chunks, first) = ([LossChunk](), 0)
         for (work, count) in counts.enumerated() {
             let end = first + count
             while first < end {
                 let room = chunks.last.map { shape.lossChunk - $0.rows.count } ?? 0
-                if room == 0 || (smoothing != nil && chunks.last!.parts[0].work != work) {
-                    chunks.append(LossChunk(rows: first..<first, parts: []))
-                }
+                if room == 0 { chunks.append(LossChunk(rows: first..<first, parts: [])) }
                 let rows = first..<min(end, chunks.last!.rows.lowerBound + shape.lossChunk)
                 chunks[chunks.count - 1].rows = chunks.last!.rows.lowerBound..<rows.upperBound
                 chunks[chunks.count - 1].parts.append((work, rows))
@@ -462,9 +458,9 @@ package final class TrainStep {
             let afterChunk = index + 1 < chunks.count ? .headSlice(0) : next
             let isTraining = kind == .gradient
             let rounding = isTraining ? self.rounding : .unrounded
-            let ofJob = isTraining ? smoothing.map { UnsafePointer($0[work[chunk.parts[0].work].job].head) } : nil
+            let smoothed = isTraining ? smoothing.map { UnsafePointer($0.head) } : nil
             let logits = try headLogits(
-                first: first, rows: rows, rounding, smoothing: ofJob, after: isTraining ? .headSlice(0) : afterChunk)
+                first: first, rows: rows, rounding, smoothing: smoothed, after: isTraining ? .headSlice(0) : afterChunk)
             for part in chunk.parts {
                 crossEntropy(
                     logits: logits.rows(part.rows.lowerBound - first..<part.rows.upperBound - first), targets: targets + part.rows.lowerBound,

@@ -1,5 +1,6 @@
 // Runs of jobs that train one frozen base, each in its own steps: in every round the next micro-batch of each goes through the layers
 // together, so that a weight is decoded once for all of them. A job ends when it ends; the others go on. Most groups have one job.
+import EdgeFormats
 import EdgeModel
 import EdgeTensor
 
@@ -8,17 +9,21 @@ package final class TrainingGroup {
     private let model: BaseModel
     private let step: TrainStep
     private let arena: Arena
+    private let smoothingSamples: [TokenizedSample]
     /// Numbers of the runs that have not ended.
     private var active: [Int]
 
     /// - Parameters:
     ///   - memory: of the jobs, in their order.
+    ///   - smoothingSamples: what int8 products are smoothed by: the same for every job of a model, so that jobs can share weights.
     ///   - spillDirectory: where layer inputs go when the plan has them in a file.
     package init(
-        _ jobs: [TrainingRun.Job], model: BaseModel, memory: MemoryModel, shape: StepShape, kernels: KernelSet, spillDirectory: String
+        _ jobs: [TrainingRun.Job], model: BaseModel, memory: MemoryModel, shape: StepShape, kernels: KernelSet,
+        smoothingSamples: [TokenizedSample], spillDirectory: String
     ) throws {
         precondition(jobs.count == memory.layouts.count)
         self.model = model
+        self.smoothingSamples = smoothingSamples
         let arena = try Arena(capacity: memory.arena(shape))
         let step = try TrainStep(model: model, memory: memory, shape: shape, kernels: kernels, arena: arena, spillDirectory: spillDirectory)
         runs = try jobs.enumerated().map { number, job in
@@ -43,6 +48,7 @@ package final class TrainingGroup {
         for job in active {
             if case .failure(let error) = Result(catching: runs[job].load) { try end(job, .failure(error)) }
         }
+        if !active.isEmpty { try step.measureSmoothing(smoothingSamples) }
         while !active.isEmpty {
             var work: [JobMicroBatch] = []
             for job in active {

@@ -219,11 +219,14 @@ private struct Planner {
         return max(0, 1 - 1 / lengths[0].epochs) * Double(self.cache(shape).bytes) / Double(max(1, all.bytes))
     }
 
+    /// What int8 products are smoothed by goes through the step, too.
+    private var leastTokens: Int { limits.compute == .int8 ? SmoothingText.pieceTokens : 0 }
+
     /// Without kept layers, weights resident, layer inputs in memory.
     private func candidate(_ batch: JobBatches, lossChunk: Int) -> Candidate {
         var one = Candidate(
             shape: StepShape(
-                tokens: batch.tokens, longestSample: longest,
+                tokens: max(batch.tokens, leastTokens), longestSample: max(longest, leastTokens),
                 lossChunk: min(lossChunk, max(1, batch.lossTokens)), keptLayers: 0, threads: limits.threads, compute: limits.compute,
                 optimizer: limits.optimizer ?? .f32),
             batches: batch)
@@ -414,7 +417,7 @@ private struct Planner {
         for weights in WeightResidence.allCases {
             for checkpoints in CheckpointStorage.allCases {
                 var one = candidate(batch, lossChunk: Self.lossChunks.last!)
-                one.shape.longestSample = longest
+                one.shape.longestSample = max(longest, leastTokens)
                 one.shape.weights = weights
                 one.shape.checkpoints = checkpoints
                 one.shape.optimizer = limits.optimizer ?? .eightBit

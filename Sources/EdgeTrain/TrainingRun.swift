@@ -249,7 +249,6 @@ package final class TrainingRun {
 
     /// - Returns: false when it was asked to stop.
     private func begin() throws -> Bool {
-        try step.measureSmoothing(smoothingSamples, job: job)
         guard !isResumed else { return true }
         if initial == nil {
             switch spec.adapter.start {
@@ -301,12 +300,6 @@ package final class TrainingRun {
         case .stop: return false
         }
         return true
-    }
-
-    /// The first samples that the run sees: some hundred tokens show a model's outlying channels.
-    private var smoothingSamples: [TokenizedSample] {
-        let firstStep = order.samples(step: 0, permutation: order.permutation(epoch: 0)).map { dataset.training[$0] }
-        return packed(firstStep, tokenBudget: 512, tokens: \.tokens.count)[0]
     }
 
     private func stop() throws -> RunOutcome {

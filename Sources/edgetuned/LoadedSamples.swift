@@ -1,6 +1,7 @@
 // Files of a job as tokens: data sets through a model's own tokenizer and chat template.
 import EdgeFormats
 import EdgeModel
+import EdgeTrain
 
 /// The data sets of an order, tokenised.
 struct LoadedSamples {
@@ -13,6 +14,8 @@ struct LoadedSamples {
     }
 
     var tokenized: [TokenizedSample] = []
+    /// What int8 products are smoothed by.
+    let smoothing: [TokenizedSample]
     /// Of every sample in `tokenized`.
     var origins: [Origin] = []
     /// Counted over all data sets of the order, from 1.
@@ -20,6 +23,7 @@ struct LoadedSamples {
 
     init(_ paths: [String], model: BaseModel, sequenceLength: Int, lossScope: LossScope) throws {
         let text = try ModelText(model)
+        smoothing = try SmoothingText.pieces(tokenizer: text.tokenizer, chatTemplate: text.chatTemplate)
         var linesBefore = 0
         for (dataset, path) in paths.enumerated() {
             var reader = try DatasetReader.open(path: path)

@@ -121,7 +121,8 @@ struct WorkRuns {
                 })
         }
         let group = try TrainingGroup(
-            members, model: jobs[0].model, memory: memory, shape: plan.shape, kernels: jobs[0].kernels, spillDirectory: order.directory)
+            members, model: jobs[0].model, memory: memory, shape: plan.shape, kernels: jobs[0].kernels,
+            smoothingSamples: jobs[0].smoothingSamples, spillDirectory: order.directory)
         var only: WorkTraining.RunEnd?
         try group.run { index, outcome in
             do {

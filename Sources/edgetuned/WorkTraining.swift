@@ -72,6 +72,8 @@ struct WorkTraining {
         try RankAllocator.check(spec.adapter, totalSteps: lengths.totalSteps)
     }
 
+    var smoothingSamples: [TokenizedSample] { samples.smoothing }
+
     /// The model that the loftq start compares the base with.
     private static func original(_ order: WorkOrder.TrainOrder, _ model: BaseModel) throws -> BaseModel? {
         guard let name = order.request.originalModel else { return nil }

@@ -42,7 +42,8 @@ struct TinyGroup {
             try runs[$0].job(in: "\(path)/\($0)", tokenBudget: plan.tokenBudgets[$0], conversations[$0])
         }
         let group = try TrainingGroup(
-            jobs, model: model, memory: memory, shape: plan.shape, kernels: .strongest, spillDirectory: path)
+            jobs, model: model, memory: memory, shape: plan.shape, kernels: .strongest,
+            smoothingSamples: TinyRun.smoothing, spillDirectory: path)
         var ends: [Int: (Result<RunOutcome, any Error>, [UInt32])] = [:]
         // Taken when it ends: others train on.
         try group.run { job, outcome in ends[job] = (outcome, group.runs[job].adapters.bits) }
@@ -83,7 +84,7 @@ struct TogetherTests {
             Case(methods: ["ia3", "dora", "lora", "ia3"], testDescription: "scales beside none"),
             Case(methods: ["loha", "miss", "dylora", "dora"], testDescription: "derived factors"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
-            Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, whose smoothing is each job's own"),
+            Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, with one smoothing"),
             Case(
                 methods: ["lora", "ia3", "miss"],
                 replan: {

@@ -25,6 +25,10 @@ struct TinyRun {
     var initial: (@Sendable () throws -> LoadedAdapter)?
     /// Of what the base was quantised from.
     var originalPath: String?
+    /// Shorter than the longest sample of any run.
+    static let smoothing = (0..<6).map { sample in
+        TokenizedSample(tokens: (0..<5).map { TokenID((17 * sample + 5 * $0) % 128) }, carriesLoss: [Bool](repeating: false, count: 5))
+    }
     /// What the test wants otherwise than the planner.
     var replan: @Sendable (inout TrainingPlan) -> Void = { _ in }
 
@@ -110,7 +114,8 @@ struct TinyRun {
         let conversation = Conversation(stopAfter: stopAfter, counted: counted, thenTo: last)
         let group = try TrainingGroup(
             [try job(in: directory, tokenBudget: plan.tokenBudget, fingerprint: fingerprint, conversation)], model: model, memory: memory,
-            shape: plan.shape, kernels: .strongest, spillDirectory: directory)
+            shape: plan.shape, kernels: .strongest,
+            smoothingSamples: TinyRun.smoothing, spillDirectory: directory)
         var outcome: Swift.Result<RunOutcome, any Error>?
         try group.run { _, ended in outcome = ended }
         return Result(outcome: try outcome!.get(), adapter: group.runs[0].adapters.bits, events: conversation.events)
