@@ -35,7 +35,7 @@ def measure(options, together, count):
             for number in range(count):
                 job = {"name": f"job-{number}", "base_model": "base", "datasets": [{"path": str(samples)}], "val_set_size": 0,
                        "micro_batch_size": options.batch, "gradient_accumulation_steps": 1, "max_steps": options.steps, "seed": number + 1,
-                       "sequence_len": 2 * options.tokens + 16, "precision": options.precision, "memory_budget": options.budget, "lora_dropout": 0}
+                       "sequence_len": max(512, 2 * options.tokens + 16), "precision": options.precision, "memory_budget": options.budget, "lora_dropout": 0}
                 (scratch / "job.yaml").write_text(json.dumps(job))
                 daemon.edgetune("submit", "job.yaml")
             start = time.monotonic()

@@ -197,9 +197,10 @@ package struct MemoryModel {
     func scaledCount(tokens: Int) -> Int { layouts.map { $0.scaledCount(tokens: tokens, isTrained: true) }.max() ?? 0 }
 
     /// An adapter, and its copy in an adapter file's order, which is written and read back in pieces. Of the only job that is all
-    /// that there is then: the rest of the arena and the weights are gone. Of jobs that train together the others go on.
+    /// that there is then: the rest of the arena and the weights are gone. Of jobs that train together the others go on, and there is the
+    /// file, too, when it is read back.
     package var publication: ByteCount { adapters + adapters }
-    private var publicationBeside: ByteCount { jobs.count > 1 ? jobs.map(\.adapters).max()! : .zero }
+    private var publicationBeside: ByteCount { jobs.count > 1 ? jobs.map { $0.adapters + $0.adapters }.max()! : .zero }
 
     package func gradients(_ shape: StepShape) -> ByteCount {
         sum { shape.gradients == .allLayers ? .floats($0.layout.trainedCount) : $0.largestLayer }
