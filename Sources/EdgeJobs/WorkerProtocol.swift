@@ -13,6 +13,8 @@ package enum WorkOrder: Codable, Sendable {
     case trainTogether(TogetherOrder)
     /// Plans a job of every PEFT method for made-up samples, and answers with `comparedMethods`.
     case compareMethods(MethodsOrder)
+    /// Measures how much each linear matters. Says `ranking` meanwhile, and answers with `ranked`.
+    case rankLinears(RanksOrder)
     /// Measures the board for plans' times, and answers with `calibrated`.
     case calibrate(CalibrateOrder)
     /// Answers with `inspectedModel`.
@@ -53,6 +55,36 @@ package enum WorkOrder: Codable, Sendable {
             self.threads = threads
             self.budgetBytes = budgetBytes
             self.budgetReason = budgetReason
+        }
+    }
+
+    package struct RanksOrder: Codable, Sendable {
+        /// A share of a board's memory.
+        package struct Budget: Codable, Sendable {
+            package var bytes: UInt64
+            package var reason: String
+            package init(bytes: UInt64, reason: String) {
+                self.bytes = bytes
+                self.reason = reason
+            }
+        }
+        package var request: JobRequest
+        /// How many are looked at, at most.
+        package var samples: Int
+        package var modelPath: String
+        package var datasetPaths: [String]
+        /// Of the measurement.
+        package var budgetBytes: UInt64
+        /// What the job is to fit with its ranks; nil: they have the parameters of the job's own rank everywhere.
+        package var jobBudget: Budget?
+
+        package init(request: JobRequest, samples: Int, modelPath: String, datasetPaths: [String], budgetBytes: UInt64, jobBudget: Budget?) {
+            self.request = request
+            self.samples = samples
+            self.modelPath = modelPath
+            self.datasetPaths = datasetPaths
+            self.budgetBytes = budgetBytes
+            self.jobBudget = jobBudget
         }
     }
 
@@ -366,6 +398,7 @@ package indirect enum WorkMessage: Codable, Sendable {
     case generated(GenerateEvent)
     case merging(MergeEvent)
     case composing(CompositionEvent)
+    case ranking(RankEvent)
     /// Bytes of the model's file so far.
     case imported(bytes: UInt64)
 
@@ -390,15 +423,16 @@ package indirect enum WorkMessage: Codable, Sendable {
     case inspectedDataset(DatasetReport)
     case importedAdapter
     case composed(CompositionReport)
+    case ranked(RankReport)
     case exported(path: String)
     case failure(Problem)
 
     /// Nothing follows this message.
     package var isLast: Bool {
         switch self {
-        case .ofJob, .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .composing, .imported: false
+        case .ofJob, .plan, .step, .evaluation, .checkpoint, .log, .alive, .generated, .merging, .composing, .ranking, .imported: false
         case .stopped, .yielded, .trained, .salvaged, .planned, .plannedTogether, .jobsEnded, .comparedMethods, .calibrated, .inspectedModel,
-            .plannedImport, .importedModel, .inspectedDataset, .importedAdapter, .composed, .exported, .failure:
+            .plannedImport, .importedModel, .inspectedDataset, .importedAdapter, .composed, .ranked, .exported, .failure:
             true
         }
     }

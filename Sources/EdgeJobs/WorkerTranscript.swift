@@ -47,9 +47,9 @@ actor WorkerTranscript {
             // The log is a convenience: what ails it must not end the run.
             do { try log.append(text, to: job, at: settings.now()) } catch { settings.report("log of \(job): \(error)") }
             event = .log(text)
-        case .ofJob, .alive, .generated, .merging, .composing, .stopped, .yielded, .trained, .salvaged, .planned, .plannedTogether, .jobsEnded,
+        case .ofJob, .alive, .generated, .merging, .composing, .ranking, .stopped, .yielded, .trained, .salvaged, .planned, .plannedTogether, .jobsEnded,
             .comparedMethods, .calibrated, .inspectedModel, .plannedImport, .imported, .importedModel, .inspectedDataset, .importedAdapter,
-            .composed, .exported, .failure:
+            .composed, .ranked, .exported, .failure:
             return
         }
         pending.append(event)

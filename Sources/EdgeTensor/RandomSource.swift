@@ -14,7 +14,7 @@ package func mix64(_ value: UInt64) -> UInt64 {
 package struct RandomSource: Sendable {
     /// What a stream is for: two uses never share numbers.
     package enum Purpose: UInt64, Sendable {
-        case adapterInit = 1, shuffle, split, dropout, sampling, pruning, rank, adapterStart, composition
+        case adapterInit = 1, shuffle, split, dropout, sampling, pruning, rank, adapterStart, composition, sensitivity
     }
 
     private let key: UInt64

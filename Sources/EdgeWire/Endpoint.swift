@@ -8,6 +8,8 @@ package enum Endpoint {
     package static let status = "/v1/status"
     package static let plan = "/v1/plan"
     package static let methods = "/v1/methods"
+    /// Ranks for a job's linears; the body is the job.
+    package static let ranks = "/v1/ranks"
     package static let generate = "/v1/generate"
 
     package static let jobs = "/v1/jobs"

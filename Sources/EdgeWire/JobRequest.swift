@@ -275,6 +275,9 @@ package struct InvalidRequest: Error, Equatable, Sendable {
 }
 
 extension JobRequest {
+    /// Of `rank_pattern` and `alpha_pattern`: seven linears of 146 layers have one each.
+    package static let patternCounts = 1...1024
+
     /// Every limit of a request that needs no model to check.
     package func validate() throws {
         func require(_ condition: Bool, _ key: CodingKeys, _ given: Any, _ allowed: String) throws {
@@ -290,14 +293,14 @@ extension JobRequest {
         if let loraAlpha { try require(loraAlpha > 0 && loraAlpha <= 65536, .loraAlpha, loraAlpha, "above 0, to 65536") }
         if let rankPattern {
             try require(
-                (1...256).contains(rankPattern.count) && rankPattern.allSatisfy { (1...512).contains($0.value) && $0.key.utf8.count <= 1024 },
-                .rankPattern, "\(rankPattern.count) entries", "1 to 256 expressions, each with a rank of 1 to 512")
+                Self.patternCounts.contains(rankPattern.count) && rankPattern.allSatisfy { (1...512).contains($0.value) && $0.key.utf8.count <= 1024 },
+                .rankPattern, "\(rankPattern.count) entries", "1 to \(Self.patternCounts.upperBound) expressions, each with a rank of 1 to 512")
         }
         if let alphaPattern {
             try require(
-                (1...256).contains(alphaPattern.count)
+                Self.patternCounts.contains(alphaPattern.count)
                     && alphaPattern.allSatisfy { $0.value > 0 && $0.value <= 65536 && $0.key.utf8.count <= 1024 },
-                .alphaPattern, "\(alphaPattern.count) entries", "1 to 256 expressions, each with an alpha above 0, to 65536")
+                .alphaPattern, "\(alphaPattern.count) entries", "1 to \(Self.patternCounts.upperBound) expressions, each with an alpha above 0, to 65536")
         }
         if let ratio = loraplusLrRatio {
             try require(ratio >= 1 && ratio <= 1024, .loraplusLrRatio, ratio, "1 to 1024")

@@ -16,7 +16,7 @@ struct Edgetune: AsyncParsableCommand {
         version: "edgetune 0.1.0 (API \(Endpoint.version))",
         subcommands: [
             Submit.self, Jobs.self, Show.self, Watch.self, Logs.self, Cancel.self, Pause.self, Resume.self, Models.self,
-            Methods.self, Datasets.self, Adapters.self, Export.self, Merge.self, Generate.self, Status.self,
+            Methods.self, Ranks.self, Datasets.self, Adapters.self, Export.self, Merge.self, Generate.self, Status.self,
         ])
 }
 

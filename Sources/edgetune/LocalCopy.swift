@@ -53,6 +53,34 @@ struct LocalCopy {
         }
     }
 
+    /// One file with this text.
+    func make(of text: String) throws {
+        let staging = path + ".edgetune-\(getpid())"
+        let descriptor = open(staging, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o644)
+        guard descriptor >= 0 else { throw Self.failure("write", staging) }
+        defer { close(descriptor) }
+        do {
+            let isWritten = Array(text.utf8).withUnsafeBytes { Self.write($0, to: descriptor) }
+            guard isWritten, fsync(descriptor) == 0 else { throw Self.failure("write", staging) }
+            try Self.replace(path, with: staging)
+        } catch {
+            unlink(staging)
+            throw error
+        }
+    }
+
+    /// False: errno says why.
+    private static func write(_ bytes: UnsafeRawBufferPointer, to descriptor: Int32) -> Bool {
+        var rest = bytes
+        while !rest.isEmpty {
+            let count = Glibc.write(descriptor, rest.baseAddress, rest.count)
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { return false }
+            rest = UnsafeRawBufferPointer(rebasing: rest[count...])
+        }
+        return true
+    }
+
     private func fetch(_ remote: String, to path: String, from client: DaemonClient, _ progress: (Int) -> Void) async throws {
         let descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o644)
         guard descriptor >= 0 else { throw Self.failure("write", path) }
@@ -61,16 +89,7 @@ struct LocalCopy {
         let call = Call(path: remote, idleSeconds: 900)
         var writeFailure: CommandFailure?
         try await client.stream(call) { piece in
-            let isWritten = piece.withUnsafeReadableBytes { bytes in
-                var rest = bytes
-                while !rest.isEmpty {
-                    let count = write(descriptor, rest.baseAddress, rest.count)
-                    if count < 0, errno == EINTR { continue }
-                    guard count > 0 else { return false }
-                    rest = UnsafeRawBufferPointer(rebasing: rest[count...])
-                }
-                return true
-            }
+            let isWritten = piece.withUnsafeReadableBytes { Self.write($0, to: descriptor) }
             if isWritten { progress(piece.readableBytes) } else { writeFailure = Self.failure("write", path) }
             return isWritten ? .more : .enough
         }

@@ -1,7 +1,6 @@
 // edgetune submit: a job file, flags over it, uploads, then the job or its plan.
 import ArgumentParser
 import EdgeWire
-import EdgeYAML
 import Foundation
 
 struct Submit: AsyncParsableCommand {
@@ -25,7 +24,7 @@ struct Submit: AsyncParsableCommand {
         var request = try requested()
         try request.validate()
         let client = daemon.client
-        let upload = SubmitUpload(client: client, directory: file.map(Self.directory(of:)) ?? "")
+        let upload = JobUpload(client: client, directory: file.map(JobSource.directory(of:)) ?? "")
         // The first call: a daemon that is not there is told at once, before files are read.
         let held = try await client.get(ModelList.self, Endpoint.models).models
         request.baseModel = try await upload.model(
@@ -59,52 +58,8 @@ struct Submit: AsyncParsableCommand {
             try keys.apply(to: &request)
             return request
         }
-        guard let local = try LocalFile(path: file) else {
-            throw CommandFailure(.notFound, "there is no job file \(file)")
-        }
-        guard local.bytes <= YAMLLimit.bytes else {
-            throw CommandFailure(.usage, "\(file) is over \(Amount.bytes(UInt64(YAMLLimit.bytes))): not a job file")
-        }
-        let text = local.bytes == 0 ? "" : String(buffer: try local.read(at: 0, count: Int(local.bytes)))
-        var request = try JobFile.read(text: text, fileName: local.name)
+        var request = try JobSource(file).request
         try keys.apply(to: &request)
         return request
-    }
-
-    /// With its final slash; "" for the current directory.
-    private static func directory(of file: String) -> String {
-        file.lastIndex(of: "/").map { String(file[...$0]) } ?? ""
-    }
-}
-
-/// What a request names, made into what the daemon holds.
-private struct SubmitUpload {
-    let client: DaemonClient
-    /// Paths in the job file are relative to it; paths in flags to the current directory.
-    let directory: String
-
-    private func path(_ value: String, isFlag: Bool) -> String {
-        isFlag || value.hasPrefix("/") ? value : directory + value
-    }
-
-    func dataset(_ value: String, isFlag: Bool) async throws -> String {
-        try await DatasetUpload(client: client).named(value, path: path(value, isFlag: isFlag))
-    }
-
-    func model(_ value: String, isFlag: Bool, held: [ModelRecord]) async throws -> String {
-        if held.contains(where: { $0.name == value }) { return value }
-        guard let source = try ModelSource(path: path(value, isFlag: isFlag)) else {
-            try DatasetUpload.requireName(value, what: "model")
-            return value
-        }
-        return try await ModelUpload.add(source, name: nil, to: client).name
-    }
-
-    func adapter(_ value: String, isFlag: Bool, baseModel: String) async throws -> String {
-        guard let source = try AdapterSource(path: path(value, isFlag: isFlag)) else {
-            try DatasetUpload.requireName(value, what: "adapter")
-            return value
-        }
-        return try await source.add(name: nil, baseModel: baseModel, to: client).name
     }
 }

@@ -100,6 +100,8 @@ struct Daemon: Sendable {
         limit: 1, otherwise: Problem(.queueFull, "one merge runs already", hint: "try again when it is done"))
     let composing = Gate(
         limit: 1, otherwise: Problem(.queueFull, "one composition runs already", hint: "try again when it is done"))
+    let ranking = Gate(
+        limit: 1, otherwise: Problem(.queueFull, "ranks of one job are looked for already", hint: "try again when that is done"))
     /// Plans, imports and exports: each is a process with a model's header and a data set in it.
     let smallOrders = Gate(
         limit: 4, otherwise: Problem(.queueFull, "four plans or imports run already", hint: "try again in a moment"))

@@ -85,7 +85,7 @@ extension Daemon {
         }
     }
 
-    private func jobRequest(_ call: Call) async throws -> JobRequest {
+    func jobRequest(_ call: Call) async throws -> JobRequest {
         var request = try await decodedBody(JobRequest.self, of: call, keys: .job)
         try request.validate()
         request.threads = request.threads ?? config.now.threads
@@ -111,7 +111,7 @@ extension Daemon {
     }
 
     /// What the request's names mean now.
-    private func files(of request: JobRequest, _ caller: Caller) async throws -> (model: String, datasets: [String]) {
+    func files(of request: JobRequest, _ caller: Caller) async throws -> (model: String, datasets: [String]) {
         let model = try await model(named: request.baseModel)
         var datasets: [String] = []
         for reference in request.datasets { datasets.append(try await datasetBlob(reference.path, caller)) }

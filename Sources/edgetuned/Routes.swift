@@ -54,6 +54,7 @@ struct Route: Sendable {
         Route(.get, Endpoint.status, .user) { try await $0.status($1) },
         Route(.post, Endpoint.plan, .user) { try await $0.plan($1) },
         Route(.post, Endpoint.methods, .user) { try await $0.methods($1) },
+        Route(.post, Endpoint.ranks, .user) { try await $0.ranks($1) },
 
         Route(.post, Endpoint.jobs, .user) { try await $0.submit($1) },
         Route(.get, Endpoint.jobs, .user) { try await $0.listJobs($1) },

@@ -73,7 +73,7 @@ package final class ServedDaemon: Sendable {
             access: AccessRules(ownUid: 0, userGroup: Self.userGroup, adminGroup: Self.adminGroup), logger: logger)
         var passes: [Gate.Pass] = []
         // Whatever wants a worker is told that too many run.
-        for gate in [daemon.smallOrders, daemon.generating, daemon.merging, daemon.composing] {
+        for gate in [daemon.smallOrders, daemon.generating, daemon.merging, daemon.composing, daemon.ranking] {
             while let pass = try? gate.pass() { passes.append(pass) }
         }
         shared.values.withLock { ($0.daemon, $0.passes) = (daemon, passes) }

@@ -31,6 +31,7 @@ struct Work: ParsableCommand {
             case .planTogether(let orders): channel.send(.plannedTogether(try WorkRuns.plan(orders)))
             case .plan(let order): channel.send(.planned(try WorkTraining(order).planReport))
             case .compareMethods(let order): channel.send(.comparedMethods(try methodTable(order)))
+            case .rankLinears(let order): channel.send(.ranked(try rankLinears(order, channel)))
             case .calibrate(let order):
                 try calibrate(order)
                 channel.send(.calibrated)

@@ -55,6 +55,7 @@ extension Problem {
         case let error as AdapterMismatch: self.init(.badAdapter, error.description)
         case let error as AdapterError: self.init(.badAdapter, error.description)
         case let error as CombinationError: self.init(.badAdapter, error.description)
+        case let error as SensitivityError: self.init(.nonFinite, error.description)
         case let error as RankAllocationError: self.init(.invalidValue, error.description)
         case let error as CompositionError:
             if case .nonFinite = error { self.init(.nonFinite, error.description) } else { self.init(.badAdapter, error.description) }

@@ -34,6 +34,7 @@ extension WorkOrder {
         case .planTogether(let orders): return OrderPaths(readable: orders.flatMap(\.readablePaths))
         case .plan(let order): return OrderPaths(readable: order.readablePaths)
         case .compareMethods(let order): return OrderPaths(readable: [order.modelPath] + [order.calibrationPath].compactMap { $0 })
+        case .rankLinears(let order): return OrderPaths(readable: [order.modelPath] + order.datasetPaths)
         case .calibrate(let order):
             return OrderPaths(writable: [parent(of: order.path)], largestFileBytes: WireLimit.blobBytes)
         case .inspectModel(let path), .inspectDataset(let path): return OrderPaths(readable: [path])

@@ -175,7 +175,7 @@ import Testing
             ("GET", Endpoint.datasets), ("GET", Endpoint.dataset("d")), ("DELETE", Endpoint.dataset("d")),
             ("POST", Endpoint.adapters), ("GET", Endpoint.adapters), ("GET", Endpoint.adapter("a")),
             ("DELETE", Endpoint.adapter("a")), ("GET", Endpoint.adapterFile("a", "adapter.gguf")), ("POST", Endpoint.generate),
-            ("POST", Endpoint.combinations), ("POST", Endpoint.compositions),
+            ("POST", Endpoint.combinations), ("POST", Endpoint.compositions), ("POST", Endpoint.ranks),
         ]
         for (method, path) in routes {
             let answer = try daemon.call(as: stranger, method, path)

@@ -10,10 +10,11 @@ import EdgeTensor
 
 package enum AdapterMethods {
     package static let lora = LoRA(name: "lora", trainsA: true)
+    package static let loraFA = LoRA(name: "lora-fa", trainsA: false)
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, LoRA(name: "lora-fa", trainsA: false), dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(),
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(),
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }

@@ -88,11 +88,31 @@ package struct ModulePatterns<Value: Equatable & Sendable>: Equatable, Sendable 
     package init(_ values: [String: Value]) { rows = values.sorted { $0.key < $1.key }.map { Row(pattern: $0.key, value: $0.value) } }
 
     /// The first that is no regular expression.
-    package var badPattern: String? { rows.first { (try? Self.regex($0.pattern)) == nil }?.pattern }
+    package var badPattern: String? { rows.first { !Self.isPath($0.pattern) && (try? Self.regex($0.pattern)) == nil }?.pattern }
 
     /// - Precondition: there is no bad pattern.
     package subscript(path: String) -> Value? {
-        rows.first { (try? Self.regex($0.pattern).wholeMatch(in: path)) != nil }?.value
+        rows.first { Self.isPath($0.pattern) ? Self.ends(path, in: $0.pattern) : (try? Self.regex($0.pattern).wholeMatch(in: path)) != nil }?
+            .value
+    }
+
+    /// Whether it has nothing of an expression but dots. A pattern for every linear would take longer to compile than a plan to make.
+    private static func isPath(_ pattern: String) -> Bool {
+        pattern.utf8.allSatisfy { byte in
+            switch byte {
+            case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "0")...UInt8(ascii: "9"),
+                UInt8(ascii: "_"), UInt8(ascii: "."): true
+            default: false
+            }
+        }
+    }
+
+    /// As the expression would match: a dot stands for any byte of a module's path.
+    private static func ends(_ path: String, in pattern: String) -> Bool {
+        let (path, pattern) = (path.utf8, pattern.utf8), dot = UInt8(ascii: ".")
+        guard path.count >= pattern.count else { return false }
+        let rest = path.dropLast(pattern.count)
+        return (rest.isEmpty || rest.last == dot) && zip(path.suffix(pattern.count), pattern).allSatisfy { $0 == $1 || $1 == dot }
     }
 
     private static func regex(_ pattern: String) throws -> Regex<AnyRegexOutput> { try Regex("(.*\\.)?(\(pattern))") }
