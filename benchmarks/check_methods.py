@@ -39,6 +39,7 @@ METHODS = {
     "loha": {"adapter": "loha", "lora_r": 4}, "lokr": {"adapter": "lokr"}, "lokr-both": {"adapter": "lokr", "lora_r": 2, "decompose_both": True},
     "adalora": {"adapter": "adalora", "lora_r": 6, "target_r": 3, "tfinal": 1},
     "lokr-peft": {"adapter": "lokr", "decompose_factor": -1}, "ia3": {"adapter": "ia3"},
+    "oft": {"adapter": "oft"}, "oft-exact": {"adapter": "oft", "oft_block_size": 16, "use_cayley_neumann": False},
     "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
 }
 

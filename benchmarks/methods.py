@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 
 MIB = 1 << 20
-METHODS = ("lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3")
+METHODS = ("lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft")
 
 
 def plan(options, model, method, budget):

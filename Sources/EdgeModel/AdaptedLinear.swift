@@ -1,9 +1,10 @@
-// The linear modules of a layer with their adapters: y = o ⊙ ((i ⊙ x) · Wᵀ + bias + scaling · dropout(x) · Aᵀ · Bᵀ), and the gradients.
+// The linear modules of a layer with their adapters: y = o ⊙ (t(x) · Wᵀ + bias + scaling · dropout(x) · Aᵀ · Bᵀ), and the gradients.
 //
 // Modules that read the same input run together, so that it is rounded once and the threads meet once; so do the rows of jobs that
-// train together, so that a weight is decoded once for all of them. The narrow products with A come first, job by job
-// (AdaptedRows.swift); those with B are added while the frozen product's result is in cache. Scales and factors are what the adapter's
-// method makes of its matrices (Adapters/AdapterMethod.swift); a method that scales inputs has no factors.
+// train together, so that a weight is decoded once for all of them. Where a job transforms inputs (TransformedInput.swift), each linear
+// has its own, and runs by itself. The narrow products with A come first, job by job (AdaptedRows.swift); those with B are added while
+// the frozen product's result is in cache. Transforms, scales and factors are what the adapter's method makes of its matrices
+// (Adapters/AdapterMethod.swift); a method that transforms inputs has no factors.
 //
 // A row's bits do not depend on the rows around it, so a job's are the same alone and with others.
 import EdgeTensor
@@ -15,7 +16,7 @@ struct AlikeRows {
     fileprivate let treatment: Treatment
 
     fileprivate struct Treatment: Equatable {
-        var scalesInput = false
+        var transformsInput = false
         var scalesOutput = false
         var smoothing: UnsafePointer<Float>?
     }
@@ -47,7 +48,7 @@ extension DecoderLayer {
         var runs: [AlikeRows] = []
         for job in jobRows(parts) {
             let treatment = AlikeRows.Treatment(
-                scalesInput: modules.contains(where: job.scalesInput), scalesOutput: modules.contains(where: job.scalesOutput),
+                transformsInput: modules.contains(where: job.transformsInput), scalesOutput: modules.contains(where: job.scalesOutput),
                 smoothing: job.job.smoothing.map { UnsafePointer($0[modules[0]]) })
             if runs.last?.treatment == treatment {
                 runs[runs.count - 1].rows = runs.last!.rows.lowerBound..<job.rows.upperBound
@@ -78,20 +79,26 @@ extension DecoderLayer {
     ) {
         precondition(accumulation == .overwrite || !run.scalesOutput)
         let names = modules.map(\.module)
-        for job in run.jobs { job.renewScales(names) }
-        let terms = run.jobs.map { $0.lowRankTerms(names, x, projected: projected, from: run.rows.lowerBound) }
-        let input = scaledInput(names, x, run)
-        let outputs = modules.indices.map { index in
-            LinearOutput(weight: weights[names[index]], adapters: terms.compactMap { $0[index] }, y: modules[index].y.rows(run.rows))
+        for job in run.jobs {
+            job.renewScales(names)
+            job.renewRotations(names)
         }
-        // One token is a generated one (a training sample has at least two): then decoding bounds the product.
-        if input.rows == 1 {
-            for output in outputs {
-                linearVector(input, output.weight, into: output.y, accumulation, on: pool)
-                for term in output.adapters { linear(term.projected, QuantizedMatrix(term.factor), into: output.y, .add, on: pool) }
+        let terms = run.jobs.map { $0.lowRankTerms(names, x, projected: projected, from: run.rows.lowerBound) }
+        for together in sharingInput(names, run) {
+            let input = transformedInput(names[together[0]], x, run)
+            let outputs = together.map { index in
+                LinearOutput(weight: weights[names[index]], adapters: terms.compactMap { $0[index] }, y: modules[index].y.rows(run.rows))
             }
-        } else {
-            linear(rounding([input], smoothing: smoothingVector(names[0], input, run), on: pool)[0], outputs, accumulation, on: pool)
+            // One token is a generated one (a training sample has at least two): then decoding bounds the product.
+            if input.rows == 1 {
+                for output in outputs {
+                    linearVector(input, output.weight, into: output.y, accumulation, on: pool)
+                    for term in output.adapters { linear(term.projected, QuantizedMatrix(term.factor), into: output.y, .add, on: pool) }
+                }
+            } else {
+                let smoothing = smoothingVector(names[0], input, run)
+                linear(rounding([input], smoothing: smoothing, on: pool)[0], outputs, accumulation, on: pool)
+            }
         }
         for (module, y) in modules {
             if run.scalesOutput {
@@ -102,6 +109,21 @@ extension DecoderLayer {
         }
     }
 
+    /// The modules whose products have one input, by their places: all, or those of one linear where inputs are transformed.
+    private func sharingInput(_ modules: [LinearModule], _ run: AlikeRows) -> [[Int]] {
+        guard run.treatment.transformsInput else { return [Array(modules.indices)] }
+        let leaders = modules.map { spec.linear(doing: $0).leader }
+        return modules.indices.reduce(into: [[Int]]()) { groups, index in
+            if let last = groups.last, leaders[last[0]] == leaders[index] {
+                groups[groups.count - 1].append(index)
+            } else {
+                groups.append([index])
+            }
+        }
+    }
+
+    /// What int8 products divide the channels of x by, they do those of a transformed x, too: any vector gives the same product, and
+    /// training, which begins where nothing is transformed, does not go far from there.
     private func smoothingVector(_ module: LinearModule, _ x: Tensor, _ run: AlikeRows) -> UnsafePointer<Float>? {
         if let measured { measureSmoothing(x, into: measured[module], on: pool) }
         return run.treatment.smoothing
@@ -112,15 +134,18 @@ extension DecoderLayer {
         for job in jobRows(parts) { _ = job.lowRankTerms(modules, x, projected: projected, from: job.rows.lowerBound) }
     }
 
-    /// i ⊙ x, or x, of the run's rows.
-    private func scaledInput(_ modules: [LinearModule], _ x: Tensor, _ run: AlikeRows) -> Tensor {
+    /// t(x), or x, of the run's rows.
+    private func transformedInput(_ module: LinearModule, _ x: Tensor, _ run: AlikeRows) -> Tensor {
         let x = x.rows(run.rows)
-        guard run.treatment.scalesInput, let scaledRows else { return x }
-        precondition(modules.count == 1, "modules that share an input have one scale each")
-        let scaled = Tensor(scaledRows, rows: x.rows, columns: x.columns)
-        scaled.copy(from: x)
-        for job in run.jobs { job.scaleInput(own(scaled, job, run), of: modules[0]) }
-        return scaled
+        guard run.jobs.contains(where: { $0.transformsInput(module) }) else { return x }
+        let transformed = transformed(x.rows, columns: x.columns)
+        for job in run.jobs { job.transformInput(own(x, job, run), of: module, into: own(transformed, job, run)) }
+        return transformed
+    }
+
+    private func transformed(_ rows: Int, columns: Int) -> Tensor {
+        guard let scaledRows else { preconditionFailure("transformed inputs without room for them") }
+        return Tensor(scaledRows, rows: rows, columns: columns)
     }
 
     /// A job's rows of a tensor that begins with the run's first.
@@ -137,33 +162,42 @@ extension DecoderLayer {
         _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, _ parts: [SamplePart], into dx: Tensor?,
         _ projected: [Tensor], _ gradients: LayerGradients, _ accumulation: Accumulation = .overwrite
     ) {
-        for run in alike(modules.map(\.module), parts) {
+        let names = modules.map(\.module)
+        for run in alike(names, parts) {
             let narrow = run.jobs.map { $0.narrowGradients(modules, x, projected: projected, dProjected: gradients.own.dProjected) }
+            guard dx != nil || run.treatment.transformsInput else { continue }
+            let dys = rounding(modules.map { $0.dy.rows(run.rows) }, on: pool), dx = dx?.rows(run.rows)
+            var accumulation = accumulation
+            for together in sharingInput(names, run) {
+                let products = together.map { index in
+                    LinearGradient(
+                        dy: dys[index], weight: weights[names[index]],
+                        adapters: zip(run.jobs, narrow).compactMap { $0.inputTerm(names[index], $1, from: run.rows.lowerBound) })
+                }
+                let module = names[together[0]]
+                if run.jobs.contains(where: { $0.transformsInput(module) }) {
+                    transformedInputBackward(products, module, x, run, into: dx, accumulation)
+                } else if let dx {
+                    linearBackward(products, into: dx, accumulation, on: pool)
+                }
+                accumulation = .add
+            }
             guard let dx else { continue }
-            let dys = rounding(modules.map { $0.dy.rows(run.rows) }, on: pool)
-            if run.treatment.scalesInput {
-                inputScaleBackward(zip(modules, dys).map { ($0.module, $1) }, x: x, run, into: dx.rows(run.rows), accumulation)
-                continue
-            }
-            let products = zip(modules, dys).map { one, dy in
-                LinearGradient(
-                    dy: dy, weight: weights[one.module],
-                    adapters: zip(run.jobs, narrow).compactMap { $0.inputTerm(one.module, $1, from: run.rows.lowerBound) })
-            }
-            linearBackward(products, into: dx.rows(run.rows), accumulation, on: pool)
-            for (job, narrow) in zip(run.jobs, narrow) { job.addInputTerms(narrow, to: dx) }
+            for (job, narrow) in zip(run.jobs, narrow) { job.addInputTerms(narrow, to: own(dx, job, run)) }
         }
     }
 
-    /// - Parameter dx: of the run's rows.
-    private func inputScaleBackward(
-        _ modules: [(module: LinearModule, dy: LeftOperand)], x: Tensor, _ run: AlikeRows, into dx: Tensor, _ accumulation: Accumulation
+    /// - Parameters:
+    ///   - products: of the linear that `module` is the first of.
+    ///   - x: of the batch.
+    ///   - dx: of the run's rows.
+    private func transformedInputBackward(
+        _ products: [LinearGradient], _ module: LinearModule, _ x: Tensor, _ run: AlikeRows, into dx: Tensor?, _ accumulation: Accumulation
     ) {
-        guard let scaledRows else { preconditionFailure("scaled inputs without room for them") }
-        precondition(modules.count == 1, "modules that share an input have one scale each")
-        let dScaled = Tensor(scaledRows, rows: dx.rows, columns: dx.columns)
-        linearBackward([LinearGradient(dy: modules[0].dy, weight: weights[modules[0].module])], into: dScaled, on: pool)
-        for job in run.jobs { job.scaleInputBackward(own(dScaled, job, run), x, of: modules[0].module) }
-        if accumulation == .overwrite { dx.copy(from: dScaled) } else { addScaled(dScaled, to: dx, on: pool) }
+        let dTransformed = transformed(run.rows.count, columns: x.columns)
+        linearBackward(products, into: dTransformed, on: pool)
+        for job in run.jobs {
+            job.transformInputBackward(own(dTransformed, job, run), x, of: module, into: dx.map { own($0, job, run) }, accumulation)
+        }
     }
 }

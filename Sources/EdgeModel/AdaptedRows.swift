@@ -45,7 +45,7 @@ struct AdaptedRows {
     }
 
     /// The adapted linears that do these products, each at its leader; the other products of a fused one come with it.
-    private func slots(_ modules: [LinearModule]) -> [AdapterSet.Slot] {
+    func slots(_ modules: [LinearModule]) -> [AdapterSet.Slot] {
         modules.compactMap { module in
             adapters.slot(layer: layer.index, module).flatMap { $0.id.module == module ? $0 : nil }
         }
@@ -163,9 +163,8 @@ struct AdaptedRows {
 
     /// Adds what `inputTerm` leaves out.
     ///
-    /// - Parameter dx: of the batch.
+    /// - Parameter dx: of these rows.
     func addInputTerms(_ gradients: [NarrowGradient], to dx: Tensor) {
-        let dx = dx.rows(rows)
         guard hasDropout, let dropped = layer.dropped else {
             if foldsInputs { for one in gradients { addUnfolded(one.dz, to: dx, on: pool) } }
             return
@@ -231,12 +230,6 @@ struct AdaptedRows {
 
     func scalesOutput(_ module: LinearModule) -> Bool { outputScale(module) != nil }
 
-    private func inputScale(_ module: LinearModule) -> (scale: Tensor, gradient: Tensor)? {
-        adapters.slot(layer: layer.index, module).flatMap { adapters.inputScale($0) }
-    }
-
-    func scalesInput(_ module: LinearModule) -> Bool { inputScale(module) != nil }
-
     /// Of magnitudes, where parameters have changed: magnitude / ‖W + scaling · B · A‖, row by row. What was never measured is:
     /// the rows of W, and magnitudes that begin as their lengths.
     func renewScales(_ modules: [LinearModule]) {
@@ -270,24 +263,6 @@ struct AdaptedRows {
         if let scale, !scale.scalesBias { scaleColumns(y, by: scale.scale, on: pool) }
         if let bias = layer.weights.bias(module) { addRows(bias, to: y, on: pool) }
         if let scale, scale.scalesBias { scaleColumns(y, by: scale.scale, on: pool) }
-    }
-
-    /// x becomes i ⊙ x.
-    ///
-    /// - Parameter x: of these rows.
-    func scaleInput(_ x: Tensor, of module: LinearModule) {
-        if let scale = inputScale(module) { scaleColumns(x, by: scale.scale, on: pool) }
-    }
-
-    /// di = Σ over tokens of dx' ⊙ x, and dx' becomes i ⊙ dx'.
-    ///
-    /// - Parameters:
-    ///   - dScaled: of these rows.
-    ///   - x: of the batch.
-    func scaleInputBackward(_ dScaled: Tensor, _ x: Tensor, of module: LinearModule) {
-        guard let scale = inputScale(module) else { return }
-        addColumnProducts(dScaled, x.rows(rows), parts, into: scale.gradient, on: pool)
-        scaleColumns(dScaled, by: scale.scale, on: pool)
     }
 
     /// The gradient of an output's scale, for which the output is computed again; and dy becomes that of what was scaled.

@@ -112,8 +112,20 @@ package struct AdapterSet {
         }
     }
 
-    func inputScale(_ slot: Slot) -> (scale: Tensor, gradient: Tensor)? {
-        spec.method.inputScale(slot.shape).map { (tensor(slot.places[$0]), gradient(slot.places[$0], layer: slot.id.layer)) }
+    /// What a linear's input is changed by, and what is trained of it.
+    enum InputChange {
+        case scale(Tensor, gradient: Tensor)
+        case rotation(skew: Tensor, matrix: Tensor, CayleyForm, gradient: Tensor)
+    }
+
+    func inputChange(_ slot: Slot) -> InputChange? {
+        func part(_ index: Int) -> Tensor { tensor(slot.places[index]) }
+        func gradient(_ index: Int) -> Tensor { self.gradient(slot.places[index], layer: slot.id.layer) }
+        return switch spec.method.inputTransform(slot.shape) {
+        case nil: nil
+        case .scale(let index): .scale(part(index), gradient: gradient(index))
+        case .rotation(let skew, let matrix, let form): .rotation(skew: part(skew), matrix: part(matrix), form, gradient: gradient(skew))
+        }
     }
 
     /// What a linear's outputs are multiplied by.

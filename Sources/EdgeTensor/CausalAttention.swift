@@ -92,7 +92,7 @@ package struct CausalAttention {
                 logSumExp.row(queryRows.lowerBound)[head] = lse
                 return
             }
-            pool.multiply(block(q, queryRows, head), byTransposed: keyBlock(k, keyRows, head), into: scores, scratch)
+            pool.multiply(block(q, queryRows, head), byTransposed: keyBlock(k, keyRows, head), into: scores, .overwrite, scratch)
             for i in 0..<queries {
                 let row = scores.base + i * keys
                 let seen = keys - queries + i + 1
@@ -182,8 +182,8 @@ package struct CausalAttention {
                     let ds = DenseBlock(squares + side * side, stride: side, rows: keys, columns: queries)
                     let (qBlock, dOBlock) = (block(q, queryRows, head), block(dO, queryRows, head))
                     let kBlock = keyBlock(k, keyRows, head)
-                    pool.multiply(kBlock, byTransposed: qBlock, into: p, scratch)
-                    pool.multiply(keyBlock(v, keyRows, head), byTransposed: dOBlock, into: ds, scratch)
+                    pool.multiply(kBlock, byTransposed: qBlock, into: p, .overwrite, scratch)
+                    pool.multiply(keyBlock(v, keyRows, head), byTransposed: dOBlock, into: ds, .overwrite, scratch)
                     if window == nil && cap == nil {
                         kernels.softmax_backward(
                             p.base, ds.base, side, keys, queries, lse + firstQuery, delta + firstQuery, scale,

@@ -77,10 +77,13 @@ struct DenseBlock {
 }
 
 extension WorkerPool {
-    /// y = a · bᵀ: a `[rows, k]`, b `[columns, k]`.
-    func multiply(_ a: DenseBlock, byTransposed b: DenseBlock, into y: DenseBlock, _ scratch: UnsafeMutablePointer<Float>) {
+    /// y (+)= a · bᵀ: a `[rows, k]`, b `[columns, k]`.
+    func multiply(
+        _ a: DenseBlock, byTransposed b: DenseBlock, into y: DenseBlock, _ accumulation: Accumulation,
+        _ scratch: UnsafeMutablePointer<Float>
+    ) {
         productSlices(
-            edge_product_forward, b.right, a.left, a.rows, into: y.base, y.stride, columns: b.rows, .overwrite, scratch)
+            edge_product_forward, b.right, a.left, a.rows, into: y.base, y.stride, columns: b.rows, accumulation, scratch)
     }
 
     /// y (+)= a · b: a `[rows, k]`, b `[k, columns]`.

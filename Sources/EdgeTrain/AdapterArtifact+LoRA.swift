@@ -1,5 +1,5 @@
 // What an adapter of any method is as a change of each linear: plain LoRA, exactly, for every method whose change has factors; or
-// scales. What generates, merges and exports knows no other form.
+// scales, or a rotation. What generates, merges and exports knows no other form.
 import EdgeModel
 import EdgeTensor
 
@@ -17,10 +17,19 @@ package struct LoRATensors: Equatable, Sendable {
     package var loraB: [Float]
     /// `[inFeatures]`: what the linear's input is multiplied by.
     package var inputScale: [Float]?
+    /// What the linear's input is multiplied by, block-diagonal.
+    package var rotation: Rotation?
     /// `[outFeatures]`: what the linear gives is multiplied by.
     package var outputScale: [Float]?
     /// `[outFeatures]`: DoRA's lengths of the rows of the sum.
     package var magnitude: [Float]?
+
+    package struct Rotation: Equatable, Sendable {
+        /// As stored: `[inFeatures / blockSize, blockSize · (blockSize - 1) / 2]`.
+        package let skew: [Float]
+        package let blockSize: Int
+        package let form: CayleyForm
+    }
 
     package init(modulePath: String, rank: Int, inFeatures: Int, outFeatures: Int, loraA: [Float], loraB: [Float]) {
         self.modulePath = modulePath
@@ -143,7 +152,13 @@ extension AdapterArtifact {
         }
         var change = LoRATensors(
             modulePath: module, rank: method.factorRank(linear, spec), inFeatures: linear.inFeatures, outFeatures: linear.outFeatures, loraA: [], loraB: [])
-        change.inputScale = method.inputScale(linear).map { tensors[$0].values }
+        switch method.inputTransform(linear) {
+        case nil: break
+        case .scale(let index): change.inputScale = tensors[index].values
+        case .rotation(let index, let matrix, let form):
+            let blockSize = method.matrices(linear, spec)[matrix].columns
+            change.rotation = LoRATensors.Rotation(skew: tensors[index].values, blockSize: blockSize, form: form)
+        }
         if case .stored(let index) = method.outputScale(linear) { change.outputScale = tensors[index].values }
         // Of a linear that has lost all its ranks.
         if method.rankTensor != nil, change.rank == 0 { return change.withoutEmptyRanks }

@@ -39,7 +39,7 @@ package struct AdapterConfig: Equatable, Sendable {
     package init(_ spec: AdapterSpec, modules: [ModuleID], of model: DecoderSpec, baseModelNameOrPath: String?) {
         let linears = Set(modules.map(\.module)).map { model.linear(doing: $0) }
         // PEFT's class for (IA)³ has no layers_to_transform: there a target is a whole path.
-        let namesPaths = spec.method.configKeys.rank == nil && spec.layers != nil
+        let namesPaths = !spec.method.hasLayers && spec.layers != nil
         func targets(_ includes: (LinearModule) -> Bool) -> [String] {
             namesPaths
                 ? modules.filter { includes($0.module) }.map { $0.path(model) } : linears.filter { includes($0.leader) }.map(\.name)
@@ -68,7 +68,7 @@ package struct AdapterConfig: Equatable, Sendable {
     var spec: AdapterSpec {
         AdapterSpec(method: method, rank: rank, alpha: Float(loraAlpha), dropout: 0, targets: .allLinear, layers: nil)
     }
-    private var hasLayers: Bool { method.configKeys.rank != nil }
+    private var hasLayers: Bool { method.hasLayers }
 
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
@@ -172,6 +172,7 @@ package struct AdapterConfig: Equatable, Sendable {
             "trainable_token_indices": [], "layer_replication": [],
             "target_parameters": [.array([])], "alora_invocation_tokens": [], "velora_config": [],
             "mini_r": [.number("1")], "use_effective_conv2d": [.bool(false)], "save_projection": [.bool(true)],
+            "coft": [.bool(false)], "block_share": [.bool(false)],
         ]
         for (key, values) in neutral.sorted(by: { $0.key < $1.key }) {
             guard let value = document[key], value != .null, !values.contains(value) else { continue }

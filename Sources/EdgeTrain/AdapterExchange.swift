@@ -48,7 +48,11 @@ extension AdapterSet {
                 fill(slot.places[stored.a], tensor.loraA, slot.shape.rowOrder)
                 fill(slot.places[stored.b], tensor.loraB, slot.shape.rowOrder)
             }
-            if let index = method.inputScale(slot.shape) { fill(slot.places[index], tensor.inputScale!, slot.shape.rowOrder) }
+            switch method.inputTransform(slot.shape) {
+            case nil: break
+            case .scale(let index): fill(slot.places[index], tensor.inputScale!, slot.shape.rowOrder)
+            case .rotation(let index, _, _): fill(slot.places[index], tensor.rotation!.skew, slot.shape.rowOrder)
+            }
             switch method.outputScale(slot.shape) {
             case nil: break
             case .stored(let index): fill(slot.places[index], tensor.outputScale!, slot.shape.rowOrder)

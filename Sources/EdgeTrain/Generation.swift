@@ -62,12 +62,12 @@ package final class Generator {
             + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
             + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
-            + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, context: context))
+            + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, adapter, context: context))
             + RotaryEmbedding.bytes(positions: context, spec)
     }
 
-    private static func scratchFloats(_ spec: DecoderSpec, context: Int) -> Int {
-        max(CausalAttention.scratchFloats(longest: context), spec.intermediateSize, spec.hiddenSize)
+    private static func scratchFloats(_ spec: DecoderSpec, _ adapter: AdapterLayout?, context: Int) -> Int {
+        max(CausalAttention.scratchFloats(longest: context), spec.intermediateSize, spec.hiddenSize, adapter?.scratchFloats ?? 0)
     }
 
     /// - Parameters:
@@ -83,7 +83,7 @@ package final class Generator {
         let layout = adapter?.layout
         arena = try Arena(capacity: Self.bytes(spec, layout, context: context, threads: threads))
         pool = WorkerPool(
-            kernels: kernels, threadCount: threads, scratchFloats: Self.scratchFloats(spec, context: context),
+            kernels: kernels, threadCount: threads, scratchFloats: Self.scratchFloats(spec, layout, context: context),
             arena: arena)
         rotaries = RotaryEmbedding.tables(positions: context, spec, arena: arena)
         if let adapter {

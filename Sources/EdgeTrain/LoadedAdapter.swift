@@ -113,7 +113,15 @@ package struct LoadedAdapter: Sendable {
     }
 
     /// Of all its values.
-    package var byteCount: ByteCount { ByteCount(tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count) }) }
+    package var byteCount: ByteCount {
+        ByteCount(tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count + ($1.rotation?.skew.count ?? 0)) })
+    }
+
+    /// The largest of its rotations, and of their blocks; 0: it has none.
+    var largestRotation: (elements: Int, blockSize: Int) {
+        let sizes = tensors.compactMap { one in one.rotation.map { (one.inFeatures * $0.blockSize, $0.blockSize) } }
+        return (sizes.map(\.0).max() ?? 0, sizes.map(\.1).max() ?? 0)
+    }
 
     /// The modules that it changes, each checked against the base.
     package func modules(of spec: DecoderSpec) throws -> [ModuleID] {

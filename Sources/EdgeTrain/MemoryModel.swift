@@ -271,7 +271,9 @@ package struct MemoryModel {
     }
 
     package func scratchFloats(_ shape: StepShape) -> Int {
-        max(CausalAttention.scratchFloats(longest: shape.longestSample), spec.intermediateSize, spec.hiddenSize)
+        max(
+            CausalAttention.scratchFloats(longest: shape.longestSample), spec.intermediateSize, spec.hiddenSize,
+            layouts.map(\.scratchFloats).max() ?? 0)
     }
 
     package func scratch(_ shape: StepShape) -> ByteCount {

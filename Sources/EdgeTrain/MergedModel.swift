@@ -100,7 +100,7 @@ package struct MergedModel {
 
     /// What `init` and `write` hold, beside the program: the adapter as it was read, and the block that is being changed.
     package func peakBytes(threads: Int) -> ByteCount {
-        adapter.byteCount + adapter.byteCount + Scratch.bytes(for: items.map(\.tensor), format, threads: threads, rank: adapter.rank)
+        adapter.byteCount + adapter.byteCount + Scratch.bytes(for: items.map(\.tensor), format, threads: threads, adapter)
             + ByteCount(Self.fixedBytes + Self.copiedBytes)
     }
 
@@ -111,7 +111,7 @@ package struct MergedModel {
     package func write(
         to directory: String, kernels: KernelSet, threads: Int, progress: @escaping (Int) throws -> Void
     ) throws {
-        let scratch = try Scratch(for: items.map(\.tensor), format, kernels: kernels, threads: threads, rank: adapter.rank)
+        let scratch = try Scratch(for: items.map(\.tensor), format, kernels: kernels, threads: threads, adapter)
         try DirectoryPublish.publish(to: directory) { staging in
             if base.isImported {
                 for (name, bytes) in try hubFiles() { try staging.write(name, bytes) }
@@ -215,6 +215,7 @@ extension MergedModel {
         let pool: WorkerPool
         let values: UnsafeMutablePointer<Float>
         let factors: UnsafeMutablePointer<Float>
+        let rotation: UnsafeMutablePointer<Float>
         let rows: UnsafeMutablePointer<Int32>
         let encoded: UnsafeMutableRawPointer
         let copied: UnsafeMutableRawBufferPointer
@@ -228,18 +229,24 @@ extension MergedModel {
             return (columns.map { blockRows($0) * $0 }.max() ?? 0, columns.map(blockRows).max() ?? 0)
         }
 
-        static func bytes(for tensors: [StoredTensor], _ format: QuantFormat, threads: Int, rank: Int) -> ByteCount {
+        private static func scratchFloats(_ adapter: LoadedAdapter) -> Int {
+            BlockRotation.scratchFloats(blockSize: adapter.largestRotation.blockSize)
+        }
+
+        static func bytes(for tensors: [StoredTensor], _ format: QuantFormat, threads: Int, _ adapter: LoadedAdapter) -> ByteCount {
             let (values, rows) = largest(tensors)
-            return WorkerPool.scratchBytes(threads: threads, scratchFloats: 0) + .floats(values) + .floats(rows * rank) + .floats(rows)
+            return WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(adapter)) + .floats(values)
+                + .floats(rows * adapter.rank) + .floats(rows) + .floats(adapter.largestRotation.elements)
                 + .wholeLines(format.byteCount(of: values + format.blockElements))
         }
 
-        init(for tensors: [StoredTensor], _ format: QuantFormat, kernels: KernelSet, threads: Int, rank: Int) throws {
+        init(for tensors: [StoredTensor], _ format: QuantFormat, kernels: KernelSet, threads: Int, _ adapter: LoadedAdapter) throws {
             let (values, rows) = Self.largest(tensors)
-            arena = try Arena(capacity: Self.bytes(for: tensors, format, threads: threads, rank: rank))
-            pool = WorkerPool(kernels: kernels, threadCount: threads, scratchFloats: 0, arena: arena)
+            arena = try Arena(capacity: Self.bytes(for: tensors, format, threads: threads, adapter))
+            pool = WorkerPool(kernels: kernels, threadCount: threads, scratchFloats: Self.scratchFloats(adapter), arena: arena)
             self.values = arena.floats(values)
-            factors = arena.floats(rows * rank)
+            factors = arena.floats(rows * adapter.rank)
+            rotation = arena.floats(adapter.largestRotation.elements)
             self.rows = arena.integers(rows)
             encoded = arena.bytes(.wholeLines(format.byteCount(of: values + format.blockElements))).baseAddress!
             copied = .allocate(byteCount: copiedBytes, alignment: 64)
@@ -258,6 +265,7 @@ extension MergedModel {
                 try sink(UnsafeRawBufferPointer(rebasing: scratch.copied.prefix(count)))
             }
         case .encode(let change):
+            if let change { deriveRotation(of: change, scratch) }
             let order = item.tensor.linear.flatMap { base.spec.rowOrder($0.module) }
             var firstRow = 0
             for matrix in item.tensor.matrices {
@@ -290,12 +298,29 @@ extension MergedModel {
                 linearBackward(b, a, into: values, .add, on: scratch.pool)
             }
         }
+        if let change, let rotation = rotation(of: change, scratch) { BlockRotation.applyTransposed(rotation, to: values, on: scratch.pool) }
         if let change { scale(values, change, places, scratch) }
         guard encodeRows(values, as: format, into: scratch.encoded, on: scratch.pool) else {
             throw MergeError.outOfRange(tensor: name, format: format.name)
         }
         base.releaseResidentWeights()
         try sink(UnsafeRawBufferPointer(start: scratch.encoded, count: matrix.outFeatures * format.byteCount(of: matrix.inFeatures)))
+    }
+
+    private func rotation(of change: LoRATensors, _ scratch: Scratch) -> Tensor? {
+        change.rotation.map { Tensor(scratch.rotation, rows: change.inFeatures, columns: $0.blockSize) }
+    }
+
+    private func deriveRotation(of change: LoRATensors, _ scratch: Scratch) {
+        guard let rotation = change.rotation, let matrix = self.rotation(of: change, scratch) else { return }
+        var skew = rotation.skew
+        skew.withUnsafeMutableBufferPointer { values in
+            // Blocks of one have no values, and so no address.
+            guard let base = values.baseAddress else { return }
+            let blocks = change.inFeatures / rotation.blockSize
+            BlockRotation.derive(
+                Tensor(base, rows: blocks, columns: values.count / blocks), rotation.form, into: matrix, on: scratch.pool)
+        }
     }
 
     /// What a linear gives is a factor of its row, as a magnitude is; what it gets, of its column.

@@ -114,6 +114,10 @@ package struct StepCost: Equatable, Sendable {
         for layout in layouts {
             adapterMultiplyAdds += ofJob * Double(layout.factorElements) * (2 + (trained > 0 ? again / trained : 0))
                 + ofJob * Double(layout.trainedFactorElements)
+            // Turned, turned back, and the products of both; for each run of tokens the gradient goes through some ten products of blocks.
+            let runs = max(1, ofJob / min(Double(outerProductTokens), sampleTokens))
+            adapterMultiplyAdds += ofJob * Double(layout.rotationElements) * (3 + (trained > 0 ? again / trained : 0))
+                + 10 * runs * Double(layout.rotationProducts)
             // What is scaled is computed once more for the scale's gradient.
             weights += Double(layout.scaledWeights)
             weightTokens += Double(layout.scaledWeights) * ofJob

@@ -35,6 +35,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// product, too, where the rank is small for it.
     package var decomposeFactor: Int?
     package var decomposeBoth: Bool?
+    /// OFT: the size of its blocks, or the linear's next divisor; nil: 32. And whether they are the Cayley transform's series (nil: yes), or it.
+    package var oftBlockSize: Int?
+    package var useCayleyNeumann: Bool?
     /// AdaLoRA, whose first rank is `lora_r`: the rank that a linear is left with in the mean (nil: two thirds), and the steps before the
     /// first rank is taken away, after the last, and from one time to the next.
     package var targetR: Int?
@@ -114,7 +117,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform, activationCache
-        case decomposeFactor, decomposeBoth, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
+        case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten, originalModel
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
@@ -150,6 +153,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.loraplusLrRatio, into: &loraplusLrRatio)
         try read(.decomposeFactor, into: &decomposeFactor)
         try read(.decomposeBoth, into: &decomposeBoth)
+        try read(.oftBlockSize, into: &oftBlockSize)
+        try read(.useCayleyNeumann, into: &useCayleyNeumann)
         try read(.targetR, into: &targetR)
         try read(.tinit, into: &tinit)
         try read(.tfinal, into: &tfinal)
@@ -308,6 +313,7 @@ extension JobRequest {
         if let decomposeFactor {
             try require(decomposeFactor == -1 || (1...1024).contains(decomposeFactor), .decomposeFactor, decomposeFactor, "-1, or 1 to 1024")
         }
+        if let oftBlockSize { try require((2...256).contains(oftBlockSize), .oftBlockSize, oftBlockSize, "2 to 256") }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
             if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }

@@ -55,6 +55,13 @@ extension AdapterSpec {
             let factor = request.decomposeFactor ?? LoKr.defaultFactor
             method = LoKr(factor: factor > 0 ? factor : nil, decomposesBoth: request.decomposeBoth ?? false)
         }
+        try refuse("oft_block_size", request.oftBlockSize != nil, unless: method is OFT, "blocks that are turned")
+        try refuse("use_cayley_neumann", request.useCayleyNeumann != nil, unless: method is OFT, "such series")
+        if method is OFT {
+            method = OFT(
+                .size(request.oftBlockSize ?? OFT.defaultBlockSize),
+                request.useCayleyNeumann == false ? .exact : .neumann(terms: OFT.defaultTerms))
+        }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }

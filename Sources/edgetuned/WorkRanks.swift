@@ -53,7 +53,7 @@ func rankLinears(_ order: WorkOrder.RanksOrder, _ channel: WorkChannel) throws -
 
     let apportionment = adapter.apportionment(importance, of: modules, model.spec)
     let uniform = apportionment.parameters(modules.map { _ in adapter.rank })
-    var ranks = apportionment.ranks(parameters: uniform)! // one rank everywhere is no more than the job's
+    var ranks = apportionment.ranks(parameters: uniform)!  // one rank everywhere is no more than the job's
     var jobPeak: ByteCount?
     if let budget = order.jobBudget {
         limits = PlanLimits(

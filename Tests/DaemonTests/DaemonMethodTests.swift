@@ -25,7 +25,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let daemon = try DaemonProcess(in: directory.path)
         try KillTests.prepare(daemon)
         let rows = try Self.table(daemon).rows
-        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3"])
+        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft"])
         for row in rows {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
             var request = KillTests.request("of-\(row.name)")
@@ -85,6 +85,11 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         },
         Refusal(text: "decompose_factor: 0 is not allowed; use -1, or 1 to 1024") {
             ($0.adapter, $0.decomposeFactor, $0.loraDropout) = ("lokr", 0, 0)
+        },
+        Refusal(text: "oft_block_size: lora has no blocks that are turned") { $0.oftBlockSize = 8 },
+        Refusal(text: "lora_r: oft has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("oft", 8, 0) },
+        Refusal(text: "oft_block_size: 1 is not allowed; use 2 to 256") {
+            ($0.adapter, $0.loraR, $0.oftBlockSize, $0.loraDropout) = ("oft", nil, 1, 0)
         },
     ] as [Refusal])
     func whatMeansNothingToAMethodIsRefused(_ refusal: Refusal) throws {

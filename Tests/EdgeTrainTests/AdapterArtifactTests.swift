@@ -107,6 +107,11 @@ struct AdapterArtifactTests {
         (#"{"peft_type":"LORA","r":0}"#, .badConfig(key: "r", value: "0")),
         (#"{"peft_type":"LOKR","decompose_factor":0}"#, .badConfig(key: "decompose_factor", value: "0")),
         (#"{"peft_type":"LOKR","decompose_both":1}"#, .badConfig(key: "decompose_both", value: "1")),
+        (#"{"peft_type":"OFT","oft_block_size":0}"#, .badConfig(key: "oft_block_size", value: "0")),
+        (#"{"peft_type":"OFT","oft_block_size":8}"#, .badConfig(key: "peft_version", value: "missing")),
+        (#"{"peft_type":"OFT","oft_block_size":8,"peft_version":"0.17.1"}"#, .badConfig(key: "peft_version", value: "\"0.17.1\"")),
+        (#"{"peft_type":"OFT","r":4,"peft_version":"0.18.0","coft":true}"#, .unsupported(key: "coft", value: "true")),
+        (#"{"peft_type":"OFT","r":4,"use_cayley_neumann":false,"block_share":true}"#, .unsupported(key: "block_share", value: "true")),
         (#"{"peft_type":"ADALORA","deltaT":0}"#, .badConfig(key: "deltaT", value: "0")),
         (#"{"peft_type":"ADALORA","lora_alpha":0}"#, .badConfig(key: "lora_alpha", value: "0")),
     ])

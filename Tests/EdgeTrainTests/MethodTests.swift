@@ -34,6 +34,9 @@ struct MethodCase: CustomTestStringConvertible, Sendable {
         make("lokr", "lokr", rank: 4, alpha: 8) { $0.method = LoKr(factor: nil) },
         make("lokr-both", "lokr", rank: 2, alpha: 4) { $0.method = LoKr(factor: nil, decomposesBoth: true) },
         make("lokr-factor", "lokr", rank: 3, alpha: 6) { $0.method = LoKr(factor: 4) },
+        make("oft", "oft") { $0.method = OFT(.size(8)) }, make("oft-exact", "oft") { $0.method = OFT(.size(16), .exact) },
+        // 12 is no divisor of 64, nor of 160.
+        make("oft-blocks", "oft") { $0.method = OFT(.count(12), .neumann(terms: 7)) },
         make("ia3-recommended", "ia3") { $0.targets = .names(["k_proj", "v_proj", "down_proj"]) },
     ]
 
@@ -167,7 +170,7 @@ struct MethodTests {
         }
         let theirs = try members(try #require(try Self.golden.get().file.metadata[method.name]))
         let ours = try members(String(decoding: artifact.config.json, as: UTF8.self))
-        for (key, value) in ours where !["inference_mode", "base_model_name_or_path", "projection_prng_key"].contains(key) {
+        for (key, value) in ours where !["inference_mode", "base_model_name_or_path", "projection_prng_key", "peft_version"].contains(key) {
             // A number may be written in two ways.
             #expect(theirs[key] == value || theirs[key]?.double == value.double && value.double != nil, "\(key): \(value)")
         }
@@ -205,6 +208,13 @@ struct MethodTests {
     ] as [(Int, Int?, Int, Int)])
     func factorization(size: Int, factor: Int?, first: Int, second: Int) {
         #expect(LoKr.divisors(of: size, factor: factor) == (first, second))
+    }
+
+    @Test("blocks are parted as by peft's adjust_oft_parameters", arguments: [
+        (576, 32, 32), (64, 12, 8), (160, 12, 10), (1536, 100, 96), (64, 100, 64), (7, 3, 1), (7, 5, 7), (2048, 1, 1),
+    ])
+    func oftBlocks(size: Int, asked: Int, divisor: Int) {
+        #expect(OFT.divisor(of: size, near: asked) == divisor)
     }
 
     @Test("a LoKr's file with a matrix both whole and as a product is refused")

@@ -83,7 +83,9 @@ struct TogetherTests {
             Case(methods: ["lora", "lora-fa", "vera", "lora"], testDescription: "four, products alone"),
             Case(methods: ["ia3", "dora", "lora", "ia3"], testDescription: "scales beside none"),
             Case(methods: ["loha", "miss", "dylora", "dora"], testDescription: "derived factors"),
+            Case(methods: ["lora", "oft", "ia3", "oft"], testDescription: "inputs that are turned, scaled, and as they are"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
+            Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),
             Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, with one smoothing"),
             Case(
                 methods: ["lora", "ia3", "miss"],

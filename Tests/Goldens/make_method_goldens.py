@@ -32,7 +32,7 @@ DRAWN_RANK = 3
 
 
 def cases():
-    from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, VeraConfig
+    from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, OFTConfig, VeraConfig
 
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     task = dict(task_type="CAUSAL_LM")
@@ -54,6 +54,10 @@ def cases():
         "lokr-factor": LoKrConfig(r=3, alpha=6, decompose_factor=4, target_modules=every, **task),
         "adalora": AdaLoraConfig(
             init_r=4, target_r=2, lora_alpha=8, tinit=2, tfinal=3, deltaT=2, total_step=STEPS, target_modules=every, **task),
+        "oft": OFTConfig(oft_block_size=8, target_modules=every, **task),
+        "oft-exact": OFTConfig(oft_block_size=16, use_cayley_neumann=False, target_modules=every, **task),
+        # No divisor of the inputs: PEFT takes the nearest.
+        "oft-blocks": OFTConfig(r=12, oft_block_size=0, num_cayley_neumann_terms=7, target_modules=every, **task),
         "ia3": IA3Config(target_modules=every, feedforward_modules=["down_proj"], **task),
         "ia3-recommended": IA3Config(
             target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **task),

@@ -24,6 +24,8 @@ package struct AdapterLayout {
         package let scaling: Float
         /// Where its derived factors begin among those of the modules that work together, in elements.
         let factorOffset: Int
+        /// Nil: its input is not rotated.
+        let rotation: AdapterMatrix?
     }
 
     package let spec: AdapterSpec
@@ -44,10 +46,15 @@ package struct AdapterLayout {
     package let trainedFactorElements: Int
     /// Weights of the linears whose outputs the method scales.
     package let scaledWeights: Int
-    /// Widest input, and output, of a module that the method scales there; 0: none.
-    private let widestScaledInput: Int
+    /// Widest input that the method transforms, and widest output that it scales; 0: none.
+    private let widestTransformedInput: Int
     private let widestScaledOutput: Int
     private let magnitudeCount: Int
+    /// Largest block of a rotation; 0: nothing is rotated.
+    private let rotationBlock: Int
+    /// Of all rotations, and multiplications in a product of each block with one of its size.
+    package let rotationElements: Int
+    package let rotationProducts: Int
     var hasMagnitudes: Bool { magnitudeCount > 0 }
 
     /// Each matrix starts at a cache line.
@@ -95,7 +102,8 @@ package struct AdapterLayout {
             slots.append(
                 Slot(
                     id: id, linear: spec.linear(doing: id.module), shape: shape, places: places[index].map { $0! }, rank: specs[index].rank,
-                    factorRank: factorRank, scaling: specs[index].scaling, factorOffset: together!.count))
+                    factorRank: factorRank, scaling: specs[index].scaling, factorOffset: together!.count,
+                    rotation: method.rotation(shape).map { matrices[index][$0.matrix] }))
             let rank = isDerived ? factorRank : 0
             together!.count += Self.padded(rank * shape.inFeatures) + Self.padded(rank * shape.outFeatures)
             largest = max(largest, together!.count)
@@ -109,7 +117,11 @@ package struct AdapterLayout {
             return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
         }
         scaledWeights = shapes.reduce(0) { $0 + (method.outputScale($1) == nil ? 0 : $1.inFeatures * $1.outFeatures) }
-        widestScaledInput = shapes.filter { method.inputScale($0) != nil }.map(\.inFeatures).max() ?? 0
+        widestTransformedInput = shapes.filter { method.inputTransform($0) != nil }.map(\.inFeatures).max() ?? 0
+        let rotations = slots.compactMap(\.rotation)
+        rotationBlock = rotations.map(\.columns).max() ?? 0
+        rotationElements = rotations.reduce(0) { $0 + $1.count }
+        rotationProducts = rotations.reduce(0) { $0 + $1.count * $1.columns }
         widestScaledOutput = shapes.filter { method.outputScale($0) != nil }.map(\.outFeatures).max() ?? 0
         let hasMagnitude = shapes.contains { method.outputScale($0)?.isMagnitude ?? false }
         magnitudeCount = hasMagnitude ? factorRank * (widestScaledOutput + factorRank) : 0
@@ -147,8 +159,11 @@ package struct AdapterLayout {
 
     /// Elements for a scaled product's inputs or outputs, and for what a magnitude's scale is made of.
     package func scaledCount(tokens: Int, isTrained: Bool) -> Int {
-        max(tokens * max(widestScaledInput, isTrained ? widestScaledOutput : 0), magnitudeCount)
+        max(tokens * max(widestTransformedInput, isTrained ? widestScaledOutput : 0), magnitudeCount)
     }
+
+    /// Of a thread's scratch, for what its pieces make of the adapter.
+    package var scratchFloats: Int { rotationBlock == 0 ? 0 : BlockRotation.scratchFloats(blockSize: rotationBlock) }
 }
 
 extension DecoderSpec {

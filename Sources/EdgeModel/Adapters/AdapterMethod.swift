@@ -1,9 +1,10 @@
 // What PEFT methods are to the layers, the memory plan and the files. All that are here change a linear to
 //
-//   y = o ⊙ ((i ⊙ x) · Wᵀ + scaling · dropout(x) · Aᵀ · Bᵀ)
+//   y = o ⊙ (t(x) · Wᵀ + scaling · dropout(x) · Aᵀ · Bᵀ)
 //
-// A `[factorRank, in]` and B `[out, factorRank]` are the factors, i `[in]` and o `[out]` the scales. A method says which of
-// these it has and how they come from the matrices that it stores; the products and their gradients are the layer's, once for all.
+// A `[factorRank, in]` and B `[out, factorRank]` are the factors, o `[out]` the output's scale, and t multiplies the input by a vector or by a
+// block-diagonal rotation. A method says which of these it has and how they come from the matrices that it stores; the products and their
+// gradients are the layer's, once for all. A method has an input's transform or factors, not both.
 // A method is one file, and one line in `AdapterMethods.all`.
 import EdgeFormats
 import EdgeTensor
@@ -14,7 +15,7 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(),
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(),
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
@@ -74,6 +75,14 @@ package struct AdapterMatrix: Equatable, Sendable {
 
     /// PyTorch's `kaiming_uniform_(a: √5)`: ±1/√columns.
     static func kaiming(columns: Int) -> Start { .uniform(bound: 1 / Float(columns).squareRoot()) }
+}
+
+/// How a method changes what a linear gets; numbers are of its matrices.
+package enum InputTransform: Equatable, Sendable {
+    /// By a stored vector, element by element.
+    case scale(Int)
+    /// By a block-diagonal matrix `[in, block size]`, which is made of a stored skew-symmetric one.
+    case rotation(skew: Int, matrix: Int, CayleyForm)
 }
 
 /// How a method scales what a linear gives; numbers are of its matrices.
@@ -180,8 +189,9 @@ package protocol AdapterMethod: Equatable, Sendable {
     /// Whether every step trains a number of ranks that it draws.
     var drawsRank: Bool { get }
 
-    /// The stored vector that is i.
-    func inputScale(_ linear: LinearShape) -> Int?
+    /// Whether adapter_config.json can name layers.
+    var hasLayers: Bool { get }
+    func inputTransform(_ linear: LinearShape) -> InputTransform?
     func outputScale(_ linear: LinearShape) -> OutputScale?
 }
 
@@ -203,7 +213,9 @@ extension AdapterMethod {
     ) {}
     package var foldsInputs: Bool { false }
     package var drawsRank: Bool { false }
-    package func inputScale(_ linear: LinearShape) -> Int? { nil }
+    /// PEFT's class for (IA)³, which has no rank, has no layers either.
+    package var hasLayers: Bool { configKeys.rank != nil }
+    package func inputTransform(_ linear: LinearShape) -> InputTransform? { nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }
     package var fileMethod: String { name }
     package var hasDropout: Bool { configKeys.dropout != nil }
@@ -213,8 +225,13 @@ extension AdapterMethod {
         hasFactors(spec)
             && [true, false].allSatisfy { isDown in
                 let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
-                return inputScale(linear) == nil && outputScale(linear) == nil
+                return inputTransform(linear) == nil && outputScale(linear) == nil
             }
+    }
+
+    package func rotation(_ linear: LinearShape) -> (skew: Int, matrix: Int, form: CayleyForm)? {
+        guard case .rotation(let skew, let matrix, let form) = inputTransform(linear) else { return nil }
+        return (skew, matrix, form)
     }
 
     private func hasFactors(_ spec: AdapterSpec) -> Bool { factorRank(.smallest, spec) > 0 }

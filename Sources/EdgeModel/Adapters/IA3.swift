@@ -23,6 +23,6 @@ package struct IA3: AdapterMethod {
     }
 
     package func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int { 0 }
-    package func inputScale(_ linear: LinearShape) -> Int? { linear.isDown ? 0 : nil }
+    package func inputTransform(_ linear: LinearShape) -> InputTransform? { linear.isDown ? .scale(0) : nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { linear.isDown ? nil : .stored(0) }
 }
