@@ -50,16 +50,19 @@ struct RunStart {
 
 extension JobQueue {
     func run(_ start: RunStart) async throws {
-        var jobs: [Job] = []
-        for queued in start.jobs {
-            // Cancelled, paused or deleted since it was read.
-            do { jobs.append(try await store.apply(.start, to: queued.id, reason: nil, at: settings.now())) } catch is Problem {}
-        }
-        guard let first = jobs.first else { return }
-        let run = CurrentRun(jobs.map(\.id))
+        let run = CurrentRun(start.jobs.map(\.id))
         let control = run.control
+        // Before a job runs: who cancels it from then on is heard.
         current = run
         defer { current = nil }
+        var jobs: [Job] = []
+        for queued in start.jobs {
+            do { jobs.append(try await store.apply(.start, to: queued.id, reason: nil, at: settings.now())) } catch is Problem {
+                // Cancelled, paused or deleted since it was read.
+                current?.ended(queued.id)
+            }
+        }
+        guard let first = jobs.first else { return }
         if isStopping { control.stop() }
         var orders: [WorkOrder.TrainOrder] = []
         for job in jobs { orders.append(try await order(for: job)) }
