@@ -38,6 +38,13 @@ package struct Dataset: Sendable {
 }
 
 extension TokenizedSample {
+    /// Behind places for so many virtual tokens, whose embeddings are an adapter's and whose ids mean nothing.
+    package func behindVirtualTokens(_ count: Int) -> TokenizedSample {
+        guard count > 0 else { return self }
+        return TokenizedSample(
+            tokens: [TokenID](repeating: 0, count: count) + tokens, carriesLoss: [Bool](repeating: false, count: count) + carriesLoss)
+    }
+
     /// The first token is predicted from nothing, so it never counts.
     package var lossTokenCount: Int { carriesLoss.dropFirst().reduce(0) { $0 + ($1 ? 1 : 0) } }
 }

@@ -38,6 +38,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// OFT: the size of its blocks, or the linear's next divisor; nil: 32. And whether they are the Cayley transform's series (nil: yes), or it.
     package var oftBlockSize: Int?
     package var useCayleyNeumann: Bool?
+    /// Prefix and prompt tuning: how many tokens there are before each sample's own; nil: 20. And what they begin as; nil: samples.
+    package var numVirtualTokens: Int?
+    package var promptTuningInit: PromptStart?
     /// AdaLoRA, whose first rank is `lora_r`: the rank that a linear is left with in the mean (nil: two thirds), and the steps before the
     /// first rank is taken away, after the last, and from one time to the next.
     package var targetR: Int?
@@ -119,6 +122,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform, activationCache
         case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten, originalModel
+        case numVirtualTokens, promptTuningInit
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -155,6 +159,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.decomposeBoth, into: &decomposeBoth)
         try read(.oftBlockSize, into: &oftBlockSize)
         try read(.useCayleyNeumann, into: &useCayleyNeumann)
+        try read(.numVirtualTokens, into: &numVirtualTokens)
+        try read(.promptTuningInit, into: &promptTuningInit)
         try read(.targetR, into: &targetR)
         try read(.tinit, into: &tinit)
         try read(.tfinal, into: &tfinal)
@@ -233,6 +239,9 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 package enum LoRAStart: String, Codable, CaseIterable, Sendable {
     case kaiming, gaussian, orthogonal, eva, loftq
 }
+
+/// What virtual tokens begin as: what the model makes of the first tokens of the training samples, or normal numbers.
+package enum PromptStart: String, Codable, CaseIterable, Sendable { case samples, random }
 
 package enum ActivationCacheFormat: String, Codable, CaseIterable, Sendable { case bf16, int8 }
 
@@ -314,6 +323,7 @@ extension JobRequest {
             try require(decomposeFactor == -1 || (1...1024).contains(decomposeFactor), .decomposeFactor, decomposeFactor, "-1, or 1 to 1024")
         }
         if let oftBlockSize { try require((2...256).contains(oftBlockSize), .oftBlockSize, oftBlockSize, "2 to 256") }
+        if let numVirtualTokens { try require((1...512).contains(numVirtualTokens), .numVirtualTokens, numVirtualTokens, "1 to 512") }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
             if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }
