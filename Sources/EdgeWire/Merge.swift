@@ -2,7 +2,8 @@
 
 /// `POST /v1/adapters/{name}/merged`; answers with `MergeEvent` lines.
 package struct MergeRequest: Codable, Equatable, Sendable {
-    /// Of the weights that the adapter changes; nil: Q8_0, or BF16 where the base came from Hugging Face's files.
+    /// Of the weights that the adapter changes; nil: the base's own blocks where the adapter does no more than scale them, else Q8_0, or BF16
+    /// where the base came from Hugging Face's files.
     package var format: MergeFormat?
     /// Whether the held-out loss of the job is measured, with the adapter and merged.
     package var measure: Bool
@@ -24,6 +25,8 @@ package struct MergeRequest: Codable, Equatable, Sendable {
 
 package enum MergeFormat: String, CaseIterable, Codable, Sendable {
     case f16, bf16
+    /// The base's own blocks, whose scales are multiplied: of adapters that do no more.
+    case base
     case q8 = "q8_0", q4WithMinimum = "q4_1", q4 = "q4_0"
 }
 

@@ -14,7 +14,11 @@ struct Merge: AsyncParsableCommand {
     @OptionGroup var daemon: DaemonOptions
     @OptionGroup var output: OutputOptions
     @Argument(help: "The adapter's name.") var adapter: String
-    @Option(help: "Of the weights that change: f16, bf16, q8_0, q4_1 or q4_0. Default: q8_0; bf16 for Hugging Face's files.")
+    @Option(
+        help: """
+            Of the weights that change: f16, bf16, q8_0, q4_1 or q4_0; or base, its own blocks with their scales multiplied, for adapters that \
+            do no more ((IA)³), and their default. Default: q8_0; bf16 for Hugging Face's files.
+            """)
     var format: MergeFormat?
     @Option(name: [.customLong("output"), .customShort("o")], help: "Where to.") var destination: String
     @Flag(inversion: .prefixedNo, help: "Measure the held-out loss, with the adapter and merged.") var measure = true

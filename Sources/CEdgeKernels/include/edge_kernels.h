@@ -43,6 +43,10 @@ struct edge_quant_format {
 
 /// The format's entry; `format` is below EDGE_FORMAT_COUNT.
 const struct edge_quant_format *edge_quant_format(enum edge_format format);
+/// Whether `edge_scale_blocks` can scale blocks of this format: values themselves, or binary16 scales.
+bool edge_has_block_scales(enum edge_format format);
+/// Multiplies all values of `count` blocks, whose codes stay: each scale is rounded once. False: one is not finite any more.
+bool edge_scale_blocks(enum edge_format format, void *blocks, size_t count, float factor);
 /// EDGE_FORMAT_COUNT when no format has this ggml type.
 enum edge_format edge_format_of_ggml_type(uint32_t ggml_type);
 
