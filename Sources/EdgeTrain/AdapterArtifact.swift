@@ -78,7 +78,7 @@ extension AdapterError: CustomStringConvertible {
             "\(directory) has both \(AdapterArtifact.framedName) and \(AdapterArtifact.plainName)"
         case .noGGUFName(let module): "\(module) has no counterpart in the GGUF file"
         case .badRowOrder(let module): "the row order of \(module) is not a permutation of its rows"
-        case .needsTask(let tasks): "the adapter is of the tasks \(tasks.joined(separator: ", ")), and a LoRA of each: say which one with task"
+        case .needsTask(let tasks): "the adapter is a LoRA of each of the tasks \(tasks.joined(separator: ", ")), and none was named"
         case .unknownTask(let task, []): "the adapter has no tasks, so none called \(task): leave task out"
         case .unknownTask(let task, let tasks): "the adapter has no task \(task); it has \(tasks.joined(separator: ", "))"
         case .notForGGUF(let method):
@@ -179,6 +179,9 @@ package struct AdapterArtifact: Equatable, Sendable {
             let artifact = try open(directory: directory).task(task)
             let file = try safetensors(artifact.stored, artifact.provenance)
             return try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
+        }
+        if let tasks = try AdapterConfig(json: ByteRegion.map(path: directory + "/" + configName)).method.tasks {
+            throw AdapterError.needsTask(tasks.names)
         }
         let region = try tensorFile(of: directory)
         _ = try SafetensorsFile(region)

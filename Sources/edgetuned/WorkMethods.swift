@@ -32,7 +32,7 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
         var row = MethodTable.Row(
             name: method.name, rank: method.configKeys.rank.map { _ in spec.adapter.rank },
             trainableParameters: memory.layout.trainableCount, peakBytes: 0, fits: false, tokensPerSecond: nil,
-            adapterBytes: UInt64(memory.layout.fileBytes), exports: ["peft"] + (method.isLoRA(spec.adapter) ? ["gguf"] : []))
+            adapterBytes: UInt64(memory.layout.fileBytes), exports: ["peft"] + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
         do {
             let plan = try TrainingPlan.make(memory, lengths: SampleLengths(dataset, spec: spec), limits)
             (row.peakBytes, row.fits) = (UInt64(plan.peak.bytes), true)
