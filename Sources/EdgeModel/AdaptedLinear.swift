@@ -26,15 +26,21 @@ struct AlikeRows {
 }
 
 extension DecoderLayer {
-    /// Each job's rows of a batch or a chunk; none where only the base runs.
+    /// The rows of each job, or of each run of samples of one of its tasks, in a batch or a chunk; none where only the base runs.
     private func jobRows(_ parts: [SamplePart]) -> [AdaptedRows] {
         guard !jobs.isEmpty else { return [] }
-        return jobs.indices.compactMap { index in
-            // They follow each other.
-            let own = parts.filter { $0.job == index }
-            guard let first = own.first?.rows.lowerBound, let last = own.last?.rows.upperBound else { return nil }
+        var runs: [[SamplePart]] = []
+        for part in parts {
+            if let last = runs.last?.last, last.job == part.job, last.task == part.task {
+                runs[runs.count - 1].append(part)
+            } else {
+                runs.append([part])
+            }
+        }
+        return runs.map { own in
+            let first = own[0].rows.lowerBound, last = own[own.count - 1].rows.upperBound
             return AdaptedRows(
-                layer: self, job: jobs[index], rows: first..<last,
+                layer: self, job: jobs[own[0].job], task: own[0].task, rows: first..<last,
                 parts: own.map { part in
                     var moved = part
                     moved.rows = part.rows.lowerBound - first..<part.rows.upperBound - first

@@ -61,8 +61,13 @@ package struct AdapterSet {
         Tensor(parameters + place.offset, rows: place.matrix.rows, columns: place.matrix.columns)
     }
 
-    /// A module's matrices, as its method stores them.
-    package func stored(_ slot: Slot) -> [Tensor] { slot.places.map(tensor) }
+    /// A module's matrices, as its method stores them; of a method with tasks those of one.
+    package func stored(_ slot: Slot, task: Int? = nil) -> [Tensor] { places(slot, task).map(tensor) }
+    private func places(_ slot: Slot, _ task: Int?) -> [AdapterLayout.Place] {
+        guard let tasks = spec.method.tasks else { return slot.places }
+        guard let task else { preconditionFailure("a sample without a task") }
+        return tasks.matrices(of: task).map { slot.places[$0] }
+    }
     package var shared: [Tensor] { layout.shared.map(tensor) }
 
     /// Of a trained matrix of a layer.
@@ -71,9 +76,9 @@ package struct AdapterSet {
             layerGradients(layer) + place.offset - layerRanges[layer].lowerBound, rows: place.matrix.rows, columns: place.matrix.columns)
     }
 
-    /// Nil for what is not trained.
-    package func gradients(_ slot: Slot) -> [Tensor?] {
-        slot.places.map { $0.matrix.isTrained ? gradient($0, layer: slot.id.layer) : nil }
+    /// Nil for what is not trained; of a method with tasks those of one.
+    package func gradients(_ slot: Slot, task: Int? = nil) -> [Tensor?] {
+        places(slot, task).map { $0.matrix.isTrained ? gradient($0, layer: slot.id.layer) : nil }
     }
 
     /// A layer's gradients, as long as its `layerRanges`; behind the last layer those that are no layer's.
@@ -94,13 +99,13 @@ package struct AdapterSet {
 
     // MARK: factors
 
-    /// A and B; nil where the method has none. Derived ones are those of the last `derive`.
-    package func factors(_ slot: Slot) -> AdapterFactors? {
+    /// A and B; nil where the method has none. Derived ones are those of the last `derive` of this task.
+    package func factors(_ slot: Slot, task: Int? = nil) -> AdapterFactors? {
         guard slot.factorRank > 0 else { return nil }
         if let stored = spec.method.storedFactors {
             return AdapterFactors(a: tensor(slot.places[stored.a]), b: tensor(slot.places[stored.b]))
         }
-        return derived(slot, from: factorSpace)
+        return derived(slot, from: factorSpace + layout.factorStart(task: task))
     }
 
     /// Gradients of derived factors.
@@ -116,10 +121,11 @@ package struct AdapterSet {
     }
 
     /// To be called before `factors` of modules that work together, again when others have.
-    func derive(_ slots: [Slot], on pool: WorkerPool) {
+    func derive(_ slots: [Slot], task: Int?, on pool: WorkerPool) {
         guard spec.method.derivesFactors(spec) else { return }
         pool.run(slots.count) { index, _ in
-            spec.method.derive(slots[index].shape, stored(slots[index]), shared, rank: usedRank(slots[index]), into: factors(slots[index])!)
+            let slot = slots[index]
+            spec.method.derive(slot.shape, stored(slot, task: task), shared, rank: usedRank(slot), into: factors(slot, task: task)!)
         }
     }
 
@@ -175,9 +181,9 @@ package struct AdapterSet {
     package func use(rank: Int?) { state.rank = rank }
 
     /// Adds what the gradients of a slot's derived factors say of what is stored.
-    func chain(_ slot: Slot) {
+    func chain(_ slot: Slot, task: Int?) {
         spec.method.chain(
-            slot.shape, stored(slot), shared, factorGradients(slot), rank: usedRank(slot), into: gradients(slot))
+            slot.shape, stored(slot, task: task), shared, factorGradients(slot), rank: usedRank(slot), into: gradients(slot, task: task))
     }
 
     private func usedRank(_ slot: Slot) -> Int { min(state.rank ?? slot.rank, slot.rank) }

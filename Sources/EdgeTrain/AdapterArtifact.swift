@@ -43,6 +43,9 @@ package enum AdapterError: Error, Equatable, Sendable {
     case ambiguousTensorFiles(directory: String)
     case noGGUFName(module: String)
     case badRowOrder(module: String)
+    /// It is a LoRA of each of these tasks, and none of them was named.
+    case needsTask([String])
+    case unknownTask(String, tasks: [String])
     /// llama.cpp's adapters have no place for this.
     case notForGGUF(method: String)
     /// It does more than other weights would.
@@ -77,6 +80,9 @@ extension AdapterError: CustomStringConvertible {
             "\(directory) has both \(AdapterArtifact.framedName) and \(AdapterArtifact.plainName)"
         case .noGGUFName(let module): "\(module) has no counterpart in the GGUF file"
         case .badRowOrder(let module): "the row order of \(module) is not a permutation of its rows"
+        case .needsTask(let tasks): "the adapter is a LoRA of each of the tasks \(tasks.joined(separator: ", ")), and none was named"
+        case .unknownTask(let task, []): "the adapter has no tasks, so none called \(task): leave task out"
+        case .unknownTask(let task, let tasks): "the adapter has no task \(task); it has \(tasks.joined(separator: ", "))"
         case .notForGGUF(let method):
             "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
                 + "edgetune merge makes a model that has it"
@@ -172,8 +178,16 @@ package struct AdapterArtifact: Equatable, Sendable {
             stored: try file.tensors.map { try tensor($0, mayBeEmpty: config.method.rankTensor != nil) }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
     }
 
-    /// The plain `adapter_model.safetensors`, byte for byte as framed.
-    package static func exportSafetensors(_ directory: String, to path: String) throws {
+    /// The plain `adapter_model.safetensors`, byte for byte as framed; of a task, what it is by itself.
+    package static func exportSafetensors(_ directory: String, task: String? = nil, to path: String) throws {
+        guard task == nil else {
+            let artifact = try open(directory: directory).task(task)
+            let file = try safetensors(artifact.stored, artifact.provenance)
+            return try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
+        }
+        if let tasks = try AdapterConfig(json: ByteRegion.map(path: directory + "/" + configName)).method.tasks {
+            throw AdapterError.needsTask(tasks.names)
+        }
         let region = try tensorFile(of: directory)
         _ = try SafetensorsFile(region)
         try AtomicFile.write(to: path) { try region.withBytes($0.write) }

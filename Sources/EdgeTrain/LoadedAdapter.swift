@@ -35,7 +35,7 @@ package struct LoadedAdapter: Sendable {
             guard let config else { throw LoadedAdapterError.noConfig }
             let artifact = try AdapterArtifact.open(
                 config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
-            try self.init(artifact, of: spec, limitBytes: limitBytes)
+            try self.init(artifact.task(nil), of: spec, limitBytes: limitBytes)
         }
     }
 
@@ -45,9 +45,11 @@ package struct LoadedAdapter: Sendable {
         (scaling, method, whole) = (1, AdapterMethods.lora, nil)
     }
 
-    /// - Parameter directory: an artifact as `publish` leaves it.
-    package init(directory: String, of spec: DecoderSpec) throws {
-        try self.init(try AdapterArtifact.open(directory: directory), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
+    /// - Parameters:
+    ///   - directory: an artifact as `publish` leaves it.
+    ///   - task: of an adapter that has tasks, the one whose LoRA it is.
+    package init(directory: String, task: String? = nil, of spec: DecoderSpec) throws {
+        try self.init(try AdapterArtifact.open(directory: directory).task(task), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
     }
 
     private init(_ artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {

@@ -8,6 +8,8 @@ package struct MicroBatch {
     package let tokens: [TokenID]
     package let positions: [Int32]
     package let spans: [AttentionSpan]
+    /// Of the samples, numbers of their tasks.
+    package let tasks: [Int?]
     /// Rows whose next token counts, and that token.
     package let lossRows: [Int32]
     package let targets: [Int32]
@@ -32,6 +34,7 @@ package struct MicroBatch {
         self.tokens = tokens
         self.positions = positions
         self.spans = spans
+        tasks = samples.map(\.task)
         self.lossRows = lossRows
         self.targets = targets
     }
@@ -344,7 +347,8 @@ package final class TrainStep {
             count += batch.tokens.count
         }
         return PackedBatch(
-            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.batch.spans.count))
+            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.batch.spans.count),
+            tasks: microBatches.flatMap(\.batch.tasks))
     }
 
     private enum Pass {

@@ -5,20 +5,24 @@ package struct MergeRequest: Codable, Equatable, Sendable {
     /// Of the weights that the adapter changes; nil: the base's own blocks where the adapter does no more than scale them, else Q8_0, or BF16
     /// where the base came from Hugging Face's files.
     package var format: MergeFormat?
+    /// Of an adapter that has tasks, the one that is merged.
+    package var task: String?
     /// Whether the held-out loss of the job is measured, with the adapter and merged.
     package var measure: Bool
 
-    package init(format: MergeFormat? = nil, measure: Bool = true) {
+    package init(format: MergeFormat? = nil, task: String? = nil, measure: Bool = true) {
         self.format = format
+        self.task = task
         self.measure = measure
     }
 
-    private enum CodingKeys: String, CodingKey { case format, measure }
+    private enum CodingKeys: String, CodingKey { case format, task, measure }
 
     package init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
         self.init(
             format: try values.decodeIfPresent(MergeFormat.self, forKey: .format),
+            task: try values.decodeIfPresent(String.self, forKey: .task),
             measure: try values.decodeIfPresent(Bool.self, forKey: .measure) ?? true)
     }
 }

@@ -31,6 +31,7 @@ package struct MethodsRequest: Codable, Equatable, Sendable {
     package func job(adapter: String) -> JobRequest {
         var job = JobRequest(baseModel: baseModel, datasets: [DatasetReference(path: "samples")])
         job.adapter = adapter
+        if adapter == "mtlora" { job.tasks = ["a", "b"] }
         job.sequenceLen = sequenceLen
         (job.microBatchSize, job.gradientAccumulationSteps) = (1, samplesPerStep)
         job.loraTargetModules = loraTargetModules

@@ -20,6 +20,7 @@ struct Merge: AsyncParsableCommand {
             do no more ((IA)³), and their default. Default: q8_0; bf16 for Hugging Face's files.
             """)
     var format: MergeFormat?
+    @Option(help: "Of an adapter that has tasks: the one that is merged.") var task: String?
     @Option(name: [.customLong("output"), .customShort("o")], help: "Where to.") var destination: String
     @Flag(inversion: .prefixedNo, help: "Measure the held-out loss, with the adapter and merged.") var measure = true
     @Flag(help: "Replace what is there.") var force = false
@@ -63,7 +64,7 @@ struct Merge: AsyncParsableCommand {
     }
 
     private func made(_ client: DaemonClient, _ name: String, _ status: StatusLine) async throws -> MergeReport {
-        let request = MergeRequest(format: format, measure: measure)
+        let request = MergeRequest(format: format, task: task, measure: measure)
         let call = Call(
             method: .POST, path: Endpoint.mergedModel(name), headers: [("Content-Type", "application/json")],
             body: try client.encode(request), idleSeconds: 900)

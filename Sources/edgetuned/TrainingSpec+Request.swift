@@ -70,6 +70,17 @@ extension AdapterSpec {
                 .size(request.oftBlockSize ?? OFT.defaultBlockSize),
                 request.useCayleyNeumann == false ? .exact : .neumann(terms: OFT.defaultTerms))
         }
+        try refuse("tasks", request.tasks != nil, unless: method is MTLoRA, "tasks")
+        try refuse("task_r", request.taskR != nil, unless: method is MTLoRA, "tasks")
+        if method is MTLoRA {
+            guard let tasks = request.tasks else {
+                throw Problem(
+                    .invalidValue, "tasks: missing; mtlora trains something for each task that the data sets' lines name",
+                    hint: "tasks: [NAME, …], and \"task\": \"NAME\" in every line")
+            }
+            let rank = request.loraR ?? method.defaultRank
+            method = MTLoRA(tasks: tasks, taskRank: request.taskR == rank ? nil : request.taskR)
+        }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }

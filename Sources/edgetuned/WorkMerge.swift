@@ -13,7 +13,7 @@ func merge(_ order: WorkOrder.MergeOrder, _ channel: WorkChannel) throws {
     if let job = order.job {
         do {
             report.losses = try losses(order, job, base, channel)
-            if report.losses == nil { report.notMeasured = "the job held no samples back" }
+            if report.losses == nil { report.notMeasured = "the job held no samples\(order.task == nil ? "" : " of this task") back" }
         } catch let error as PlanError {
             // The model is there, and that is what was asked for.
             report.notMeasured = Problem(workError: error).detail
@@ -35,7 +35,7 @@ private func write(_ order: WorkOrder.MergeOrder, _ base: BaseModel, _ channel: 
     }
     // Before it is read, and then with what the base adds.
     try require(LoadedAdapter.loadingBytes(try AdapterArtifact.tensorFileBytes(order.adapterDirectory)))
-    let adapter = try LoadedAdapter(directory: order.adapterDirectory, of: base.spec)
+    let adapter = try LoadedAdapter(directory: order.adapterDirectory, task: order.task, of: base.spec)
     let format: QuantFormat? =
         switch order.format {
         case .some(let format): QuantFormat(format)
@@ -58,8 +58,10 @@ private func losses(
     let spec = try TrainingSpec(job.request, defaultSaveSteps: 1)
     let samples = try LoadedSamples(
         job.datasetPaths, model: base, sequenceLength: min(spec.sequenceLength, base.spec.contextLength),
-        lossScope: job.request.trainOnInputs ? .everything : .completions)
-    let heldOut = Dataset(samples.tokenized, heldOut: job.request.valSetSize, seed: spec.seed).heldOut
+        lossScope: job.request.trainOnInputs ? .everything : .completions, tasks: spec.adapter.method.tasks?.names ?? [])
+    // What is merged is of one task, and is measured on that one's.
+    let task = order.task.flatMap { spec.adapter.method.tasks?.names.firstIndex(of: $0) }
+    let heldOut = Dataset(samples.tokenized, heldOut: job.request.valSetSize, seed: spec.seed).heldOut.filter { $0.task == task }
     let tokens = Dataset.lossTokens(heldOut)
     guard tokens > 0 else { return nil }
     var meter = MergeMeter(.measuring, total: 2 * UInt64(tokens), channel)
@@ -74,7 +76,7 @@ private func losses(
             try meter.report(UInt64(start + $0))
         }.mean
     }
-    let unmerged = try loss(of: base, try LoadedAdapter(directory: order.adapterDirectory, of: base.spec), from: 0)
+    let unmerged = try loss(of: base, try LoadedAdapter(directory: order.adapterDirectory, task: order.task, of: base.spec), from: 0)
     base.releaseResidentWeights()
     let merged = try loss(of: try MergedModel.open(order.outputDirectory, madeFrom: base), nil, from: tokens)
     return MergeReport.Losses(tokens: tokens, adapter: unmerged, merged: merged)

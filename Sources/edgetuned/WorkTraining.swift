@@ -35,7 +35,7 @@ struct WorkTraining {
         }
         samples = try LoadedSamples(
             order.datasetPaths, model: model, sequenceLength: min(spec.sequenceLength, model.spec.contextLength - virtualTokens),
-            lossScope: order.request.trainOnInputs ? .everything : .completions)
+            lossScope: order.request.trainOnInputs ? .everything : .completions, tasks: spec.adapter.method.tasks?.names ?? [])
         guard !samples.tokenized.isEmpty else {
             throw TrainingError.noSamples(
                 lines: samples.tooLongLines.count, tooLong: samples.tooLongLines.count,

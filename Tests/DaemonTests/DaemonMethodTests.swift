@@ -25,8 +25,8 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let daemon = try DaemonProcess(in: directory.path)
         try KillTests.prepare(daemon)
         let rows = try Self.table(daemon).rows
-        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft"])
-        for row in rows {
+        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "mtlora"])
+        for row in rows where row.name != "mtlora" {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
             var request = KillTests.request("of-\(row.name)")
             (request.adapter, request.loraR, request.loraDropout, request.maxSteps, request.saveSteps) = (row.name, nil, 0, 6, 100)
@@ -46,6 +46,47 @@ struct Refusal: Sendable, CustomTestStringConvertible {
             let generated = try daemon.post(Endpoint.generate, generation)
             #expect(generated.status == 200 && generated.text.contains("\"done\":true"), "\(generated.text)")
         }
+    }
+
+    @Test func aJobOfTasksGivesALoRAOfEach() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try DaemonProcess(in: directory.path)
+        try KillTests.prepare(daemon)
+        let row = try #require(try Self.table(daemon).rows.first { $0.name == "mtlora" })
+        #expect(row.exports == ["peft", "gguf"])
+        var request = KillTests.request("both")
+        (request.adapter, request.tasks, request.loraR, request.maxSteps, request.saveSteps) = ("mtlora", ["a", "b"], nil, 6, 100)
+        let ended = try daemon.wait(for: try daemon.post(Endpoint.jobs, request).decoded(JobStatus.self).id) { $0.state.isFinal }
+        #expect(ended.state == .succeeded && ended.plan?.trainableParameters == row.trainableParameters, "\(ended)")
+        // What the tasks share, and one's own: two thirds of what all have.
+        let tensors = try daemon.call("GET", Endpoint.adapterFile("both", task: "b", "adapter_model.safetensors"))
+        #expect(tensors.status == 200 && tensors.body.count > row.adapterBytes * 2 / 3 && tensors.body.count < row.adapterBytes)
+        let config = try daemon.call("GET", Endpoint.adapterFile("both", task: "b", "adapter_config.json")).text
+        #expect(config.contains("\"peft_type\": \"LORA\"") && config.contains("\"r\": 32") && config.contains("\"lora_alpha\": 64"), "\(config)")
+        #expect(try daemon.call("GET", Endpoint.adapterFile("both", task: "a", "adapter.gguf")).status == 200)
+        var generation = GenerateRequest(model: "tiny", adapter: "both", messages: [ChatMessage(role: "user", content: "ab")])
+        generation.maxTokens = 4
+        let refused = try daemon.post(Endpoint.generate, generation)
+        #expect(refused.text.contains("the adapter is a LoRA of each of the tasks a, b, and none was named"), "\(refused.text)")
+        generation.task = "a"
+        #expect(try daemon.post(Endpoint.generate, generation).text.contains("\"done\":true"))
+        let merged = try daemon.post(Endpoint.mergedModel("both"), MergeRequest(format: .f16, task: "b"))
+        #expect(merged.text.contains("\"losses\":{"), "\(merged.text)")
+        let refusals: [(HTTPAnswer, String)] = [
+            (try daemon.call("GET", Endpoint.adapterFile("both", "adapter.gguf")), "none was named"),
+            (try daemon.call("GET", Endpoint.adapterFile("both", "adapter_model.safetensors")), "none was named"),
+            (try daemon.call("GET", Endpoint.adapterFile("both", task: "c", "adapter.gguf")), "no task c; it has a, b"),
+            (try daemon.post(Endpoint.mergedModel("both"), MergeRequest(format: .f16)), "none was named"),
+        ]
+        for (answer, text) in refusals { #expect(answer.text.contains(text), "\(answer.text)") }
+        for (tasks, text) in [(["a"], "line 2: the job has no task \\\"b\\\"; it has a"), (["a", "b", "c"], "no line has the task \\\"c\\\"")] {
+            (request.name, request.tasks) = ("x", tasks)
+            let answer = try daemon.post(Endpoint.plan, request)
+            #expect(answer.text.contains(text), "\(answer.text)")
+        }
+        try KillTests.importBlob(Data("{\"text\":\"abab\"}\n".utf8), as: "other", at: Endpoint.datasets, daemon)
+        (request.tasks, request.datasets) = (["a", "b"], [DatasetReference(path: "other")])
+        #expect(try daemon.post(Endpoint.plan, request).text.contains("line 1: needs a \\\"task\\\", one of the job's: a, b"))
     }
 
     @Test func aMethodThatDoesNotFitSaysWhatItNeeds() throws {
@@ -86,6 +127,11 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "decompose_factor: 0 is not allowed; use -1, or 1 to 1024") {
             ($0.adapter, $0.decomposeFactor, $0.loraDropout) = ("lokr", 0, 0)
         },
+        Refusal(text: "tasks: missing; mtlora trains something for each task") { ($0.adapter, $0.loraDropout) = ("mtlora", 0) },
+        Refusal(text: "tasks: lora has no tasks") { $0.tasks = ["a"] },
+        Refusal(text: "task_r: lora has no tasks") { $0.taskR = 4 },
+        Refusal(text: "tasks: \"a.b\" is not allowed; use 1 to 64 names") { ($0.adapter, $0.tasks) = ("mtlora", ["a.b"]) },
+        Refusal(text: "tasks: \"a\", \"a\" is not allowed; use each name once") { ($0.adapter, $0.tasks) = ("mtlora", ["a", "a"]) },
         Refusal(text: "oft_block_size: lora has no blocks that are turned") { $0.oftBlockSize = 8 },
         Refusal(text: "lora_r: oft has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("oft", 8, 0) },
         Refusal(text: "oft_block_size: 1 is not allowed; use 2 to 256") {

@@ -184,8 +184,10 @@ package struct AdapterLayout {
 
     package var modules: Set<LinearModule> { Set(slots.map(\.id.module)) }
 
-    /// Elements of derived factors, and of their gradients where there is training.
-    package func factorCount(isTrained: Bool) -> Int { isTrained ? 2 * factorCount : factorCount }
+    /// Elements of derived factors, of every task at once, and of one's gradients where there is training.
+    package func factorCount(isTrained: Bool) -> Int { ((spec.method.tasks?.names.count ?? 1) + (isTrained ? 1 : 0)) * factorCount }
+    /// Where a task's derived factors begin.
+    func factorStart(task: Int?) -> Int { (task ?? 0) * factorCount }
 
     /// Elements for a scaled product's inputs or outputs, and for what a magnitude's scale is made of.
     package func scaledCount(tokens: Int, isTrained: Bool) -> Int {

@@ -16,7 +16,7 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(),
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), MTLoRA(),
         PrefixTuning(), PromptTuning(),
     ]
 
@@ -108,6 +108,17 @@ package struct AdapterFactors {
         self.a = a
         self.b = b
     }
+}
+
+/// Of a method whose samples belong to tasks: what is stored for a linear is the matrices that all tasks share, and then as many of each.
+package struct AdapterTasks: Equatable, Sendable {
+    package let names: [String]
+    /// Matrices that all tasks share, and that each has for itself.
+    let shared: Int
+    let own: Int
+
+    /// Numbers of the matrices that a sample of this task sees.
+    package func matrices(of task: Int) -> [Int] { Array(0..<shared) + (0..<own).map { shared + task * own + $0 } }
 }
 
 /// What adapter_config.json says of an adapter, whatever its method.
@@ -218,6 +229,8 @@ package protocol AdapterMethod: Equatable, Sendable {
     var foldsInputs: Bool { get }
     /// Whether every step trains a number of ranks that it draws.
     var drawsRank: Bool { get }
+    /// The tasks that its samples belong to, of a method that derives factors; nil: a sample belongs to none.
+    var tasks: AdapterTasks? { get }
 
     /// Whether adapter_config.json can name layers.
     var hasLayers: Bool { get }
@@ -270,6 +283,7 @@ extension AdapterMethod {
     ) {}
     package var foldsInputs: Bool { false }
     package var drawsRank: Bool { false }
+    package var tasks: AdapterTasks? { nil }
     /// PEFT's class for (IA)³, which has no rank, has no layers either.
     package var hasLayers: Bool { configKeys.rank != nil }
     package func inputTransform(_ linear: LinearShape) -> InputTransform? { nil }
@@ -281,9 +295,9 @@ extension AdapterMethod {
     /// What a job calls its rank.
     package var rankKey: String { virtualTokenStart == nil ? "lora_r" : "num_virtual_tokens" }
 
-    /// Whether what it makes of a linear is a plain LoRA, exactly.
+    /// Whether what it makes of a linear is a plain LoRA, exactly: of tasks each is one.
     package func isLoRA(_ spec: AdapterSpec) -> Bool {
-        adaptsLinears && changesWeightsOnly && hasFactors(spec)
+        tasks == nil && adaptsLinears && changesWeightsOnly && hasFactors(spec)
             && [true, false].allSatisfy { isDown in
                 let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
                 return inputTransform(linear) == nil && outputScale(linear) == nil
