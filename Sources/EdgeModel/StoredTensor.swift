@@ -10,6 +10,8 @@ package struct StoredTensor {
     package let matrices: [QuantizedMatrix]
     /// The linear whose weight it is; nil outside the layers.
     package let linear: ModuleID?
+    /// The linear whose bias it is; nil: it is none.
+    package let biasOf: ModuleID?
     /// In the model's file.
     package fileprivate(set) var pieces: [GGUFTensor]
 
@@ -23,10 +25,12 @@ extension BaseModel {
     /// In the order of the file.
     package var storedTensors: [StoredTensor] {
         var matrices: [String: (linear: ModuleID?, parts: [QuantizedMatrix])] = [:]
+        var biases: [String: ModuleID] = [:]
         matrices["\(names.head).weight"] = (nil, [head])
         matrices["\(names.embedding).weight"] = (nil, [embedding])
         for (layer, weights) in layers.enumerated() {
             for linear in spec.linears {
+                biases["\(names.linear(linear, layer: layer)).bias"] = ModuleID(layer: layer, module: linear.leader)
                 matrices["\(names.linear(linear, layer: layer)).weight"] = (
                     ModuleID(layer: layer, module: linear.leader), linear.parts.map { weights[$0] }
                 )
@@ -45,7 +49,8 @@ extension BaseModel {
             place[name] = stored.count
             stored.append(
                 StoredTensor(
-                    name: name, shape: shape, matrices: matrix?.parts ?? [], linear: matrix?.linear, pieces: [tensor]))
+                    name: name, shape: shape, matrices: matrix?.parts ?? [], linear: matrix?.linear, biasOf: biases[name],
+                    pieces: [tensor]))
         }
         return stored
     }

@@ -11,6 +11,8 @@ package struct LoadedAdapter: Sendable {
     package let scaling: Double
     /// Plain LoRA where the adapter is exactly that; else its own.
     private let method: any AdapterMethod
+    /// What its configuration says, where the change has no factors.
+    private let configRank: Int
     let tensors: [LoRATensors]
 
     /// Modules of several ranks or scalings become ones of the largest rank and of one scaling, which compute the same: further rows
@@ -40,7 +42,7 @@ package struct LoadedAdapter: Sendable {
     /// Plain LoRA, scaled by nothing.
     init(_ tensors: [LoRATensors], rank: Int) {
         (self.tensors, self.rank) = (tensors, rank)
-        (scaling, method) = (1, AdapterMethods.lora)
+        (scaling, method, configRank) = (1, AdapterMethods.lora, 1)
     }
 
     /// - Parameter directory: an artifact as `publish` leaves it.
@@ -51,19 +53,21 @@ package struct LoadedAdapter: Sendable {
     private init(_ artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
         let tensors = try artifact.lora(limitBytes: limitBytes) { path in
             let id = try ModuleID(path: path, in: spec)
-            return (id.inFeatures(spec), id.outFeatures(spec))
+            return (id.inFeatures(spec), id.outFeatures(spec), spec.biases.contains(id.module))
         }
         let scalings = try artifact.config.scalings(of: tensors)
         let method = artifact.config.method
-        try self.init(tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, limitBytes: limitBytes) {
+        try self.init(
+            tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, configRank: artifact.config.rank, limitBytes: limitBytes
+        ) {
             scalings[$0.modulePath]!
         }
     }
 
     private init(
-        _ tensors: [LoRATensors], _ method: any AdapterMethod, limitBytes: Int, scaling: (LoRATensors) -> Double
+        _ tensors: [LoRATensors], _ method: any AdapterMethod, configRank: Int = 1, limitBytes: Int, scaling: (LoRATensors) -> Double
     ) throws {
-        self.method = method
+        (self.method, self.configRank) = (method, configRank)
         let largest = tensors.max { $0.rank < $1.rank }!
         let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
         for one in tensors where !Float(scaling(one) * Double(rank)).isFinite {
@@ -88,13 +92,14 @@ package struct LoadedAdapter: Sendable {
     package func publish(to directory: String, baseModel: String, spec: DecoderSpec, source: String = "imported", note: String) throws {
         let modules = try modules(of: spec)
         let layers = Set(modules.map(\.layer)).sorted()
-        guard rank > 0 else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
+        guard rank > 0 || tensors.allSatisfy({ $0.added != nil }) else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
         var own = self.spec
         own.layers = layers.count == spec.layerCount ? nil : layers
         var config = AdapterConfig(own, modules: modules, of: spec, baseModelNameOrPath: baseModel)
-        config.loraAlpha = scaling * Double(rank)
+        if rank > 0 { config.loraAlpha = scaling * Double(rank) }
+        let stored = zip(modules, tensors).flatMap { id, one in one.added?.stored(own, spec.shape(id.module), one.modulePath) ?? one.stored }
         try AdapterArtifact.publish(
-            to: directory, tensors: tensors.flatMap(\.stored), config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
+            to: directory, tensors: stored, config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
             modelCard: "# An adapter for \(baseModel)\n\n\(note): \(own.summary).\n")
     }
 
@@ -109,12 +114,12 @@ package struct LoadedAdapter: Sendable {
 
     /// As it is computed with.
     package var spec: AdapterSpec {
-        AdapterSpec(method: method, rank: max(1, rank), alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+        AdapterSpec(method: method, rank: rank > 0 ? rank : configRank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
     }
 
     /// Of all its values.
     package var byteCount: ByteCount {
-        ByteCount(tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count + ($1.rotation?.skew.count ?? 0)) })
+        ByteCount(tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count + ($1.rotation?.skew.count ?? 0) + ($1.added?.count ?? 0)) })
     }
 
     /// The largest of its rotations, and of their blocks; 0: it has none.

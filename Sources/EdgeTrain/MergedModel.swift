@@ -13,6 +13,8 @@ package enum MergeError: Error, Equatable, CustomStringConvertible {
     case unsupportedFormat(String, supported: [String], isImported: Bool)
     case notWholeBlocks(tensor: String, columns: Int, format: String, block: Int)
     case outOfRange(tensor: String, format: String)
+    /// The adapter changes a bias that the base does not have.
+    case noBias(module: String)
 
     package var description: String {
         switch self {
@@ -25,6 +27,9 @@ package enum MergeError: Error, Equatable, CustomStringConvertible {
             "\(tensor) has rows of \(columns) values, which are not whole blocks of \(block) as \(format) needs; f16 and bf16 do not"
         case .outOfRange(let tensor, let format):
             "\(tensor) would have a value that \(format) cannot hold; bf16 can"
+        case .noBias(let module):
+            "the adapter adds a bias to \(module), which has none in the base, so no merged model of its architecture could hold it; "
+                + "generate takes base and adapter as they are"
         }
     }
 }
@@ -47,6 +52,8 @@ package struct MergedModel {
         /// The bytes as they are.
         case copy
         case encode(change: LoRATensors?)
+        /// A bias in f32, which something is added to: in the file's order.
+        case shift([Float])
     }
 
     private struct Item {
@@ -82,8 +89,14 @@ package struct MergedModel {
         self.format = format
         self.adapter = adapter
         var changes = try adapter.tensors(of: base.spec)
+        var shifts = changes.compactMapValues { $0.added.flatMap { $0.bias.isEmpty ? nil : $0.bias } }
         items = try base.storedTensors.map { tensor in
-            let change = tensor.linear.flatMap { changes.removeValue(forKey: $0) }
+            if let id = tensor.biasOf, let shift = shifts.removeValue(forKey: id) {
+                let order = base.spec.rowOrder(id.module)
+                return Item(tensor: tensor, type: tensor.pieces[0].type, work: .shift(shift.indices.map { shift[order?[$0] ?? $0] }))
+            }
+            var change = tensor.linear.flatMap { changes.removeValue(forKey: $0) }
+            if change?.added?.isBiasAlone == true { change = nil }
             // No other program reads the container's 4 bits.
             guard change != nil || !tensor.isWhole else { return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy) }
             guard tensor.shape[1] % format.blockElements == 0 else {
@@ -91,6 +104,9 @@ package struct MergedModel {
                     tensor: tensor.name, columns: tensor.shape[1], format: format.name, block: format.blockElements)
             }
             return Item(tensor: tensor, type: GGMLType(rawValue: format.ggmlType)!, work: .encode(change: change))
+        }
+        if let id = shifts.keys.min(by: { ($0.layer, $0.module.rawValue) < ($1.layer, $1.module.rawValue) }) {
+            throw MergeError.noBias(module: id.path(base.spec))
         }
         precondition(changes.isEmpty, "every module that the adapter changes has its weight")
     }
@@ -264,6 +280,12 @@ extension MergedModel {
                 try piece.region.read(at: piece.fileOffset + first, count: count, into: scratch.copied.baseAddress!)
                 try sink(UnsafeRawBufferPointer(rebasing: scratch.copied.prefix(count)))
             }
+        case .shift(let shift):
+            // A base is opened with biases in F32 only.
+            let shifted = item.tensor.pieces[0].withBytes { bytes in
+                shift.enumerated().map { Float(bitPattern: bytes.loadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self)) + $1 }
+            }
+            try shifted.withUnsafeBytes(sink)
         case .encode(let change):
             if let change { deriveRotation(of: change, scratch) }
             let order = item.tensor.linear.flatMap { base.spec.rowOrder($0.module) }
@@ -300,6 +322,7 @@ extension MergedModel {
         }
         if let change, let rotation = rotation(of: change, scratch) { BlockRotation.applyTransposed(rotation, to: values, on: scratch.pool) }
         if let change { scale(values, change, places, scratch) }
+        if let added = change?.added { added.add(to: values, places) }
         guard encodeRows(values, as: format, into: scratch.encoded, on: scratch.pool) else {
             throw MergeError.outOfRange(tensor: name, format: format.name)
         }
