@@ -172,6 +172,31 @@ package struct AdapterSet {
         }
     }
 
+    /// What a linear has added, and the gradient of what is trained of it.
+    struct AddedParts {
+        /// Left, of all outputs, and right.
+        var rescaling: (left: Tensor, right: Tensor, dLeft: Tensor, dRight: Tensor)?
+        var sparse: (matrix: SparseMatrix, gradient: Tensor)?
+        var bias: (change: Tensor, gradient: Tensor)?
+    }
+
+    /// Nil where the method adds nothing.
+    func addedParts(_ slot: Slot) -> AddedParts? {
+        let terms = spec.method.addedTerms(slot.shape)
+        guard !terms.isEmpty else { return nil }
+        func part(_ index: Int) -> Tensor { tensor(slot.places[index]) }
+        func gradient(_ index: Int) -> Tensor { self.gradient(slot.places[index], layer: slot.id.layer) }
+        var parts = AddedParts()
+        parts.rescaling = terms.rescaling.map { (part($0.left), part($0.right), gradient($0.left), gradient($0.right)) }
+        parts.sparse = terms.sparse.map {
+            let matrix = SparseMatrix(
+                values: part($0.values), places: part($0.places), outFeatures: slot.outFeatures, inFeatures: slot.inFeatures)
+            return (matrix, gradient($0.values))
+        }
+        parts.bias = terms.bias.map { (part($0), gradient($0)) }
+        return parts
+    }
+
     /// To be called when parameters have changed: what is derived from them and the weights is made again.
     package func parametersChanged() { state.fresh = [] }
     func isFresh(_ slot: Slot) -> Bool { state.fresh.contains(slot.id) }
@@ -224,10 +249,24 @@ package struct AdapterSet {
             case .normal(let deviation):
                 for i in 0..<tensor.count { tensor.base[i] = random.normal(drawn + i) * deviation }
                 drawn += tensor.count
+            case .places(let rows, let columns):
+                fillPlaces(tensor, rows: rows, columns: columns) { random.uniform(drawn + $0) }
+                drawn += tensor.columns
             case .measured, .orthogonal: break
             }
         }
         let together = places.filter { $0.matrix.start == .orthogonal }.map(tensor)
         if together.count == 2 { AdapterStart.fillOrthogonal(a: together[0], b: together[1], random) }
+    }
+
+    /// - Parameter uniform: of a number, one from 0 to below 1.
+    private func fillPlaces(_ places: Tensor, rows: Int, columns: Int, _ uniform: (Int) -> Float) {
+        let (entries, all) = (places.columns, rows * columns)
+        for entry in 0..<entries {
+            let first = all * entry / entries, end = all * (entry + 1) / entries
+            let place = min(first + Int(uniform(entry) * Float(end - first)), end - 1)
+            places.row(0)[entry] = Float(place / columns)
+            places.row(1)[entry] = Float(place % columns)
+        }
     }
 }

@@ -10,7 +10,7 @@ package struct StoredTensor {
     package let matrices: [QuantizedMatrix]
     /// The linear whose weight it is; nil outside the layers.
     package let linear: ModuleID?
-    /// The linear whose bias it is.
+    /// The linear whose bias it is; nil: it is none.
     package let biasOf: ModuleID?
     /// In the model's file.
     package fileprivate(set) var pieces: [GGUFTensor]
@@ -48,7 +48,8 @@ extension BaseModel {
             place[name] = stored.count
             stored.append(
                 StoredTensor(
-                    name: name, shape: shape, matrices: matrix?.parts ?? [], linear: matrix?.linear, biasOf: biases[name], pieces: [tensor]))
+                    name: name, shape: shape, matrices: matrix?.parts ?? [], linear: matrix?.linear, biasOf: biases[name],
+                    pieces: [tensor]))
         }
         return stored
     }

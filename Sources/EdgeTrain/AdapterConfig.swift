@@ -87,6 +87,11 @@ package struct AdapterConfig: Equatable, Sendable {
     }
     private var hasLayers: Bool { method.hasLayers }
 
+    /// Whether a tensor of this name has whole numbers.
+    func isInteger(_ name: String) -> Bool {
+        method.matrices(.smallest, spec).contains { $0.isInteger && name.hasSuffix(".\($0.name)") }
+    }
+
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
         guard method.storedFactors != nil else { return method.configKeys.alpha == nil ? 1 : loraAlpha / (Double(self.rank) + method.rankMargin) }

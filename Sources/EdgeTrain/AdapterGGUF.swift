@@ -29,7 +29,7 @@ extension AdapterArtifact {
         guard method.isLoRA(artifact.config.spec) else {
             throw AdapterError.notForGGUF(method: method.name)
         }
-        let tensors = try artifact.lora { module in target(module).map { ($0.inFeatures, $0.outFeatures) } }.map { tensors in
+        let tensors = try artifact.lora { module in target(module).map { ($0.inFeatures, $0.outFeatures, false) } }.map { tensors in
             guard let found = target(tensors.modulePath) else {
                 throw AdapterError.noGGUFName(module: tensors.modulePath)
             }

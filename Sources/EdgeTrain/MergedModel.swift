@@ -17,6 +17,8 @@ package enum MergeError: Error, Equatable, CustomStringConvertible {
     /// The adapter adds to weights, or the base's blocks have no scales that can be changed.
     case notOfScales(module: String)
     case noBlockScales(tensor: String, format: String)
+    /// The adapter changes a bias that the base does not have.
+    case noBias(module: String)
 
     package var description: String {
         switch self {
@@ -34,6 +36,9 @@ package enum MergeError: Error, Equatable, CustomStringConvertible {
             "\(tensor) is \(format), whose blocks have no scale that can be multiplied: use q8_0 or f16"
         case .outOfRange(let tensor, let format):
             "\(tensor) would have a value that \(format) cannot hold; bf16 can"
+        case .noBias(let module):
+            "the adapter adds a bias to \(module), which has none in the base, so no merged model of its architecture could hold it; "
+                + "generate takes base and adapter as they are"
         }
     }
 }
@@ -58,6 +63,8 @@ package struct MergedModel {
         case encode(change: LoRATensors?)
         /// The base's blocks, each row's values times its factor.
         case scaleRows([Float])
+        /// A bias in f32, which something is added to: in the file's order.
+        case shift([Float])
     }
 
     private struct Item {
@@ -106,9 +113,15 @@ package struct MergedModel {
         }
         var changes = try adapter.tensors(of: base.spec)
         let biases = try RowScales(outputsOf: changes, base.spec)
+        var shifts = changes.compactMapValues { $0.added.flatMap { $0.bias.isEmpty ? nil : $0.bias } }
         items = try base.storedTensors.map { tensor in
             if let bias = try Self.scaledBias(tensor, biases, base.spec) { return bias }
-            let change = tensor.linear.flatMap { changes.removeValue(forKey: $0) }
+            if let id = tensor.biasOf, let shift = shifts.removeValue(forKey: id) {
+                let order = base.spec.rowOrder(id.module)
+                return Item(tensor: tensor, type: tensor.pieces[0].type, work: .shift(shift.indices.map { shift[order?[$0] ?? $0] }))
+            }
+            var change = tensor.linear.flatMap { changes.removeValue(forKey: $0) }
+            if change?.added?.isBiasAlone == true { change = nil }
             // No other program reads the container's 4 bits.
             guard change != nil || !tensor.isWhole else { return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy) }
             guard tensor.shape[1] % format.blockElements == 0 else {
@@ -116,6 +129,9 @@ package struct MergedModel {
                     tensor: tensor.name, columns: tensor.shape[1], format: format.name, block: format.blockElements)
             }
             return Item(tensor: tensor, type: GGMLType(rawValue: format.ggmlType)!, work: .encode(change: change))
+        }
+        if let id = shifts.keys.min(by: { ($0.layer, $0.module.rawValue) < ($1.layer, $1.module.rawValue) }) {
+            throw MergeError.noBias(module: id.path(base.spec))
         }
         precondition(changes.isEmpty, "every module that the adapter changes has its weight")
     }
@@ -129,7 +145,8 @@ package struct MergedModel {
         /// - Throws: `MergeError.notOfScales` where an adapter does anything else.
         init(_ changes: [ModuleID: LoRATensors], _ spec: DecoderSpec) throws {
             for (id, change) in changes {
-                guard change.rank == 0, change.rotation == nil, change.magnitude == nil, change.inputScale == nil || id.module == .down else {
+                guard change.rank == 0, change.rotation == nil, change.magnitude == nil, change.added == nil,
+                    change.inputScale == nil || id.module == .down else {
                     throw MergeError.notOfScales(module: change.modulePath)
                 }
             }
@@ -358,6 +375,12 @@ extension MergedModel {
                     }
                 }
             }
+        case .shift(let shift):
+            // A base is opened with biases in F32 only.
+            let shifted = item.tensor.pieces[0].withBytes { bytes in
+                shift.enumerated().map { Float(bitPattern: bytes.loadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self)) + $1 }
+            }
+            try shifted.withUnsafeBytes(sink)
         case .encode(let change):
             guard let format else { preconditionFailure("a tensor to encode without a format") }
             if let change { deriveRotation(of: change, scratch) }
@@ -412,6 +435,7 @@ extension MergedModel {
         }
         if let change, let rotation = rotation(of: change, scratch) { BlockRotation.applyTransposed(rotation, to: values, on: scratch.pool) }
         if let change { scale(values, change, places, scratch) }
+        if let added = change?.added { added.add(to: values, places) }
         guard encodeRows(values, as: format, into: scratch.encoded, on: scratch.pool) else {
             throw MergeError.outOfRange(tensor: name, format: format.name)
         }

@@ -118,6 +118,11 @@ package struct StepCost: Equatable, Sendable {
             let runs = max(1, ofJob / min(Double(outerProductTokens), sampleTokens))
             adapterMultiplyAdds += ofJob * Double(layout.rotationElements) * (3 + (trained > 0 ? again / trained : 0))
                 + 10 * runs * Double(layout.rotationProducts)
+            // A rescaled product is one more in each forward and two in the backward; of a sparse one, inputs and values have gradients.
+            let rescaled = Double(layout.rescaledWeights) * (3 + (trained > 0 ? again / trained : 0))
+            weights += rescaled
+            weightTokens += rescaled * ofJob
+            adapterMultiplyAdds += ofJob * Double(layout.sparseEntries) * (3 + (trained > 0 ? again / trained : 0))
             // What is scaled is computed once more for the scale's gradient.
             weights += Double(layout.scaledWeights)
             weightTokens += Double(layout.scaledWeights) * ofJob

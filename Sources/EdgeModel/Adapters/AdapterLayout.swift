@@ -60,6 +60,12 @@ package struct AdapterLayout {
     package let trainedFactorElements: Int
     /// Weights of the linears whose outputs the method scales.
     package let scaledWeights: Int
+    /// Weights of the linears that have a product with a rescaled input, too; and entries of all sparse changes.
+    package let rescaledWeights: Int
+    package let sparseEntries: Int
+    /// The most that a rescaled product's input and outputs have together, and the widest input of a sparse one; 0: there is none.
+    private let widestRescaled: Int
+    private let widestSparseInput: Int
     /// Widest input that the method transforms, and widest output that it scales; 0: none.
     private let widestTransformedInput: Int
     private let widestScaledOutput: Int
@@ -144,6 +150,12 @@ package struct AdapterLayout {
             return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
         }
         scaledWeights = shapes.reduce(0) { $0 + (method.outputScale($1) == nil ? 0 : $1.inFeatures * $1.outFeatures) }
+        let added = shapes.map(method.addedTerms)
+        let rescaled = zip(shapes, added).filter { $1.rescaling != nil }.map(\.0)
+        rescaledWeights = rescaled.reduce(0) { $0 + $1.inFeatures * $1.outFeatures }
+        widestRescaled = rescaled.map { $0.inFeatures + $0.outFeatures }.max() ?? 0
+        widestSparseInput = zip(shapes, added).filter { $1.sparse != nil }.map(\.0.inFeatures).max() ?? 0
+        sparseEntries = zip(slots, added).reduce(0) { sum, one in sum + (one.1.sparse.map { one.0.places[$0.values].matrix.count } ?? 0) }
         widestTransformedInput = shapes.filter { method.inputTransform($0) != nil }.map(\.inFeatures).max() ?? 0
         let rotations = slots.compactMap(\.rotation)
         rotationBlock = rotations.map(\.columns).max() ?? 0
@@ -191,18 +203,23 @@ package struct AdapterLayout {
 
     /// Elements for a scaled product's inputs or outputs, and for what a magnitude's scale is made of.
     package func scaledCount(tokens: Int, isTrained: Bool) -> Int {
-        max(tokens * max(widestTransformedInput, isTrained ? widestScaledOutput : 0), magnitudeCount)
+        max(tokens * max(widestTransformedInput, widestRescaled, isTrained ? widestScaledOutput : 0), magnitudeCount)
     }
 
     /// Of a thread's scratch, for what its pieces make of the adapter.
-    package var scratchFloats: Int { rotationBlock == 0 ? 0 : BlockRotation.scratchFloats(blockSize: rotationBlock) }
+    package var scratchFloats: Int {
+        max(
+            rotationBlock == 0 ? 0 : BlockRotation.scratchFloats(blockSize: rotationBlock),
+            SparseMatrix.scratchFloats(inFeatures: widestSparseInput))
+    }
 }
 
 extension DecoderSpec {
-    fileprivate func shape(_ module: LinearModule) -> LinearShape {
+    /// Of the linear whose leader is `module`.
+    package func shape(_ module: LinearModule) -> LinearShape {
         LinearShape(
             inFeatures: module.inFeatures(self), outFeatures: linear(doing: module).outFeatures(self), isDown: module == .down,
-            rowOrder: rowOrder(module))
+            rowOrder: rowOrder(module), hasBias: biases.contains(module))
     }
 }
 
