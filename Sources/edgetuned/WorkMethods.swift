@@ -33,8 +33,10 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
             name: method.name, rank: method.configKeys.rank.map { _ in spec.adapter.rank },
             trainableParameters: memory.layout.trainableCount, peakBytes: 0, fits: false, tokensPerSecond: nil,
             adapterBytes: UInt64(memory.layout.fileBytes), exports: ["peft"] + (method.isLoRA(spec.adapter) ? ["gguf"] : []))
+        let lengths = SampleLengths(dataset, spec: spec)
+        row.forwardOnlyPeakBytes = TrainingPlan.leastPeakWithoutBackward(memory, lengths: lengths, limits).map { UInt64($0.bytes) }
         do {
-            let plan = try TrainingPlan.make(memory, lengths: SampleLengths(dataset, spec: spec), limits)
+            let plan = try TrainingPlan.make(memory, lengths: lengths, limits)
             (row.peakBytes, row.fits) = (UInt64(plan.peak.bytes), true)
             row.tokensPerSecond = plan.seconds.map { plan.tokens / $0 }
         } catch PlanError.doesNotFit(let required, _, _) {
