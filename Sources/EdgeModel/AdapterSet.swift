@@ -14,6 +14,8 @@ package struct AdapterSet {
     /// `[layer · 7 + module]`, an index into `slots`.
     private let slotOfModule: [Int?]
     private let state = State()
+    /// The layer whose trained parameters are read where its gradients would be.
+    private var perturbedLayer: Int?
 
     package var spec: AdapterSpec { layout.spec }
     package var slots: [Slot] { layout.slots }
@@ -27,6 +29,9 @@ package struct AdapterSet {
         case allLayers
         /// One layer's, used again by the next: each is applied before the next layer's are computed. And those that are no layer's.
         case oneLayer
+        /// None, for there is no backward. In their place is what a layer at work has instead of its trained parameters
+        /// (PerturbedAdapters.swift).
+        case forwardOnly
     }
 
     /// - Parameters:
@@ -58,7 +63,17 @@ package struct AdapterSet {
     // MARK: matrices
 
     package func tensor(_ place: AdapterLayout.Place) -> Tensor {
-        Tensor(parameters + place.offset, rows: place.matrix.rows, columns: place.matrix.columns)
+        if let perturbedLayer, place.matrix.isTrained { return gradient(place, layer: perturbedLayer) }
+        return Tensor(parameters + place.offset, rows: place.matrix.rows, columns: place.matrix.columns)
+    }
+
+    /// The same adapter with the layer's trained parameters as `perturb` has left them. What is derived from them has the place that it
+    /// has with the adapter itself: `parametersChanged` is to be called between uses of the one and of the other.
+    package func perturbed(layer: Int) -> AdapterSet {
+        precondition(extent == .forwardOnly)
+        var own = self
+        own.perturbedLayer = layer
+        return own
     }
 
     /// A module's matrices, as its method stores them; of a method with tasks those of one.
@@ -83,7 +98,7 @@ package struct AdapterSet {
 
     /// A layer's gradients, as long as its `layerRanges`; behind the last layer those that are no layer's.
     package func layerGradients(_ layer: Int) -> UnsafeMutablePointer<Float> {
-        guard extent == .oneLayer else { return gradients + layerRanges[layer].lowerBound }
+        guard extent != .allLayers else { return gradients + layerRanges[layer].lowerBound }
         return layer + 1 == layerRanges.count ? gradients + layout.largestLayer : gradients
     }
 
@@ -94,7 +109,10 @@ package struct AdapterSet {
     /// - Parameter layer: nil: the whole model's.
     package func part(_ site: AdapterSite, layer: Int?) -> [(matrix: Tensor, gradient: Tensor)] {
         guard let placed = layout.parts.first(where: { $0.part.site == site && $0.part.layer == layer }) else { return [] }
-        return placed.places.map { (tensor($0), gradient($0, layer: layer ?? layerRanges.count - 1)) }
+        return placed.places.map { place in
+            let gradient = gradient(place, layer: layer ?? layerRanges.count - 1)
+            return (perturbedLayer == nil ? tensor(place) : gradient, gradient)
+        }
     }
 
     // MARK: factors

@@ -65,8 +65,11 @@ package struct DecoderLayer {
         project([(.query, q), (.key, k), (.value, v)], x, batch.parts, projected: a.projected)
         if spec.headNorm == .none {
             rotate(q, k, batch.positions, .forward)
-        } else {
+        } else if w.gradients != nil {
             normalizeHeads(batch, a, w)
+        } else {
+            normalizeHeads(q, k, into: q, k, a)
+            rotate(q, k, batch.positions, .forward)
         }
         let heads = attentionHeads(a, w, tokens)
         attend(h, q: heads.q, k: heads.k, v: v, batch.spans, prefixes(batch.parts), batch.parts, a)
@@ -112,7 +115,7 @@ package struct DecoderLayer {
 
     /// What attention multiplies.
     private func attentionHeads(_ a: LayerActivations, _ w: LayerWorkspace, _ tokens: Int) -> (q: Tensor, k: Tensor) {
-        spec.headNorm == .none
+        spec.headNorm == .none || w.gradients == nil
             ? (a.q.prefix(tokens), a.k.prefix(tokens)) : (w.q.prefix(tokens), w.k.prefix(tokens))
     }
 

@@ -47,6 +47,8 @@ package struct JobMicroBatch {
     package let batch: MicroBatch
     /// What the gradients are of: so many times Σ nll.
     package let lossScale: Float
+    /// Where the adapter is meanwhile, in a step that has no backward; nil: where it is.
+    package let perturbation: Perturbation?
     /// Nil: no dropout.
     package let masks: DropoutMasks?
     /// What the step has drawn, of a method that draws one; nil: all ranks.
@@ -58,8 +60,9 @@ package struct JobMicroBatch {
 
     package init(
         job: Int = 0, _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil, cached: CachedSamples? = nil,
-        addingTo loss: Double = 0
+        perturbation: Perturbation? = nil, addingTo loss: Double = 0
     ) {
+        self.perturbation = perturbation
         self.cached = cached
         self.job = job
         self.batch = batch
@@ -85,6 +88,7 @@ package final class TrainStep {
     /// What every other layer uses.
     private let activations: LayerActivations
     private let workspace: LayerWorkspace
+    /// Empty where there is no backward.
     private let dH: Tensor
     private let dropped: Tensor?
     private let scaledRows: UnsafeMutablePointer<Float>
@@ -107,7 +111,7 @@ package final class TrainStep {
         }
     }
 
-    /// What the head needs for one chunk of loss tokens.
+    /// What the head needs for one chunk of loss tokens; `dInput` is empty where there is no backward.
     private struct HeadMemory {
         let logits: Tensor, input: Tensor, normed: Tensor, dInput: Tensor
         let inverseNorm: UnsafeMutablePointer<Float>
@@ -117,7 +121,7 @@ package final class TrainStep {
             logits = arena.tensor(shape.lossChunk, spec.vocabularySize)
             input = arena.tensor(shape.lossChunk, spec.hiddenSize)
             normed = arena.tensor(shape.lossChunk, spec.hiddenSize)
-            dInput = arena.tensor(shape.lossChunk, spec.hiddenSize)
+            dInput = arena.tensor(shape.hasBackward ? shape.lossChunk : 0, spec.hiddenSize)
             inverseNorm = arena.floats(shape.lossChunk)
             losses = arena.floats(shape.lossChunk)
         }
@@ -139,7 +143,7 @@ package final class TrainStep {
         adapters = zip(memory.layouts, parameters).map { layout, parameters in
             AdapterSet(
                 layout, of: spec, parameters: parameters, gradients: arena.floats(layout.gradientCount(shape.gradients)),
-                factorSpace: arena.floats(layout.factorCount(isTrained: true)), shape.gradients)
+                factorSpace: arena.floats(layout.factorCount(isTrained: shape.hasBackward)), shape.gradients)
         }
         pool = WorkerPool(
             kernels: kernels, threadCount: shape.threads, scratchFloats: memory.scratchFloats(shape), arena: arena)
@@ -147,7 +151,7 @@ package final class TrainStep {
         rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
         weights = WeightStream(model, shape.weights, arena: arena)
         checkpoints = try LayerCheckpoints(
-            shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestLayer, spec, directory: spillDirectory,
+            shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestKeptInput(shape), spec, directory: spillDirectory,
             arena: arena)
         func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
@@ -158,16 +162,16 @@ package final class TrainStep {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.factorRank), arena: arena),
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, memory.layerUse(shape), arena: arena),
                 memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
-                arena.floats(memory.scaledCount(tokens: shape.tokens))
+                arena.floats(memory.scaledCount(shape))
             )
         } or: {
             HeadMemory(shape, spec, arena: arena)
         }
         (activations, workspace, dropped, scaledRows) = layer
         self.head = head
-        dH = arena.tensor(shape.tokens, spec.hiddenSize)
+        dH = arena.tensor(shape.hasBackward ? shape.tokens : 0, spec.hiddenSize)
         smoothing = shape.compute == .int8 ? Smoothing(spec, arena: arena) : nil
         embeddingRow = arena.bytes(.wholeLines(model.embedding.rowBytes)).baseAddress!
         tokens = arena.integers(shape.tokens)
@@ -192,8 +196,8 @@ package final class TrainStep {
         for some in packed(samples, tokenBudget: shape.tokens, tokens: \.tokens.count) {
             let batch = load([(MicroBatch(some), nil)])
             try forward(batch, .measuringSmoothing)
-            // The head's input, where gradients will be.
-            let normed = dH.prefix(batch.tokenCount)
+            // The head's input, in the place of the last layer's, which has been read.
+            let normed = checkpoints.input(of: model.spec.layerCount - 1)
             normalizeForHead(checkpoints.input(of: model.spec.layerCount), into: normed, inverse: activations.logSumExp.base)
             EdgeTensor.measureSmoothing(normed, into: smoothing.head, on: pool)
         }
@@ -222,8 +226,8 @@ package final class TrainStep {
         adapters.parametersChanged()
     }
 
-    /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`. Every number is what
-    /// it would be if the job were alone.
+    /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`: where there is no
+    /// backward, only that, of the adapter as it is perturbed. Every number is what it would be if the job were alone.
     ///
     /// - Parameters:
     ///   - work: at most one micro-batch of each job.
@@ -238,6 +242,8 @@ package final class TrainStep {
         let batch = load(work.map { ($0.batch, $0.job) })
         let pass = Pass.training(work)
         precondition(work.count == 1 || work.allSatisfy { $0.cached == nil })
+        precondition(work.allSatisfy { ($0.perturbation == nil) == shape.hasBackward })
+        guard shape.hasBackward else { return try probe(&work, batch) }
         try forward(batch, pass, work[0].cached)
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()
@@ -266,6 +272,14 @@ package final class TrainStep {
         for one in work where !adapters[one.job].layout.modelRange.isEmpty { try finished(model.spec.layerCount, one) }
     }
 
+    /// What is derived from the adapters and kept is, meanwhile, that of the perturbed ones.
+    private func probe(_ work: inout [JobMicroBatch], _ batch: PackedBatch) throws {
+        for one in work { adapters[one.job].parametersChanged() }
+        defer { for one in work { adapters[one.job].parametersChanged() } }
+        try forward(batch, .training(work), work[0].cached)
+        try headLoss(&work, .trainingLoss, after: .attention(0))
+    }
+
     /// `accumulate` of the only job.
     package func accumulate(
         _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
@@ -279,7 +293,7 @@ package final class TrainStep {
     package func evaluate(_ microBatch: MicroBatch, job: Int = 0, cached: CachedSamples? = nil, loss: inout Double) throws {
         try forward(load([(microBatch, job)]), .evaluation(job: job), cached)
         var work = [JobMicroBatch(job: job, microBatch, lossScale: 0, addingTo: loss)]
-        try headLoss(&work, .lossOnly, after: .attention(0))
+        try headLoss(&work, .heldOutLoss, after: .attention(0))
         loss = work[0].loss
     }
 
@@ -368,7 +382,11 @@ package final class TrainStep {
         var watch: DecoderLayer.InputWatch?
         switch pass {
         case .training(let work):
-            jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?.layers[index]) }
+            jobs = work.map { one in
+                let own = adapters[one.job]
+                return LayerJob(
+                    one.perturbation == nil ? own : own.perturbed(layer: index), masks: one.masks, smoothing: smoothing?.layers[index])
+            }
             rounding = self.rounding
         case .evaluation(let job): jobs = [LayerJob(adapters[job])]
         case .measuringSmoothing: measured = smoothing?.layers[index]
@@ -404,6 +422,7 @@ package final class TrainStep {
         for index in first...last {
             if let cached, index == cached.layer, first < index { try cached.keep(checkpoints.input(of: index), batch.spans, on: pool) }
             let activations = activations(of: index)
+            perturb(index, pass)
             try weights.use(.attention(index), next: .mlp(index))
             layer(index, pass).attentionForward(checkpoints.input(of: index), batch, activations, workspace)
             if case .keepingKeys(let keep) = pass {
@@ -419,6 +438,7 @@ package final class TrainStep {
     /// Virtual tokens are rows of the batch, whose embeddings are the adapter's.
     private func embed(_ batch: PackedBatch, _ pass: Pass, into h: Tensor) throws {
         try decodeEmbeddings(into: h)
+        perturb(model.spec.layerCount, pass)
         let jobs: [Int] = switch pass {
         case .training(let work): work.map(\.job)
         case .evaluation(let job): [job]
@@ -433,7 +453,8 @@ package final class TrainStep {
     /// - Parameter jobs: of the batch, in its order.
     private func prompts(of jobs: [Int], _ batch: PackedBatch) -> [(prompt: (matrix: Tensor, gradient: Tensor), rows: Range<Int>)] {
         jobs.enumerated().flatMap { index, job in
-            guard let prompt = adapters[job].part(.prompt, layer: nil).first else { return [] as [(prompt: (matrix: Tensor, gradient: Tensor), rows: Range<Int>)] }
+            let own = adapters[job].extent == .forwardOnly ? adapters[job].perturbed(layer: model.spec.layerCount) : adapters[job]
+            guard let prompt = own.part(.prompt, layer: nil).first else { return [] }
             return batch.firstRows(job: index).map { (prompt, $0..<$0 + prompt.matrix.rows) }
         }
     }
@@ -442,6 +463,14 @@ package final class TrainStep {
     private func addPromptGradients(_ work: [JobMicroBatch], _ batch: PackedBatch) {
         for (prompt, rows) in prompts(of: work.map(\.job), batch) {
             addScaled(dH.rows(rows), scale: model.spec.embeddingScale, to: prompt.gradient, on: pool)
+        }
+    }
+
+    /// Of each job whose adapter is perturbed: that of the layer which is to run, or what is no layer's.
+    private func perturb(_ index: Int, _ pass: Pass) {
+        guard case .training(let work) = pass else { return }
+        for one in work {
+            if let perturbation = one.perturbation { adapters[one.job].perturb(layer: index, perturbation, on: pool) }
         }
     }
 
@@ -490,7 +519,13 @@ package final class TrainStep {
         }
     }
 
-    private enum HeadWork { case lossOnly, gradient }
+    private enum HeadWork {
+        /// In f32.
+        case heldOutLoss
+        /// Computed as in training, without gradients.
+        case trainingLoss
+        case gradient
+    }
 
     /// Loss tokens that go through the head together, and those of them that each of some micro-batches has.
     private struct LossChunk {
@@ -521,18 +556,18 @@ package final class TrainStep {
         for (index, chunk) in chunks.enumerated() {
             let (first, rows) = (chunk.rows.lowerBound, chunk.rows.count)
             let afterChunk = index + 1 < chunks.count ? .headSlice(0) : next
-            let isTraining = kind == .gradient
+            let isTraining = kind != .heldOutLoss, hasGradient = kind == .gradient
             let rounding = isTraining ? self.rounding : .unrounded
             let smoothed = isTraining ? smoothing.map { UnsafePointer($0.head) } : nil
             let logits = try headLogits(
-                first: first, rows: rows, rounding, smoothing: smoothed, after: isTraining ? .headSlice(0) : afterChunk)
+                first: first, rows: rows, rounding, smoothing: smoothed, after: hasGradient ? .headSlice(0) : afterChunk)
             for part in chunk.parts {
                 crossEntropy(
                     logits: logits.rows(part.rows.lowerBound - first..<part.rows.upperBound - first), targets: targets + part.rows.lowerBound,
-                    gradientScale: isTraining ? work[part.work].lossScale : 0, cap: model.spec.logitCap, losses: head.losses,
+                    gradientScale: hasGradient ? work[part.work].lossScale : 0, cap: model.spec.logitCap, losses: head.losses,
                     addingTo: &work[part.work].loss, on: pool)
             }
-            guard isTraining else { continue }
+            guard hasGradient else { continue }
             let dInput = head.dInput.prefix(rows)
             let dNormed = head.normed.prefix(rows)  // its values are not needed again
             let dLogits = rounding([logits], on: pool)[0]

@@ -88,7 +88,11 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var adamBeta1: Double = 0.9
     package var adamBeta2: Double = 0.999
     package var adamEpsilon: Double = 1e-8
-    /// Global norm that gradients are clipped to; 0: no clipping.
+    /// Whether steps may do without a backward (MeZO, arXiv:2305.17333); nil: never.
+    package var zerothOrder: ZerothOrderSteps?
+    /// How far from the adapter such steps compare losses; nil: 0.001.
+    package var mezoEps: Double?
+    /// Global norm that gradients are clipped to; 0: no clipping. Without a backward: the gradient along a step's direction.
     package var maxGradNorm: Double = 1
     package var seed: UInt64 = 42
     /// The type that products with the frozen weights are computed in.
@@ -129,6 +133,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
+        case zerothOrder, mezoEps
         case optimizer, adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, precision, trainOnInputs
         case evalSteps, saveSteps, earlyStoppingPatience, memoryBudget, threads
         case priority, maxTime, runBetween
@@ -192,6 +197,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.adamBeta1, into: &adamBeta1)
         try read(.adamBeta2, into: &adamBeta2)
         try read(.adamEpsilon, into: &adamEpsilon)
+        try read(.zerothOrder, into: &zerothOrder)
+        try read(.mezoEps, into: &mezoEps)
         try read(.maxGradNorm, into: &maxGradNorm)
         try read(.seed, into: &seed)
         try read(.precision, into: &precision)
@@ -277,6 +284,13 @@ package enum Optimizer: String, Codable, CaseIterable, Sendable {
         }
         self = found
     }
+}
+
+package enum ZerothOrderSteps: String, Codable, CaseIterable, Sendable {
+    case never
+    /// Where nothing else fits the budget.
+    case auto
+    case always
 }
 
 package enum Precision: String, Codable, CaseIterable, Sendable {
@@ -379,6 +393,7 @@ extension JobRequest {
         try require(adamBeta1 >= 0 && adamBeta1 < 1, .adamBeta1, adamBeta1, "0 to below 1")
         try require(adamBeta2 >= 0 && adamBeta2 < 1, .adamBeta2, adamBeta2, "0 to below 1")
         try require(adamEpsilon > 0 && adamEpsilon < 1, .adamEpsilon, adamEpsilon, "above 0, below 1")
+        if let mezoEps { try require(mezoEps >= 1e-6 && mezoEps <= 1, .mezoEps, mezoEps, "0.000001 to 1") }
         try require(maxGradNorm >= 0 && maxGradNorm.isFinite, .maxGradNorm, maxGradNorm, "0 (off) or more")
         if let evalSteps { try require(evalSteps >= 1, .evalSteps, evalSteps, "1 or more") }
         if let saveSteps { try require(saveSteps >= 1, .saveSteps, saveSteps, "1 or more") }

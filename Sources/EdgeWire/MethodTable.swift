@@ -51,6 +51,8 @@ package struct MethodTable: Codable, Equatable, Sendable {
         /// Of the plan; of a method that does not fit, the least that it needs.
         package var peakBytes: UInt64
         package var fits: Bool
+        /// The least that it needs with `zeroth_order: always`; nil: it has no steps without a backward.
+        package var forwardOnlyPeakBytes: UInt64?
         /// Predicted; nil: the board is not measured yet, or it does not fit.
         package var tokensPerSecond: Double?
         /// Of the tensors' file before it is compressed.
@@ -60,8 +62,9 @@ package struct MethodTable: Codable, Equatable, Sendable {
 
         package init(
             name: String, rank: Int?, trainableParameters: Int, peakBytes: UInt64, fits: Bool, tokensPerSecond: Double?,
-            adapterBytes: UInt64, exports: [String]
+            adapterBytes: UInt64, exports: [String], forwardOnlyPeakBytes: UInt64? = nil
         ) {
+            self.forwardOnlyPeakBytes = forwardOnlyPeakBytes
             self.name = name
             self.rank = rank
             self.trainableParameters = trainableParameters

@@ -8,8 +8,8 @@ struct Methods: AsyncParsableCommand {
         discussion: """
             Computed as a job's plan is, for samples of one length; nothing is trained. `adapter:` in a job file takes a name of the
             first column. EXPORTS says who loads the adapter: peft, and gguf (llama.cpp) where it is exactly a LoRA; every one can be
-            merged. mtlora's row is of two tasks, each of which is exported by itself. use_rslora and loraplus_lr_ratio change a LoRA's
-            scaling and learning rate, and cost nothing.
+            merged that is a change of weights alone. mtlora's row is of two tasks, each of which is exported by itself. FORWARD ONLY is the least memory of steps without a backward (zeroth_order: always). use_rslora and loraplus_lr_ratio
+            change a LoRA's scaling and learning rate, and cost nothing.
             """)
     @OptionGroup var daemon: DaemonOptions
     @OptionGroup var output: OutputOptions
@@ -42,10 +42,11 @@ private enum MethodText {
             [
                 row.name, row.rank.map(String.init) ?? "-", "\(row.trainableParameters)",
                 Amount.bytes(row.peakBytes) + (row.fits ? "" : " (does not fit)"),
+                row.forwardOnlyPeakBytes.map(Amount.bytes) ?? "-",
                 row.tokensPerSecond.map { "\(Int($0.rounded()))" } ?? "-", Amount.bytes(row.adapterBytes), row.exports.joined(separator: ", "),
             ]
         }
-        return Table.text(["METHOD", "RANK", "TRAINABLE", "MEMORY", "TOKENS/S", "ADAPTER", "EXPORTS"], rows)
+        return Table.text(["METHOD", "RANK", "TRAINABLE", "MEMORY", "FORWARD ONLY", "TOKENS/S", "ADAPTER", "EXPORTS"], rows)
             + "\n\nbudget: \(Amount.bytes(table.budgetBytes))" + (table.budgetReason.map { " (\($0))" } ?? "")
     }
 }

@@ -26,6 +26,34 @@ extension TrainingSpec {
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience, optimizer: OptimizerState(request.optimizer))
         activationCache = request.activationCache.map { $0 == .bf16 ? .bf16 : .int8 }
+        try readZerothOrder(request)
+    }
+
+    /// - Throws: `Problem` for what steps without a backward have no use for.
+    private mutating func readZerothOrder(_ request: JobRequest) throws {
+        switch request.zerothOrder {
+        case nil, .never:
+            guard request.mezoEps == nil else {
+                throw Problem(.invalidValue, "mezo_eps: every step has a backward", hint: "use it with zeroth_order: auto or always")
+            }
+            return
+        case .auto: zerothOrder = .whereNothingElseFits
+        case .always:
+            zerothOrder = .always
+            guard optimizer == nil else {
+                throw Problem(
+                    .invalidValue, "optimizer: \(request.optimizer.rawValue) has moments, and steps without a backward have none",
+                    hint: "leave optimizer out, or use zeroth_order: auto")
+            }
+        }
+        let method = adapter.method
+        guard ZerothOrder.isPossible(with: method) else {
+            throw Problem(
+                .invalidValue,
+                "zeroth_order: \(method.name) needs a backward: \(method.drawsRank ? "its steps train a number of ranks that they draw" : "it takes ranks away by every parameter's own gradient")",
+                hint: "adapter: lora, or leave zeroth_order out")
+        }
+        zerothOrderEpsilon = request.mezoEps.map { Float($0) } ?? zerothOrderEpsilon
     }
 }
 

@@ -37,8 +37,10 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
             adapterBytes: UInt64(memory.layout.fileBytes), exports: (method.isPEFTs ? ["peft"] : []) + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
         let own = sample.behindVirtualTokens(spec.adapter.method.promptTokens(spec.adapter))
         let dataset = Dataset(training: [TokenizedSample](repeating: own, count: order.request.samplesPerStep), heldOut: [])
+        let lengths = SampleLengths(dataset, spec: spec)
+        row.forwardOnlyPeakBytes = TrainingPlan.leastPeakWithoutBackward(memory, lengths: lengths, limits).map { UInt64($0.bytes) }
         do {
-            let plan = try TrainingPlan.make(memory, lengths: SampleLengths(dataset, spec: spec), limits)
+            let plan = try TrainingPlan.make(memory, lengths: lengths, limits)
             (row.peakBytes, row.fits) = (UInt64(plan.peak.bytes), true)
             row.tokensPerSecond = plan.seconds.map { plan.tokens / $0 }
         } catch PlanError.doesNotFit(let required, _, _) {

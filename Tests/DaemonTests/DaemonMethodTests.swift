@@ -153,6 +153,17 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "task_r: lora has no tasks") { $0.taskR = 4 },
         Refusal(text: "tasks: \"a.b\" is not allowed; use 1 to 64 names") { ($0.adapter, $0.tasks) = ("mtlora", ["a.b"]) },
         Refusal(text: "tasks: \"a\", \"a\" is not allowed; use each name once") { ($0.adapter, $0.tasks) = ("mtlora", ["a", "a"]) },
+        Refusal(text: "mezo_eps: every step has a backward") { $0.mezoEps = 0.01 },
+        Refusal(text: "mezo_eps: 2.0 is not allowed; use 0.000001 to 1") { ($0.zerothOrder, $0.mezoEps) = (.always, 2) },
+        Refusal(text: "optimizer: adamw_8bit has moments, and steps without a backward have none") {
+            ($0.zerothOrder, $0.optimizer) = (.always, .adamw8Bit)
+        },
+        Refusal(text: "zeroth_order: dylora needs a backward: its steps train a number of ranks that they draw") {
+            ($0.adapter, $0.zerothOrder, $0.loraDropout) = ("dylora", .auto, 0)
+        },
+        Refusal(text: "zeroth_order: adalora needs a backward: it takes ranks away") {
+            ($0.adapter, $0.loraR, $0.zerothOrder, $0.loraDropout) = ("adalora", nil, .always, 0)
+        },
         Refusal(text: "oft_block_size: lora has no blocks that are turned") { $0.oftBlockSize = 8 },
         Refusal(text: "lora_r: oft has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("oft", 8, 0) },
         Refusal(text: "oft_block_size: 1 is not allowed; use 2 to 256") {

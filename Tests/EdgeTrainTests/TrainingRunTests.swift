@@ -67,7 +67,7 @@ struct TinyRun {
             PlanLimits(
                 budget: budget, threads: threads, compute: try spec.computeType(on: .strongest),
                 optimizer: spec.optimizer, spill: ByteCount(1 << 40), appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
-                weightsAreCached: true)
+                weightsAreCached: true, zerothOrder: spec.zerothOrder)
         }
     }
 

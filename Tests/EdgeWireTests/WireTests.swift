@@ -220,6 +220,7 @@ private let modelJSON =
         (full.targetR, full.tinit, full.tfinal, full.deltaT) = (4, 1, 1, 1)
         (full.beta1, full.beta2, full.orthRegWeight) = (0.5, 0.5, 0.1)
         (full.layersToTransform, full.activationCache) = ([1], .bf16)
+        (full.zerothOrder, full.mezoEps) = (.auto, 0.01)
         full.initFromAdapter = "a"
         (full.evaWhiten, full.originalModel) = (true, "o")
         full.maxSteps = 1

@@ -75,7 +75,8 @@ package struct AdapterLayout {
     /// Of all rotations, and multiplications in a product of each block with one of its size.
     package let rotationElements: Int
     package let rotationProducts: Int
-    var hasMagnitudes: Bool { magnitudeCount > 0 }
+    /// Whether a part of what is trained is measured by the first forward.
+    package var hasMagnitudes: Bool { magnitudeCount > 0 }
 
     /// Each matrix starts at a cache line.
     package init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec) {
@@ -186,11 +187,11 @@ package struct AdapterLayout {
     /// Elements of the layer that has most.
     var largestLayer: Int { layerRanges.dropLast().map(\.count).max() ?? 0 }
 
-    /// Elements that the gradients take.
+    /// Elements that the gradients take, or what is in their place.
     package func gradientCount(_ extent: AdapterSet.GradientExtent) -> Int {
         switch extent {
         case .allLayers: trainedCount
-        case .oneLayer: largestLayer + modelRange.count
+        case .oneLayer, .forwardOnly: largestLayer + modelRange.count
         }
     }
 
