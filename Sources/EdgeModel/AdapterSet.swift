@@ -104,10 +104,12 @@ package struct AdapterSet {
 
     // MARK: parts
 
+    package typealias PartMatrix = (matrix: Tensor, gradient: Tensor)
+
     /// Matrices of a part, and the gradients of those; none where the method has no such part.
     ///
     /// - Parameter layer: nil: the whole model's.
-    package func part(_ site: AdapterSite, layer: Int?) -> [(matrix: Tensor, gradient: Tensor)] {
+    package func part(_ site: AdapterSite, layer: Int?) -> [PartMatrix] {
         guard let placed = layout.parts.first(where: { $0.part.site == site && $0.part.layer == layer }) else { return [] }
         return placed.places.map { place in
             let gradient = gradient(place, layer: layer ?? layerRanges.count - 1)

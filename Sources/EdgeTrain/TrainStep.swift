@@ -439,9 +439,10 @@ package final class TrainStep {
     private func embed(_ batch: PackedBatch, _ pass: Pass, into h: Tensor) throws {
         try decodeEmbeddings(into: h)
         perturb(model.spec.layerCount, pass)
-        let jobs: [Int] = switch pass {
-        case .training(let work): work.map(\.job)
-        case .evaluation(let job): [job]
+        let jobs: [AdapterSet] = switch pass {
+        case .training(let work):
+            work.map { $0.perturbation == nil ? adapters[$0.job] : adapters[$0.job].perturbed(layer: model.spec.layerCount) }
+        case .evaluation(let job): [adapters[job]]
         case .measuringSmoothing, .watchingInputs, .keepingKeys: []
         }
         for (prompt, rows) in prompts(of: jobs, batch) { h.rows(rows).copy(from: prompt.matrix) }
@@ -450,18 +451,19 @@ package final class TrainStep {
 
     /// The rows of virtual tokens of each sample, in the samples' order.
     ///
-    /// - Parameter jobs: of the batch, in its order.
-    private func prompts(of jobs: [Int], _ batch: PackedBatch) -> [(prompt: (matrix: Tensor, gradient: Tensor), rows: Range<Int>)] {
-        jobs.enumerated().flatMap { index, job in
-            let own = adapters[job].extent == .forwardOnly ? adapters[job].perturbed(layer: model.spec.layerCount) : adapters[job]
-            guard let prompt = own.part(.prompt, layer: nil).first else { return [] }
-            return batch.firstRows(job: index).map { (prompt, $0..<$0 + prompt.matrix.rows) }
+    /// - Parameter jobs: their adapters, in the batch's order.
+    private func prompts(of jobs: [AdapterSet], _ batch: PackedBatch) -> [(prompt: AdapterSet.PartMatrix, rows: Range<Int>)] {
+        var prompts: [(prompt: AdapterSet.PartMatrix, rows: Range<Int>)] = []
+        for (index, job) in jobs.enumerated() {
+            guard let prompt = job.part(.prompt, layer: nil).first else { continue }
+            prompts += batch.firstRows(job: index).map { (prompt, $0..<$0 + prompt.matrix.rows) }
         }
+        return prompts
     }
 
     /// Of what the first layer read.
     private func addPromptGradients(_ work: [JobMicroBatch], _ batch: PackedBatch) {
-        for (prompt, rows) in prompts(of: work.map(\.job), batch) {
+        for (prompt, rows) in prompts(of: work.map { adapters[$0.job] }, batch) {
             addScaled(dH.rows(rows), scale: model.spec.embeddingScale, to: prompt.gradient, on: pool)
         }
     }
