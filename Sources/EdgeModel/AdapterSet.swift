@@ -25,7 +25,7 @@ package struct AdapterSet {
     /// Gradients of which layers exist at once.
     package enum GradientExtent: String, Equatable, Sendable {
         case allLayers
-        /// One layer's, used again by the next: each is applied before the next layer's are computed.
+        /// One layer's, used again by the next: each is applied before the next layer's are computed. And those that are no layer's.
         case oneLayer
     }
 
@@ -48,7 +48,7 @@ package struct AdapterSet {
         self.slotOfModule = slotOfModule
     }
 
-    package var lowestLayer: Int { slots.map(\.id.layer).min() ?? 0 }
+    package var lowestLayer: Int { layout.lowestLayer }
 
     /// The slot of the linear that does `module`.
     package func slot(layer: Int, _ module: LinearModule) -> Slot? {
@@ -81,9 +81,20 @@ package struct AdapterSet {
         places(slot, task).map { $0.matrix.isTrained ? gradient($0, layer: slot.id.layer) : nil }
     }
 
-    /// A layer's gradients, as long as its `layerRanges`.
+    /// A layer's gradients, as long as its `layerRanges`; behind the last layer those that are no layer's.
     package func layerGradients(_ layer: Int) -> UnsafeMutablePointer<Float> {
-        extent == .oneLayer ? gradients : gradients + layerRanges[layer].lowerBound
+        guard extent == .oneLayer else { return gradients + layerRanges[layer].lowerBound }
+        return layer + 1 == layerRanges.count ? gradients + layout.largestLayer : gradients
+    }
+
+    // MARK: parts
+
+    /// Matrices of a part, and the gradients of those; none where the method has no such part.
+    ///
+    /// - Parameter layer: nil: the whole model's.
+    package func part(_ site: AdapterSite, layer: Int?) -> [(matrix: Tensor, gradient: Tensor)] {
+        guard let placed = layout.parts.first(where: { $0.part.site == site && $0.part.layer == layer }) else { return [] }
+        return placed.places.map { (tensor($0), gradient($0, layer: layer ?? layerRanges.count - 1)) }
     }
 
     // MARK: factors
@@ -191,8 +202,14 @@ package struct AdapterSet {
             let random = RandomSource(seed: seed, .adapterInit, UInt64(slot.id.layer), UInt64(slot.id.module.rawValue))
             initialize(slot.places, random)
         }
+        for (index, placed) in layout.parts.enumerated() {
+            initialize(placed.places, RandomSource(seed: seed, .adapterInit, UInt64(placed.part.layer ?? layerRanges.count), UInt64(partStream + index)))
+        }
         initialize(layout.shared, RandomSource(seed: seed, .adapterInit))
     }
+
+    /// Behind the modules' numbers.
+    private var partStream: Int { LinearModule.allCases.count }
 
     private func initialize(_ places: [AdapterLayout.Place], _ random: RandomSource) {
         var drawn = 0

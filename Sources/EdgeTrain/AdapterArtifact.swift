@@ -48,6 +48,8 @@ package enum AdapterError: Error, Equatable, Sendable {
     case unknownTask(String, tasks: [String])
     /// llama.cpp's adapters have no place for this.
     case notForGGUF(method: String)
+    /// It does more than other weights would.
+    case notOfWeights(method: String)
     case badMetadata(key: String, found: String, expected: String)
     /// A file of a published artifact is gone, or is not what was published.
     case missingFile(String)
@@ -84,6 +86,9 @@ extension AdapterError: CustomStringConvertible {
         case .notForGGUF(let method):
             "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
                 + "edgetune merge makes a model that has it"
+        case .notOfWeights(let method):
+            "what \(method) does cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora only "
+                + "(src/llama-adapter.cpp); edgetune chat and PEFT load it as it is"
         case .badMetadata(let key, let found, let expected): "\(key) of the GGUF adapter is \(found), not \(expected)"
         case .missingFile(let file): "\(file) is missing"
         case .badChecksum(let file): "\(file) does not have its checksum"
@@ -212,7 +217,7 @@ extension AdapterArtifact {
             if let index = each.values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: each.name, index: index) }
         }
         let constant = tensors.filter { $0.start != nil }
-        guard constant.contains(where: { tensor in tensor.values.contains { $0 != tensor.start } }) else {
+        guard constant.isEmpty || constant.contains(where: { tensor in tensor.values.contains { $0 != tensor.start } }) else {
             throw .nothingLearned(tensors: constant.count)
         }
     }

@@ -28,7 +28,7 @@ extension AdapterSet {
                     values: values(place, slot.shape.rowOrder), start: place.matrix.constantStart)
             }
         }
-        return ofModules + layout.shared.map { AdapterTensor(name: $0.matrix.name, shape: $0.matrix.shape, values: values($0, nil)) }
+        return ofModules + partTensors() + layout.shared.map { AdapterTensor(name: $0.matrix.name, shape: $0.matrix.shape, values: values($0, nil)) }
     }
 
     /// Fills the factors and scales of every module; each must be there, once, with the base model's shape.
@@ -75,8 +75,82 @@ extension AdapterSet {
         for slot in slots {
             for place in slot.places where place.matrix.isOnFile { try fill(place, name(place, of: slot, model), slot.shape.rowOrder) }
         }
+        for (name, pieces) in partsByName {
+            guard let tensor = byName[name] else { throw AdapterError.missingTensor(name) }
+            guard tensor.shape == pieces[0].shape else {
+                throw AdapterError.unexpectedShape(tensor: name, shape: tensor.shape, expected: pieces[0].shape)
+            }
+            for piece in pieces {
+                let own = self.tensor(piece.place)
+                piece.forEach { own.base[$0] = tensor.values[$1] }
+            }
+        }
         for place in layout.shared { try fill(place, place.matrix.name, nil) }
         parametersChanged()
+    }
+
+    // MARK: parts
+
+    /// A matrix of a part, and where it lies in a tensor on file.
+    private struct Piece {
+        let stored: AdapterPart.Stored
+        let place: AdapterLayout.Place
+
+        var shape: [Int] { stored.fileColumns.map { [place.matrix.rows, $0] } ?? place.matrix.shape }
+
+        /// Calls `body` with each element's place in the block's matrix, and in the file's tensor.
+        func forEach(_ body: (_ own: Int, _ onFile: Int) -> Void) {
+            let matrix = place.matrix, fileColumns = stored.fileColumns ?? matrix.columns, first = stored.columns?.lowerBound ?? 0
+            for row in 0..<matrix.rows {
+                for column in 0..<matrix.columns {
+                    body(row * matrix.columns + column, row * fileColumns + first + (stored.columnOrder?[column] ?? column))
+                }
+            }
+        }
+    }
+
+    /// By the tensors that they are of, in the block's order.
+    private var partsByName: [(name: String, pieces: [Piece])] {
+        var found: [(name: String, pieces: [Piece])] = []
+        for part in layout.parts {
+            for (stored, place) in zip(part.part.matrices, part.places) where place.matrix.isOnFile {
+                let name = stored.fileName, piece = Piece(stored: stored, place: place)
+                if let index = found.firstIndex(where: { $0.name == name }) {
+                    found[index].pieces.append(piece)
+                } else {
+                    found.append((name, [piece]))
+                }
+            }
+        }
+        return found
+    }
+
+    /// Names and shapes of all tensors on file.
+    static func fileTensors(_ layout: AdapterLayout, _ model: DecoderSpec) -> [String: [Int]] {
+        var shapes: [String: [Int]] = [:]
+        for slot in layout.slots {
+            for place in slot.places where place.matrix.isOnFile {
+                shapes[AdapterArtifact.keyPrefix + "\(slot.id.path(model)).\(place.matrix.name)"] = place.matrix.shape
+            }
+        }
+        for part in layout.parts {
+            for (stored, place) in zip(part.part.matrices, part.places) where place.matrix.isOnFile {
+                shapes[stored.fileName] = Piece(stored: stored, place: place).shape
+            }
+        }
+        for place in layout.shared { shapes[place.matrix.name] = place.matrix.shape }
+        return shapes
+    }
+
+    private func partTensors() -> [AdapterTensor] {
+        partsByName.map { name, pieces in
+            var values = [Float](repeating: 0, count: pieces[0].shape.reduce(1, *))
+            for piece in pieces {
+                let own = tensor(piece.place)
+                piece.forEach { values[$1] = own.base[$0] }
+            }
+            return AdapterTensor(name: name, shape: pieces[0].shape, values: values, start: pieces[0].place.matrix.constantStart)
+        }
     }
 
     private func name(_ place: AdapterLayout.Place, of slot: Slot, _ model: DecoderSpec) -> String {
@@ -105,6 +179,11 @@ extension AdapterSet {
             }
         }
     }
+}
+
+extension AdapterPart.Stored {
+    /// The whole key on file.
+    var fileName: String { path.map { AdapterArtifact.keyPrefix + $0 + "." + matrix.name } ?? matrix.name }
 }
 
 extension AdapterMatrix {

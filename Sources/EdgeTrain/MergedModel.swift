@@ -71,13 +71,14 @@ package struct MergedModel {
 
     /// Reads the adapter, and nothing of the base but its header.
     ///
-    /// - Throws: `MergeError`; `AdapterMismatch` where the base has no such module, or one of another shape.
+    /// - Throws: `MergeError`; `AdapterError.notOfWeights`; `AdapterMismatch` where the base has no such module, or one of another shape.
     package init(_ base: BaseModel, _ adapter: LoadedAdapter, format: QuantFormat) throws {
         let possible = Self.formats(of: base)
         guard possible.contains(format) else {
             throw MergeError.unsupportedFormat(
                 format.name, supported: possible.map(\.name), isImported: base.isImported)
         }
+        try adapter.requireWeights()
         self.base = base
         self.format = format
         self.adapter = adapter

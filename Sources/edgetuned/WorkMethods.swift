@@ -12,12 +12,13 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
     let length = min(order.request.sequenceLen, model.spec.contextLength)
     let sample = TokenizedSample(
         tokens: [TokenID](repeating: 0, count: length), carriesLoss: [Bool](repeating: true, count: length))
-    let dataset = Dataset(training: [TokenizedSample](repeating: sample, count: order.request.samplesPerStep), heldOut: [])
     model.file.releaseHeader()
     let process = try ProcessFacts.processMemory()
     let weights = WeightParts(model)
     func spec(_ method: any AdapterMethod) throws -> TrainingSpec {
-        try TrainingSpec(order.request.job(adapter: method.name), defaultSaveSteps: 1)
+        var job = order.request.job(adapter: method.name)
+        if !method.adaptsLinears { job.loraTargetModules = .pattern("all-linear") }
+        return try TrainingSpec(job, defaultSaveSteps: 1)
     }
     let common = try spec(AdapterMethods.lora)
     let limits = PlanLimits(
@@ -33,6 +34,8 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
             name: method.name, rank: method.configKeys.rank.map { _ in spec.adapter.rank },
             trainableParameters: memory.layout.trainableCount, peakBytes: 0, fits: false, tokensPerSecond: nil,
             adapterBytes: UInt64(memory.layout.fileBytes), exports: ["peft"] + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
+        let own = sample.behindVirtualTokens(spec.adapter.method.promptTokens(spec.adapter))
+        let dataset = Dataset(training: [TokenizedSample](repeating: own, count: order.request.samplesPerStep), heldOut: [])
         do {
             let plan = try TrainingPlan.make(memory, lengths: SampleLengths(dataset, spec: spec), limits)
             (row.peakBytes, row.fits) = (UInt64(plan.peak.bytes), true)

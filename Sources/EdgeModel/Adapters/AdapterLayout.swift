@@ -28,15 +28,29 @@ package struct AdapterLayout {
         let rotation: AdapterMatrix?
     }
 
+    /// A part, and its matrices in the block.
+    package struct PlacedPart: Equatable, Sendable {
+        package let part: AdapterPart
+        package let places: [Place]
+    }
+
     package let spec: AdapterSpec
     package let slots: [Slot]
+    package let parts: [PlacedPart]
     package let shared: [Place]
     /// Elements of the block, with the padding between matrices.
     package let parameterCount: Int
     /// The first so many are trained.
     package let trainedCount: Int
-    /// Elements of each layer's trained matrices, by layer; empty where a layer has none.
+    /// Elements of each layer's trained matrices, by layer; empty where a layer has none. Then those that are no layer's.
     package let layerRanges: [Range<Int>]
+    package var modelRange: Range<Int> { layerRanges.last! }
+    /// The first that has anything.
+    package let lowestLayer: Int
+    /// Rows and keys before each sample's own.
+    package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
+    /// Whether what goes into the first layer has a gradient.
+    package var hasPrompt: Bool { parts.contains { $0.part.site == .prompt } }
     /// Elements of the derived factors of the modules that work together.
     private let factorCount: Int
     /// The largest.
@@ -73,13 +87,26 @@ package struct AdapterLayout {
         }
         var places: [[Place?]] = []
         var ranges = [Range<Int>](repeating: 0..<0, count: spec.layerCount)
-        for (id, matrices) in zip(modules, matrices) {
-            let first = count
-            places.append(matrices.map { $0.isTrained ? place($0) : nil })
-            if count > first { ranges[id.layer] = (ranges[id.layer].isEmpty ? first : ranges[id.layer].lowerBound)..<count }
+        let parts = method.parts(spec, adapter)
+        var placedParts: [PlacedPart] = []
+        func placeParts(of layer: Int?) {
+            for part in parts where part.layer == layer { placedParts.append(PlacedPart(part: part, places: part.matrices.map { place($0.matrix) })) }
         }
+        for layer in 0..<spec.layerCount {
+            let first = count
+            while places.count < modules.count, modules[places.count].layer == layer {
+                places.append(matrices[places.count].map { $0.isTrained ? place($0) : nil })
+            }
+            placeParts(of: layer)
+            if count > first { ranges[layer] = first..<count }
+        }
+        precondition(places.count == modules.count, "modules by layer")
+        let firstOfModel = count
+        placeParts(of: nil)
+        layerRanges = ranges + [firstOfModel..<count]
         trainedCount = count
-        layerRanges = ranges
+        lowestLayer = count > firstOfModel ? 0 : modules.first?.layer ?? ranges.firstIndex { !$0.isEmpty } ?? 0
+        self.parts = placedParts
         for module in modules.indices {
             for (index, matrix) in matrices[module].enumerated() where places[module][index] == nil {
                 places[module][index] = place(matrix)
@@ -131,7 +158,7 @@ package struct AdapterLayout {
 
     /// In the block's order.
     package var trained: [TrainedMatrix] {
-        slots.flatMap(\.places).filter(\.matrix.isTrained).map {
+        (slots.flatMap(\.places) + parts.flatMap(\.places)).sorted { $0.offset < $1.offset }.filter(\.matrix.isTrained).map {
             TrainedMatrix(elements: $0.elements, learningRateFactor: $0.matrix.learningRateFactor)
         }
     }
@@ -141,14 +168,17 @@ package struct AdapterLayout {
 
     /// Of the tensors' file, without its header.
     package var fileBytes: Int {
-        (slots.flatMap(\.places) + shared).filter(\.matrix.isOnFile).reduce(0) { $0 + 4 * $1.matrix.count }
+        (slots.flatMap(\.places) + parts.flatMap(\.places) + shared).filter(\.matrix.isOnFile).reduce(0) { $0 + 4 * $1.matrix.count }
     }
+
+    /// Elements of the layer that has most.
+    var largestLayer: Int { layerRanges.dropLast().map(\.count).max() ?? 0 }
 
     /// Elements that the gradients take.
     package func gradientCount(_ extent: AdapterSet.GradientExtent) -> Int {
         switch extent {
         case .allLayers: trainedCount
-        case .oneLayer: layerRanges.map(\.count).max() ?? 0
+        case .oneLayer: largestLayer + modelRange.count
         }
     }
 

@@ -4,7 +4,8 @@
 //
 // A `[factorRank, in]` and B `[out, factorRank]` are the factors, o `[out]` the output's scale, and t multiplies the input by a vector or by a
 // block-diagonal rotation. A method says which of these it has and how they come from the matrices that it stores; the products and their
-// gradients are the layer's, once for all. A method has an input's transform or factors, not both.
+// gradients are the layer's, once for all. A method has an input's transform or factors, not both. Beside the linears a method may have
+// parts (AdapterPart.swift).
 // A method is one file, and one line in `AdapterMethods.all`.
 import EdgeFormats
 import EdgeTensor
@@ -15,7 +16,8 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), MTLoRA(),
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(),
+        PrefixTuning(), PromptTuning(), MTLoRA(),
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
@@ -127,12 +129,38 @@ package struct AdapterConfigValues: Equatable, Sendable {
     package var downTargets: [String]
     package var rankPattern: JSONText
     package var alphaPattern: JSONText
-    package init(rank: Int, usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText) {
+    /// Of a method that has virtual tokens.
+    package var virtualTokens: VirtualTokenSizes?
+    package init(
+        rank: Int, usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText,
+        virtualTokens: VirtualTokenSizes?
+    ) {
+        self.virtualTokens = virtualTokens
         self.rank = rank
         self.usesRankStabilizedScaling = usesRankStabilizedScaling
         self.downTargets = downTargets
         self.rankPattern = rankPattern
         self.alphaPattern = alphaPattern
+    }
+}
+
+/// What PEFT's configurations of virtual tokens say of the model.
+package struct VirtualTokenSizes: Equatable, Sendable {
+    /// Of a token's row, and the heads that it has.
+    package let tokenDim: Int
+    package let heads: Int
+    package let layers: Int
+    package init(tokenDim: Int, heads: Int, layers: Int) {
+        self.tokenDim = tokenDim
+        self.heads = heads
+        self.layers = layers
+    }
+
+    var configMembers: [JSONText.Member] {
+        [
+            .init("num_attention_heads", .number("\(heads)")), .init("num_layers", .number("\(layers)")),
+            .init("num_transformer_submodules", .number("1")), .init("token_dim", .number("\(tokenDim)")),
+        ]
     }
 }
 
@@ -157,6 +185,8 @@ package protocol AdapterMethod: Equatable, Sendable {
     var configKeys: AdapterConfigKeys { get }
     /// The method that its files are read as.
     var fileMethod: String { get }
+    /// Without the settings that its files do not have.
+    var asOnFile: any AdapterMethod { get }
     /// Whether a job can have dropout.
     var hasDropout: Bool { get }
     /// What adapter_config.json has beside the keys that every method's has and those of `configKeys`.
@@ -206,9 +236,36 @@ package protocol AdapterMethod: Equatable, Sendable {
     var hasLayers: Bool { get }
     func inputTransform(_ linear: LinearShape) -> InputTransform?
     func outputScale(_ linear: LinearShape) -> OutputScale?
+
+    /// Whether it changes linears, which a job's targets then name.
+    var adaptsLinears: Bool { get }
+    /// What is stored beside the linears, those of a layer together.
+    func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart]
+    /// Whether all that it does is another weight for each linear, so that a model can have it.
+    var changesWeightsOnly: Bool { get }
+    /// Whether the model is the base's before the first step.
+    var beginsAsBase: Bool { get }
+    /// What its virtual tokens begin as; nil: it has none.
+    var virtualTokenStart: VirtualTokenStart? { get }
+    func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes?
+    /// What people call its rank.
+    var rankWord: String { get }
+    /// Rows before each sample's own.
+    func promptTokens(_ spec: AdapterSpec) -> Int
+    /// Keys before each sample's own, in every layer.
+    func prefixTokens(_ spec: AdapterSpec) -> Int
 }
 
 extension AdapterMethod {
+    package var adaptsLinears: Bool { true }
+    package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] { [] }
+    package var changesWeightsOnly: Bool { true }
+    package var beginsAsBase: Bool { true }
+    package var virtualTokenStart: VirtualTokenStart? { nil }
+    package func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes? { nil }
+    package var rankWord: String { "rank" }
+    package func promptTokens(_ spec: AdapterSpec) -> Int { 0 }
+    package func prefixTokens(_ spec: AdapterSpec) -> Int { 0 }
     package var defaultRank: Int { 16 }
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }
@@ -232,11 +289,15 @@ extension AdapterMethod {
     package func inputTransform(_ linear: LinearShape) -> InputTransform? { nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }
     package var fileMethod: String { name }
+    package var asOnFile: any AdapterMethod { self }
     package var hasDropout: Bool { configKeys.dropout != nil }
+
+    /// What a job calls its rank.
+    package var rankKey: String { virtualTokenStart == nil ? "lora_r" : "num_virtual_tokens" }
 
     /// Whether what it makes of a linear is a plain LoRA, exactly: of tasks each is one.
     package func isLoRA(_ spec: AdapterSpec) -> Bool {
-        tasks == nil && hasFactors(spec)
+        tasks == nil && adaptsLinears && changesWeightsOnly && hasFactors(spec)
             && [true, false].allSatisfy { isDown in
                 let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
                 return inputTransform(linear) == nil && outputScale(linear) == nil

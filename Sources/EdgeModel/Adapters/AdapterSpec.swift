@@ -51,7 +51,7 @@ package struct AdapterSpec: Equatable, Sendable {
     /// "rank 16, alpha 32.0": what of it the method has.
     package var summary: String {
         let keys = method.configKeys
-        return [keys.rank.map { _ in "rank \(rank)" }, keys.alpha.map { _ in "alpha \(alpha)" }].compactMap { $0 }
+        return [keys.rank.map { _ in "\(method.rankWord) \(rank)" }, keys.alpha.map { _ in "alpha \(alpha)" }].compactMap { $0 }
             .reduce(method.name) { "\($0), \($1)" }
     }
 
@@ -139,6 +139,7 @@ extension AdapterSpec {
     /// The adapted modules, by layer and then in the layer's order. PEFT's matching: a name matches the end of the
     /// path at a dot, a pattern the whole path (peft `tuners_utils.check_target_module_exists`).
     package func modules(of spec: DecoderSpec) throws -> [ModuleID] {
+        guard method.adaptsLinears else { return [] }
         if let layer = layers?.first(where: { !(0..<spec.layerCount).contains($0) }) {
             throw AdapterTargetError.layerOutOfRange(layer, layerCount: spec.layerCount)
         }
