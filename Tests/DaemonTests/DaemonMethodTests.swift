@@ -40,7 +40,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
             if tensors.status == 200 { #expect(tensors.body.count > row.adapterBytes, "\(row)") } else { #expect(tensors.text.contains("PEFT has no class"), "\(tensors.text)") }
             let gguf = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter.gguf"))
             #expect((gguf.status == 200) == row.exports.contains("gguf"), "\(row.name): \(gguf.status)")
-            if gguf.status != 200 { #expect(gguf.text.contains("llama.cpp loads adapters of type lora only"), "\(gguf.text)") }
+            if gguf.status != 200 { #expect(gguf.text.contains("type lora only"), "\(gguf.text)") }
             var generation = GenerateRequest(
                 model: "tiny", adapter: request.name, messages: [ChatMessage(role: "user", content: "ab")])
             generation.maxTokens = 4
