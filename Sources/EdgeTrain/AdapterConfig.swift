@@ -54,7 +54,7 @@ package struct AdapterConfig: Equatable, Sendable {
         (rankPattern, alphaPattern) = (spec.rankPattern, spec.alphaPattern)
         if !hasLayers {
             layersToTransform = nil
-            downTargets = targets { $0 == .down }.sorted()
+            if method is IA3 { downTargets = targets { $0 == .down }.sorted() }
         }
     }
 
