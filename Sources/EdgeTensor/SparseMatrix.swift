@@ -1,5 +1,5 @@
-// Products with a sparse matrix, and the gradient of its values: what a sparse adapter (SHiRA) adds to a frozen product. Tokens go sixteen
-// at a time, packed side by side, so that an entry reads a cache line of its input (CEdgeKernels/sparse.inc).
+// Products with a sparse matrix, and the gradient of its values: what a sparse adapter (SHiRA) adds to a frozen product. Tokens go some
+// at a time, packed side by side, so that an entry reads whole cache lines of its input (CEdgeKernels/sparse.inc).
 import CEdgeKernels
 
 /// ΔW `[outFeatures, inFeatures]` with entries at fixed places, sorted by row and then by column.
@@ -55,7 +55,7 @@ package struct SparseMatrix {
     package static func scratchFloats(inFeatures: Int) -> Int { inFeatures * Int(EDGE_SPARSE_TOKENS) }
 
     private var raw: edge_sparse {
-        edge_sparse(values: values, rows: rows, columns: columns, count: count, first_row: firstRow)
+        edge_sparse(values: values, rows: rows, columns: columns, count: count, first_row: firstRow, row_count: outFeatures)
     }
 
     private func cost(tokens: Int) -> OperationCost {
@@ -114,8 +114,8 @@ package struct SparseMatrix {
         }
     }
 
-    /// Adds to the gradient of the values: of each the sum over tokens of dy · x, sixteen tokens of a sample after the other, so that the
-    /// order depends on the samples alone, as in `addOuterProduct`.
+    /// Adds to the gradient of the values: of each the sum over tokens of dy · x, EDGE_SPARSE_TOKENS of a sample after the other, so that
+    /// the order depends on the samples alone, as in `addOuterProduct`.
     ///
     /// - Parameters:
     ///   - dy: `[tokens, outFeatures]`.

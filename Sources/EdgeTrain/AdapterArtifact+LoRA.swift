@@ -79,7 +79,8 @@ extension AdapterArtifact {
     ///   - shape: of a module of the base; nil where there is none.
     /// - Throws: `AdapterError`; `AdapterMismatch.noSuchModule`.
     package func lora(
-        limitBytes: Int = tensorFileLimitBytes, _ shape: (_ modulePath: String) throws -> (inFeatures: Int, outFeatures: Int, hasBias: Bool)?
+        limitBytes: Int = tensorFileLimitBytes,
+        _ shape: (_ modulePath: String) throws -> (inFeatures: Int, outFeatures: Int, hasBias: Bool)?
     ) throws -> [LoRATensors] {
         var derivedBytes = 0
         let method = config.method
@@ -104,7 +105,8 @@ extension AdapterArtifact {
             guard let stored = method.storedFactors else {
                 guard let found = try shape(module) else { throw AdapterMismatch.noSuchModule(module) }
                 let linear = LinearShape(
-                    inFeatures: found.inFeatures, outFeatures: found.outFeatures, isDown: module.hasSuffix("mlp.down_proj"), hasBias: found.hasBias)
+                    inFeatures: found.inFeatures, outFeatures: found.outFeatures, isDown: module.hasSuffix("mlp.down_proj"),
+                    hasBias: found.hasBias)
                 var ofModule = spec
                 if let name = method.rankTensor { ofModule.rank = try require(Self.keyPrefix + module + "." + name).shape[0] }
                 derivedBytes += 4 * method.factorRank(linear, ofModule) * (linear.inFeatures + linear.outFeatures)

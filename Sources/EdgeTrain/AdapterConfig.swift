@@ -57,7 +57,7 @@ package struct AdapterConfig: Equatable, Sendable {
         virtualTokens = spec.method.virtualTokenSizes(model)
         if !hasLayers {
             layersToTransform = nil
-            downTargets = targets { $0 == .down }.sorted()
+            if method is IA3 { downTargets = targets { $0 == .down }.sorted() }
         }
     }
 

@@ -75,7 +75,7 @@ extension AdapterSet {
         }
         for slot in slots {
             for place in slot.places where place.matrix.isOnFile { try fill(place, name(place, of: slot, model), slot.shape.rowOrder) }
-            if let order = slot.shape.rowOrder { sortEntries(of: slot, order) }
+            sortEntries(of: slot)
         }
         for (name, pieces) in partsByName {
             guard let tensor = byName[name] else { throw AdapterError.missingTensor(name) }
@@ -179,7 +179,7 @@ extension AdapterSet {
     }
 
     /// Rows of a sparse change become the base's own, in their order.
-    private func sortEntries(of slot: Slot, _ order: [Int]) {
+    private func sortEntries(of slot: Slot) {
         guard let sparse = spec.method.addedTerms(slot.shape).sparse else { return }
         let values = tensor(slot.places[sparse.values]), places = tensor(slot.places[sparse.places])
         func copy(_ row: UnsafePointer<Float>) -> [Float] { Array(UnsafeBufferPointer(start: row, count: values.count)) }

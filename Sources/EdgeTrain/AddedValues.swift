@@ -73,8 +73,8 @@ package struct AddedValues: Equatable, Sendable {
             default: bias
             }
             return AdapterTensor(
-                name: "\(AdapterArtifact.keyPrefix)\(path).\(matrix.name)", shape: matrix.shape, values: values, start: matrix.constantStart,
-                isInteger: matrix.isInteger)
+                name: "\(AdapterArtifact.keyPrefix)\(path).\(matrix.name)", shape: matrix.shape, values: values,
+                start: matrix.constantStart, isInteger: matrix.isInteger)
         }
     }
 

@@ -66,7 +66,8 @@ package struct LoadedAdapter: Sendable {
         let scalings = try artifact.config.scalings(of: tensors)
         let method = artifact.config.method
         try self.init(
-            tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, configRank: artifact.config.rank, limitBytes: limitBytes
+            tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, configRank: artifact.config.rank,
+            limitBytes: limitBytes
         ) {
             scalings[$0.modulePath]!
         }
@@ -120,12 +121,16 @@ package struct LoadedAdapter: Sendable {
         }
         let modules = try modules(of: spec)
         let layers = Set(modules.map(\.layer)).sorted()
-        guard rank > 0 || tensors.allSatisfy({ $0.added != nil }) else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
+        guard rank > 0 || tensors.allSatisfy({ $0.added != nil }) else {
+            throw AdapterError.unsupported(key: "peft_type", value: method.peftType)
+        }
         var own = self.spec
         own.layers = layers.count == spec.layerCount ? nil : layers
         var config = AdapterConfig(own, modules: modules, of: spec, baseModelNameOrPath: baseModel)
         if rank > 0 { config.loraAlpha = scaling * Double(rank) }
-        let stored = zip(modules, tensors).flatMap { id, one in one.added?.stored(own, spec.shape(id.module), one.modulePath) ?? one.stored }
+        let stored = zip(modules, tensors).flatMap { id, one in
+            one.added?.stored(own, spec.shape(id.module), one.modulePath) ?? one.stored
+        }
         try AdapterArtifact.publish(
             to: directory, tensors: stored, config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
             modelCard: "# An adapter for \(baseModel)\n\n\(note): \(own.summary).\n")
@@ -149,7 +154,10 @@ package struct LoadedAdapter: Sendable {
 
     /// Of all its values.
     package var byteCount: ByteCount {
-        ByteCount((whole?.stored.reduce(0) { $0 + 4 * $1.values.count } ?? 0) + tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count + ($1.rotation?.skew.count ?? 0) + ($1.added?.count ?? 0)) })
+        let ofLinears = tensors.reduce(0) { sum, one in
+            sum + one.loraA.count + one.loraB.count + (one.rotation?.skew.count ?? 0) + (one.added?.count ?? 0)
+        }
+        return ByteCount(4 * (ofLinears + (whole?.stored.reduce(0) { $0 + $1.values.count } ?? 0)))
     }
 
     /// The largest of its rotations, and of their blocks; 0: it has none.

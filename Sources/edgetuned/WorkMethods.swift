@@ -28,13 +28,15 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
         weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes))
     let rows = try AdapterMethods.all.compactMap { method -> MethodTable.Row? in
         let spec = try spec(method)
-        guard let modules = try modules(spec.adapter, of: model.spec) else { return nil }
+        guard let modules = try adapted(by: spec.adapter, of: model.spec) else { return nil }
         let memory = MemoryModel(
             spec: model.spec, adapter: spec.adapter, modules: modules, weights: weights, process: process)
         var row = MethodTable.Row(
             name: method.name, rank: method.configKeys.rank.map { _ in spec.adapter.rank },
             trainableParameters: memory.layout.trainableCount, peakBytes: 0, fits: false, tokensPerSecond: nil,
-            adapterBytes: UInt64(memory.layout.fileBytes), exports: (method.isPEFTs ? ["peft"] : []) + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
+            adapterBytes: UInt64(memory.layout.fileBytes),
+            exports: (method.isPEFTs ? ["peft"] : [])
+                + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
         let own = sample.behindVirtualTokens(spec.adapter.method.promptTokens(spec.adapter))
         let dataset = Dataset(training: [TokenizedSample](repeating: own, count: order.request.samplesPerStep), heldOut: [])
         let lengths = SampleLengths(dataset, spec: spec)
@@ -52,7 +54,7 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
 }
 
 /// Nil of a method that these linears cannot have, which has no row.
-private func modules(_ adapter: AdapterSpec, of spec: DecoderSpec) throws -> [ModuleID]? {
+private func adapted(by adapter: AdapterSpec, of spec: DecoderSpec) throws -> [ModuleID]? {
     do {
         return try adapter.modules(of: spec)
     } catch let error as AdapterTargetError {

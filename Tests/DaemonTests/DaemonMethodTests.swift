@@ -37,7 +37,11 @@ struct Refusal: Sendable, CustomTestStringConvertible {
             #expect(ended.plan?.trainableParameters == row.trainableParameters)
             let tensors = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter_model.safetensors"))
             #expect((tensors.status == 200) == row.exports.contains("peft"), "\(row.name): \(tensors.status)")
-            if tensors.status == 200 { #expect(tensors.body.count > row.adapterBytes, "\(row)") } else { #expect(tensors.text.contains("PEFT has no class"), "\(tensors.text)") }
+            if tensors.status == 200 {
+                #expect(tensors.body.count > row.adapterBytes, "\(row)")
+            } else {
+                #expect(tensors.text.contains("PEFT has no class"), "\(tensors.text)")
+            }
             let gguf = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter.gguf"))
             #expect((gguf.status == 200) == row.exports.contains("gguf"), "\(row.name): \(gguf.status)")
             if gguf.status != 200 { #expect(gguf.text.contains("type lora only"), "\(gguf.text)") }

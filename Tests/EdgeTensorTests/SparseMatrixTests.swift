@@ -33,7 +33,7 @@ struct SparseMatrixTests {
         for kernels in KernelSet.supported {
             let arena = try testArena(), columns = 43
             var random = Values(seed: 4)
-            let pool = WorkerPool(kernels: kernels, threadCount: 2, scratchFloats: 16 * columns, arena: arena)
+            let pool = WorkerPool(kernels: kernels, threadCount: 2, scratchFloats: SparseMatrix.scratchFloats(inFeatures: columns), arena: arena)
             let made = Self.make(rows, columns, &random, arena)
             let x = arena.tensor(tokens, columns), dy = arena.tensor(tokens, rows)
             let y = arena.tensor(tokens, rows), dx = arena.tensor(tokens, columns), gradient = arena.tensor(1, made.values.count)
@@ -61,7 +61,7 @@ struct SparseMatrixTests {
     func parts() throws {
         let arena = try testArena(), (rows, columns) = (300, 43)
         var random = Values(seed: 9)
-        let pools = (1...3).map { WorkerPool(kernels: .strongest, threadCount: $0, scratchFloats: 16 * columns, arena: arena) }
+        let pools = (1...3).map { WorkerPool(kernels: .strongest, threadCount: $0, scratchFloats: SparseMatrix.scratchFloats(inFeatures: columns), arena: arena) }
         let made = Self.make(rows, columns, &random, arena)
         let x = arena.tensor(40, columns), dy = arena.tensor(40, rows)
         for tensor in [x, dy] { random.fill(tensor) }

@@ -361,7 +361,8 @@ struct LinearMethodTests {
 
     @Test("jobs of biases and of others end with the bits that they have alone")
     func together() throws {
-        var group = TinyGroup(runs: [BitFit(), RLRR(), AdapterMethods.lora, SHiRA()].map { Self.run($0) })
+        let methods: [any AdapterMethod] = [BitFit(), RLRR(), AdapterMethods.lora, SHiRA()]
+        var group = TinyGroup(runs: methods.map { Self.run($0) })
         for index in group.runs.indices { group.runs[index].spec.seed = UInt64(index) }
         let own = try group.runs.map { try Self.adapter(of: $0) }
         let place = try TemporaryDirectory()

@@ -998,11 +998,11 @@ static void check_add_rows(size_t columns) {
     }
 }
 
-/// A matrix of five rows, the second without an entry, in products with 1 to 16 tokens.
+/// A matrix of five rows, the second without an entry, in products with 1 to 31 tokens.
 static void check_sparse(size_t columns) {
     enum { ROWS = 5, FIRST_ROW = 3, STEP = 3 };
     static float values[ELEMENTS], rows[ELEMENTS], places[ELEMENTS], packed[EDGE_SPARSE_TOKENS * ELEMENTS], zeros[ELEMENTS];
-    struct edge_sparse entries = {values, rows, places, 0, FIRST_ROW};
+    struct edge_sparse entries = {values, rows, places, 0, FIRST_ROW, ROWS};
     fill_inputs(3);
     for (size_t row = 0; row < ROWS; row++)
         for (size_t column = row; row != 1 && column < columns; column += STEP, entries.count++) {
@@ -1010,7 +1010,7 @@ static void check_sparse(size_t columns) {
             rows[entries.count] = (float)(FIRST_ROW + row);
             places[entries.count] = (float)column;
         }
-    for (size_t tokens = 1; tokens <= EDGE_SPARSE_TOKENS; tokens += 5) {
+    for (size_t tokens = 1; tokens <= EDGE_SPARSE_TOKENS; tokens += 6) {
         if (tokens * columns > ELEMENTS || EDGE_SPARSE_TOKENS * columns > ELEMENTS) return;
         edge_pack_tokens(in_a, columns, tokens, columns, packed);
         memcpy(out_a, in_b, tokens * ROWS * sizeof *out_a);

@@ -155,17 +155,18 @@ struct edge_left {
 typedef void (*edge_tile_fn)(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
                              size_t n, bool accumulate);
 
-/// Tokens that a sparse product takes at once: a cache line of an input.
-enum { EDGE_SPARSE_TOKENS = 16 };
+/// Tokens that a sparse product takes at once: two cache lines of an input.
+enum { EDGE_SPARSE_TOKENS = 32 };
 
 /// Entries of a sparse matrix, sorted by row and then by column. Rows and columns are whole numbers in f32, as they lie in an adapter's
-/// block; `first_row` is the row whose output is the first.
+/// block; `first_row` is the row whose output is the first of `row_count`.
 struct edge_sparse {
     const float *values;
     const float *rows;
     const float *columns;
     size_t count;
     size_t first_row;
+    size_t row_count;
 };
 
 struct edge_kernel_set {
@@ -256,8 +257,8 @@ struct edge_kernel_set {
     void (*add_scaled)(const float *x, float *y, size_t count, float scale);
     float (*dot)(const float *x, const float *y, size_t count);
 
-    /// Sixteen tokens of a product with a sparse matrix: y[t][row] += Σ value · x[column][t], in the order of the entries, which are sorted
-    /// by row and then by column. x is [columns][EDGE_SPARSE_TOKENS] (`edge_pack_tokens`); y has `tokens` rows.
+    /// Tokens of a product with a sparse matrix: y[t][row] += Σ value · x[column][t], in the order of the entries. x is
+    /// [columns][EDGE_SPARSE_TOKENS] (`edge_pack_tokens`); y has `tokens` rows.
     void (*sparse_forward)(const struct edge_sparse *entries, const float *x, float *y, size_t ldy, size_t tokens);
     /// dx[column][t] += value · dy[t][row], dx being packed as x is above.
     void (*sparse_backward)(const struct edge_sparse *entries, const float *dy, size_t lddy, size_t tokens, float *dx);

@@ -58,7 +58,8 @@ package struct AdapterMatrix: Equatable, Sendable {
         case normal(deviation: Float)
         /// A and B of a LoRA together.
         case orthogonal
-        /// Of a sparse matrix of this size: rows, then columns, of one random place in each of as many equal stretches as there are entries.
+        /// Of a sparse matrix of this size: rows, then columns, of one random place in each of as many equal stretches as there are
+        /// entries.
         case places(rows: Int, columns: Int)
         /// What the base's weights, or its activations, say, once they are in memory; zero until then.
         case measured

@@ -176,11 +176,13 @@ extension AdapterSpec {
         guard have.count < chosen.count else { return have }
         let available = spec.linears.filter { spec.biases.contains($0.leader) }.map(\.name)
         if available.isEmpty { throw AdapterTargetError.noBias(method: method.name, targets: nil, available: []) }
+        let asked: String
         switch targets {
         case .allLinear: return have
-        case .names(let names): throw AdapterTargetError.noBias(method: method.name, targets: names.joined(separator: ", "), available: available)
-        case .pattern(let pattern): throw AdapterTargetError.noBias(method: method.name, targets: pattern, available: available)
+        case .names(let names): asked = names.joined(separator: ", ")
+        case .pattern(let pattern): asked = pattern
         }
+        throw AdapterTargetError.noBias(method: method.name, targets: asked, available: available)
     }
 
     private func targeted(of spec: DecoderSpec) throws -> [ModuleID] {

@@ -7,6 +7,8 @@ package struct BitFit: AdapterMethod {
     package let peftType = "BEFT"
     package let configKeys = AdapterConfigKeys(rank: nil, alpha: nil, dropout: nil)
 
+    package init() {}
+
     package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] { [.init("init_weights", .bool(true))] }
 
     package func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] {

@@ -13,6 +13,8 @@ package struct RLRR: AdapterMethod {
     package let isPEFTs = false
     package let configKeys = AdapterConfigKeys(rank: nil, alpha: nil, dropout: nil)
 
+    package init() {}
+
     package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] { [.init("fan_in_fan_out", .bool(false))] }
 
     package func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] {
@@ -20,7 +22,8 @@ package struct RLRR: AdapterMethod {
             AdapterMatrix(name: name, rows: 1, columns: count, isVector: true, outputs: outputs, start: .constant(start))
         }
         return [
-            vector("rlrr_left", linear.outFeatures, outputs: .columns, start: 0), vector("rlrr_right", linear.inFeatures, outputs: nil, start: 1),
+            vector("rlrr_left", linear.outFeatures, outputs: .columns, start: 0),
+            vector("rlrr_right", linear.inFeatures, outputs: nil, start: 1),
         ] + (linear.hasBias ? [vector("rlrr_bias", linear.outFeatures, outputs: .columns, start: 0)] : [])
     }
 

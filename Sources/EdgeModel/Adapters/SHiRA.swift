@@ -12,6 +12,8 @@ package struct SHiRA: AdapterMethod {
     /// PEFT's.
     package let defaultRank = 32
 
+    package init() {}
+
     package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] {
         [
             .init("fan_in_fan_out", .bool(false)), .init("init_weights", .bool(true)), .init("mask_type", .string("random")),
