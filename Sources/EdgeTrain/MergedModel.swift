@@ -46,7 +46,10 @@ package struct MergedModel {
     private enum Work {
         /// The bytes as they are.
         case copy
-        case encode(change: LoRATensors?)
+        /// With these rows instead of its own.
+        case encode(change: LoRATensors?, rows: [Int: [Float]])
+        /// These values, in f32.
+        case values([Float])
     }
 
     private struct Item {
@@ -83,15 +86,18 @@ package struct MergedModel {
         self.format = format
         self.adapter = adapter
         var changes = try adapter.tensors(of: base.spec)
+        let vectors = adapter.vectors(of: base), rows = adapter.rows(of: base)
         items = try base.storedTensors.map { tensor in
+            if let values = vectors[tensor.name] { return Item(tensor: tensor, type: .f32, work: .values(values)) }
             let change = tensor.linear.flatMap { changes.removeValue(forKey: $0) }
             // No other program reads the container's 4 bits.
-            guard change != nil || !tensor.isWhole else { return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy) }
+            let rows = rows[tensor.name] ?? [:]
+            guard change != nil || !rows.isEmpty || !tensor.isWhole else { return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy) }
             guard tensor.shape[1] % format.blockElements == 0 else {
                 throw MergeError.notWholeBlocks(
                     tensor: tensor.name, columns: tensor.shape[1], format: format.name, block: format.blockElements)
             }
-            return Item(tensor: tensor, type: GGMLType(rawValue: format.ggmlType)!, work: .encode(change: change))
+            return Item(tensor: tensor, type: GGMLType(rawValue: format.ggmlType)!, work: .encode(change: change, rows: rows))
         }
         precondition(changes.isEmpty, "every module that the adapter changes has its weight")
     }
@@ -144,10 +150,11 @@ extension MergedModel {
 
     private func ggufLayout() throws -> GGUFLayout {
         var layout = GGUFLayout(alignment: base.file.alignment, metadataBytes: base.file.metadataBytes + 128)
-        for (index, key) in base.file.metadataKeys.enumerated() where key != Self.fileTypeKey {
+        let isEncoded = items.contains { if case .encode = $0.work { true } else { false } }
+        for (index, key) in base.file.metadataKeys.enumerated() where key != Self.fileTypeKey || !isEncoded {
             try base.file.withEncodedKeyValue(index) { bytes throws(GGUFError) in try layout.add(key, encoded: bytes) }
         }
-        try layout.add(Self.fileTypeKey, .uint32(Self.ggufFormats.first { $0.format == format }!.fileType))
+        if isEncoded { try layout.add(Self.fileTypeKey, .uint32(Self.ggufFormats.first { $0.format == format }!.fileType)) }
         if base.file.metadata[Self.versionKey] == nil { try layout.add(Self.versionKey, .uint32(2)) }
         for item in items { try layout.addTensor(item.tensor.name, shape: item.tensor.shape, type: item.type) }
         return layout
@@ -258,6 +265,7 @@ extension MergedModel {
 
     private func write(_ item: Item, _ scratch: Scratch, _ sink: Sink) throws {
         switch item.work {
+        case .values(let values): try values.withUnsafeBytes(sink)
         case .copy:
             let piece = item.tensor.pieces[0]
             for first in stride(from: 0, to: piece.byteCount, by: scratch.copied.count) {
@@ -265,7 +273,7 @@ extension MergedModel {
                 try piece.region.read(at: piece.fileOffset + first, count: count, into: scratch.copied.baseAddress!)
                 try sink(UnsafeRawBufferPointer(rebasing: scratch.copied.prefix(count)))
             }
-        case .encode(let change):
+        case .encode(let change, let own):
             if let change { deriveRotation(of: change, scratch) }
             let order = item.tensor.linear.flatMap { base.spec.rowOrder($0.module) }
             var firstRow = 0
@@ -273,7 +281,7 @@ extension MergedModel {
                 for first in stride(from: 0, to: matrix.outFeatures, by: Scratch.blockRows(matrix.inFeatures)) {
                     let rows = first..<min(first + Scratch.blockRows(matrix.inFeatures), matrix.outFeatures)
                     let places = rows.map { order?[firstRow + $0] ?? firstRow + $0 }
-                    try write(matrix.rows(rows), change, places, named: item.tensor.name, scratch, sink)
+                    try write(matrix.rows(rows), change, own, places, named: item.tensor.name, scratch, sink)
                 }
                 firstRow += matrix.outFeatures
             }
@@ -282,11 +290,14 @@ extension MergedModel {
 
     /// - Parameter places: of the rows, in the adapter's B.
     private func write(
-        _ matrix: QuantizedMatrix, _ change: LoRATensors?, _ places: [Int], named name: String, _ scratch: Scratch, _ sink: Sink
+        _ matrix: QuantizedMatrix, _ change: LoRATensors?, _ own: [Int: [Float]], _ places: [Int], named name: String, _ scratch: Scratch, _ sink: Sink
     ) throws {
         let values = Tensor(scratch.values, rows: matrix.outFeatures, columns: matrix.inFeatures)
         for row in 0..<matrix.outFeatures { scratch.rows[row] = Int32(row) }
         decodeRows(matrix, scratch.rows, into: values, on: scratch.pool)
+        for (row, place) in places.enumerated() where !own.isEmpty {
+            if let replaced = own[place] { values.row(row).update(from: replaced, count: values.columns) }
+        }
         if let change, change.rank > 0 {
             let b = Tensor(scratch.factors, rows: matrix.outFeatures, columns: change.rank)
             for (row, place) in places.enumerated() {
