@@ -56,11 +56,11 @@ struct TogetherTests {
     /// Jobs that are different in everything that jobs may be different in.
     static func runs(_ methods: [String], _ precision: ComputeType = .f32) -> [TinyRun] {
         methods.enumerated().map { index, name in
-            let method = AdapterMethods.named(name)!
+            let method = AdapterMethods.tested(name)!
             var run = TinyRun()
             run.spec.adapter = AdapterSpec(
                 method: method, rank: 2 + index, alpha: 8, dropout: method.hasDropout && index % 2 == 0 ? 0.1 : 0,
-                targets: index == 1 ? .names(["k_proj", "o_proj", "down_proj"]) : .allLinear, layers: index == 2 ? [1] : nil)
+                targets: index == 1 && method.adaptsLinears ? .names(["k_proj", "o_proj", "down_proj"]) : .allLinear, layers: index == 2 ? [1] : nil)
             run.spec.precision = precision
             run.spec.seed = UInt64(index + 1)
             run.spec.epochs = [2, 1, 3, 2][index % 4]
@@ -86,6 +86,16 @@ struct TogetherTests {
             Case(methods: ["loha", "miss", "dylora", "dora"], testDescription: "derived factors"),
             Case(methods: ["lora", "oft", "ia3", "oft"], testDescription: "inputs that are turned, scaled, and as they are"),
             Case(methods: ["prefix-tuning", "lora", "prompt-tuning", "prefix-tuning"], testDescription: "tokens that there are not"),
+            Case(methods: ["ln-tuning", "lora", "ln-tuning", "prompt-tuning"], testDescription: "norms of their own"),
+            Case(methods: ["trainable-tokens", "ln-tuning", "trainable-tokens", "lora"], testDescription: "tokens of their own"),
+            Case(
+                methods: ["trainable-tokens", "lora", "ln-tuning"], precision: .bf16,
+                replan: {
+                    $0.keptLayers = 0
+                    $0.weights = .streamed
+                    $0.checkpoints = .file
+                    $0.lossChunk = 5
+                }, testDescription: "norms and tokens, streamed, nothing kept"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
             Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),
             Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, with one smoothing"),
