@@ -127,13 +127,13 @@ package final class TrainStep {
         /// What the head read.
         let normed: Tensor
         /// Logits of a job's trained tokens, and then their gradients: a job's rows follow each other, as wide as it has tokens.
-        private let logits: Tensor
+        private let ownLogits: Tensor
 
         /// Nil where there are none.
         init?(_ shape: StepShape, _ memory: MemoryModel, arena: Arena) {
             guard memory.trainedHeadRows > 0 else { return nil }
             normed = arena.tensor(shape.tokens, memory.spec.hiddenSize)
-            logits = arena.tensor(shape.tokens, memory.trainedHeadRows)
+            ownLogits = arena.tensor(shape.tokens, memory.trainedHeadRows)
         }
 
         /// - Parameters:
@@ -141,7 +141,7 @@ package final class TrainStep {
         ///   - lossTokens: of the batch.
         func logits(_ lossTokens: Range<Int>, jobStart: Int, width: Int) -> Tensor {
             Tensor(
-                logits.row(jobStart) + (lossTokens.lowerBound - jobStart) * width, rows: lossTokens.count, columns: width)
+                ownLogits.row(jobStart) + (lossTokens.lowerBound - jobStart) * width, rows: lossTokens.count, columns: width)
         }
     }
 

@@ -99,7 +99,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "trainable_tokens: missing; trainable-tokens trains the embeddings of the tokens that are named") {
             ($0.adapter, $0.loraR, $0.loraDropout) = ("trainable-tokens", nil, 0)
         },
-        Refusal(text: "trainable_tokens: \"<|im_start|>a\" is 2 tokens (1, 71), not one") {
+        Refusal(text: "trainable_tokens: \"<|im_start|>a\" is 2 tokens (1, 70), not one") {
             ($0.adapter, $0.loraR, $0.trainableTokens, $0.loraDropout) = ("trainable-tokens", nil, ["<|im_end|>", "<|im_start|>a"], 0)
         },
         Refusal(text: "trainable_tokens: \"<|im_start|>\" is token 1, which is named already") {
