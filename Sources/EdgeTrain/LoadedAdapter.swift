@@ -157,10 +157,9 @@ package struct LoadedAdapter: Sendable {
     func rows(of base: BaseModel) -> [String: [Int: [Float]]] {
         guard let tensor = whole?.stored.first, !method.trainedTokens.isEmpty else { return [:] }
         let width = base.spec.hiddenSize
-        let rows = method.trainedTokens.enumerated().map { (Int($1), Array(tensor.values[$0 * width..<($0 + 1) * width])) }
-        return Dictionary(
-            (base.isHeadTied ? [base.embeddingName, base.headName] : [base.embeddingName]).map { ($0, Dictionary(rows) { first, _ in first }) }
-        ) { first, _ in first }
+        var rows: [Int: [Float]] = [:]
+        for (row, token) in method.trainedTokens.enumerated() { rows[Int(token)] = Array(tensor.values[row * width..<(row + 1) * width]) }
+        return base.isHeadTied ? [base.embeddingName: rows, base.headName: rows] : [base.embeddingName: rows]
     }
 
     /// As it is computed with.

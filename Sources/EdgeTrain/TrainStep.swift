@@ -234,7 +234,9 @@ package final class TrainStep {
     package func initialize(seed: UInt64, job: Int = 0) throws {
         adapters[job].initialize(seed: seed)
         adapters[job].copyNorms(of: model)
-        if let rows = adapters[job].tokenRows { try rows.tokens.withUnsafeBufferPointer { try decodeEmbeddings($0.baseAddress!, into: rows.matrix) } }
+        if let rows = adapters[job].tokenRows {
+            try rows.tokens.withUnsafeBufferPointer { tokens in try decodeEmbeddings(tokens.baseAddress!, into: rows.matrix) }
+        }
         adapters[job].parametersChanged()
     }
 
@@ -462,7 +464,7 @@ package final class TrainStep {
         for (prompt, rows) in prompts(of: jobs, batch) { h.rows(rows).copy(from: prompt.matrix) }
         for (index, job) in jobs.enumerated() {
             guard let trained = adapters[job].tokenRows else { continue }
-            for rows in batch.samples(job: index) { trained.replace(tokens(rows), in: h.rows(rows)) }
+            for rows in batch.samples(job: index) { trained.replace(loadedTokens(rows), in: h.rows(rows)) }
         }
         multiply(h, by: model.spec.embeddingScale, on: pool)
     }
@@ -484,7 +486,7 @@ package final class TrainStep {
         }
     }
 
-    private func tokens(_ rows: Range<Int>) -> UnsafeBufferPointer<Int32> {
+    private func loadedTokens(_ rows: Range<Int>) -> UnsafeBufferPointer<Int32> {
         UnsafeBufferPointer(start: tokens + rows.lowerBound, count: rows.count)
     }
 
@@ -504,7 +506,7 @@ package final class TrainStep {
                         tokenHead.logits(first..<next, jobStart: jobStart, width: trained.tokens.count), tokenHead.normed.rows(first..<next),
                         [SamplePart(rows: 0..<next - first, sample: 0, firstToken: 0)], into: trained.gradient, on: pool)
                 }
-                trained.addGradients(tokens(rows), dH.rows(rows), scale: model.spec.embeddingScale)
+                trained.addGradients(loadedTokens(rows), dH.rows(rows), scale: model.spec.embeddingScale)
             }
         }
     }
@@ -650,7 +652,10 @@ package final class TrainStep {
             guard isTraining else { continue }
             let dInput = head.dInput.prefix(rows)
             let dNormed = head.normed.prefix(rows)  // its values are not needed again
-            for part in parts { headTokens(part).map { $0.rows.takeLogitGradients(logits.rows(part.rows), into: $0.logits) } }
+            for part in parts {
+                guard let tokens = headTokens(part) else { continue }
+                tokens.rows.takeLogitGradients(logits.rows(part.rows), into: tokens.logits)
+            }
             let dLogits = rounding([logits], on: pool)[0]
             try forEachHeadSlice(then: afterChunk) { slice, rows in
                 linearBackward(

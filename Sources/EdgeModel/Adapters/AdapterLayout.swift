@@ -51,7 +51,13 @@ package struct AdapterLayout {
     package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
     /// Whether what goes into a layer has a gradient that the method needs, and no layer below is trained.
     package func needsInputGradient(of layer: Int) -> Bool {
-        parts.contains { [.prompt, .tokens].contains($0.part.site) || $0.part.site == .norm(.attentionInput) && $0.part.layer == layer }
+        parts.contains { placed in
+            switch placed.part.site {
+            case .prompt, .tokens: true
+            case .norm(.attentionInput): placed.part.layer == layer
+            default: false
+            }
+        }
     }
     /// Elements of the derived factors of the modules that work together.
     private let factorCount: Int

@@ -31,10 +31,13 @@ package struct TrainableTokens: AdapterMethod {
     }
 
     package func configured(by config: JSONText) throws -> any AdapterMethod {
-        let tokens = config["token_indices"]?.array?.map { $0.integer.flatMap(TokenID.init(exactly:)) } ?? []
-        let known = tokens.compactMap { $0 }
-        guard Self.counts.contains(tokens.count), Set(known).count == tokens.count else { throw AdapterSettingError(key: "token_indices") }
-        return TrainableTokens(known)
+        let listed = config["token_indices"]?.array ?? []
+        let tokens = listed.compactMap { value -> TokenID? in
+            guard let number = value.integer, number >= 0 else { return nil }
+            return TokenID(exactly: number)
+        }
+        guard Self.counts.contains(listed.count), Set(tokens).count == listed.count else { throw AdapterSettingError(key: "token_indices") }
+        return TrainableTokens(tokens)
     }
 
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] {
