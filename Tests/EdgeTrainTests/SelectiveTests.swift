@@ -218,7 +218,7 @@ struct SelectiveTests {
         let layout = AdapterLayout(less.spec, modules: try less.modules(of: model.spec), of: model.spec)
         #expect(layout.parts.count == 4 && !layout.parts.contains { $0.part.layer == 0 && $0.part.site == .norm(.attentionInput) })
         // A file that names them by an expression.
-        try one.peftDirectory(scratch.path + "/pattern", config: { $0.replacing(/"target_modules": \[[^\]]*\]/, with: "\"target_modules\": \".*norm\"") })
+        try one.peftDirectory(scratch.path + "/pattern", config: { $0.replacing(#/"target_modules": \[[^\]]*\]/#, with: "\"target_modules\": \".*norm\"") })
         let byPattern = try LoadedAdapter(directory: scratch.path + "/pattern", of: model.spec)
         let samples = try one.samples(), expected = Double(try one.floats("loss")[0])
         #expect(abs(try MergedModelTests.loss(model, byPattern, samples, in: scratch.path) / expected - 1) < 2e-6)
@@ -241,10 +241,10 @@ struct SelectiveTests {
         try one.peftDirectory(scratch.path + "/b", [AdapterTensor(name: name, shape: rows.shape, values: rows.values.map { $0 + 1 })])
         #expect(throws: AdapterError.unknownTensor(name)) { try LoadedAdapter(directory: scratch.path + "/b", of: model.spec) }
         for tokens in ["[]", "[1, 1, 2, 3]", "[1, -2, 3, 4]", "\"all\""] {
-            try one.peftDirectory(scratch.path + "/c", config: { $0.replacing(/"token_indices": \[[^\]]*\]/, with: "\"token_indices\": \(tokens)") })
+            try one.peftDirectory(scratch.path + "/c", config: { $0.replacing(#/"token_indices": \[[^\]]*\]/#, with: "\"token_indices\": \(tokens)") })
             #expect(throws: AdapterError.self) { try LoadedAdapter(directory: scratch.path + "/c", of: model.spec) }
         }
-        try one.peftDirectory(scratch.path + "/d", config: { $0.replacing(/"token_indices": \[[^\]]*\]/, with: "\"token_indices\": [1, 2, 3, 128]") })
+        try one.peftDirectory(scratch.path + "/d", config: { $0.replacing(#/"token_indices": \[[^\]]*\]/#, with: "\"token_indices\": [1, 2, 3, 128]") })
         #expect(throws: AdapterTargetError.tokenOutOfRange(128, vocabularySize: 128)) {
             try LoadedAdapter(directory: scratch.path + "/d", of: model.spec)
         }
