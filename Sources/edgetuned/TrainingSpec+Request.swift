@@ -48,7 +48,7 @@ extension AdapterSpec {
         try refuse("lora_r", request.loraR != nil, unless: keys.rank != nil && !hasVirtualTokens, "rank")
         try refuse("num_virtual_tokens", request.numVirtualTokens != nil, unless: hasVirtualTokens, "virtual tokens")
         try refuse("prompt_tuning_init", request.promptTuningInit != nil, unless: hasVirtualTokens, "virtual tokens")
-        try refuse("lora_target_modules", request.loraTargetModules != .pattern("all-linear"), unless: method.hasTargets, "modules to choose")
+        try refuse("lora_target_modules", request.loraTargetModules != .pattern("all-linear"), unless: method.hasTargets, "linears to choose")
         try refuse("layers_to_transform", request.layersToTransform != nil, unless: method.hasTargets, "layers to choose")
         let virtualTokenStart: VirtualTokenStart = request.promptTuningInit == .random ? .random : .samples
         if method is PrefixTuning { method = PrefixTuning(virtualTokenStart) }
