@@ -39,6 +39,7 @@ package struct NormTuning: AdapterMethod {
 
     /// PEFT's class has no layers: where some have been chosen, a target is a whole path.
     package func targetNames(_ model: DecoderSpec, _ spec: AdapterSpec) -> [String] {
+        if case .names(let names) = spec.targets, spec.layers == nil { return names }
         let paths = parts(model, spec).compactMap { $0.matrices.first?.path }
         var short = spec
         short.targets = .names(Set(paths.map(AdapterSpec.lastName)).sorted())
