@@ -43,6 +43,7 @@ METHODS = {
     "oft": {"adapter": "oft"}, "oft-exact": {"adapter": "oft", "oft_block_size": 16, "use_cayley_neumann": False},
     "shira": {"adapter": "shira", "lora_r": 4}, "bitfit": {"adapter": "bitfit"},
     "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
+    "ln-tuning": {"adapter": "ln-tuning"}, "trainable-tokens": {"adapter": "trainable-tokens", "token_indices": [28, 198, 253, 260, 282]},
 }
 
 

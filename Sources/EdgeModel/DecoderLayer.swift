@@ -61,7 +61,7 @@ package struct DecoderLayer {
     package func attentionForward(_ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
         let tokens = batch.tokenCount
         let q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
-        let x = attentionInput(h, a, w)
+        let x = attentionInput(h, batch.parts, a, w)
         project([(.query, q), (.key, k), (.value, v)], x, batch.parts, projected: a.projected)
         if spec.headNorm == .none {
             rotate(q, k, batch.positions, .forward)
@@ -77,29 +77,29 @@ package struct DecoderLayer {
 
     /// What the attention's backward needs again of a layer that has kept its products.
     package func restoreAttention(_ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
-        _ = attentionInput(h, a, w)
+        _ = attentionInput(h, batch.parts, a, w)
         if spec.headNorm != .none { normalizeHeads(batch, a, w) }
     }
 
     /// The input of q, k and v.
-    private func attentionInput(_ h: Tensor, _ a: LayerActivations, _ w: LayerWorkspace) -> Tensor {
+    private func attentionInput(_ h: Tensor, _ parts: [SamplePart], _ a: LayerActivations, _ w: LayerWorkspace) -> Tensor {
         guard let norm = weights.attentionInput else { return h }
         let n1 = w.n1.prefix(h.rows)
-        normalize(h, norm, into: n1, inverse: a.inverses.attentionInput, on: pool)
+        normalize(h, .attentionInput, norm, parts, into: n1, inverse: a.inverses.attentionInput)
         return n1
     }
 
     /// From what the products gave, which the backward needs, to the workspace.
     private func normalizeHeads(_ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
         let (q, k) = (w.q.prefix(batch.tokenCount), w.k.prefix(batch.tokenCount))
-        normalizeHeads(a.q.prefix(q.rows), a.k.prefix(k.rows), into: q, k, a)
+        normalizeHeads(a.q.prefix(q.rows), a.k.prefix(k.rows), batch.parts, into: q, k, a)
         rotate(q, k, batch.positions, .forward)
     }
 
-    private func normalizeHeads(_ q: Tensor, _ k: Tensor, into nq: Tensor, _ nk: Tensor, _ a: LayerActivations) {
+    private func normalizeHeads(_ q: Tensor, _ k: Tensor, _ parts: [SamplePart], into nq: Tensor, _ nk: Tensor, _ a: LayerActivations) {
         guard let ofQuery = weights.query, let ofKey = weights.key else { preconditionFailure("head norms without weights") }
-        normalize(q, ofQuery, into: nq, inverse: a.inverses.query, on: pool)
-        normalize(k, ofKey, into: nk, inverse: a.inverses.key, on: pool)
+        normalize(q, .query, ofQuery, parts, into: nq, inverse: a.inverses.query)
+        normalize(k, .key, ofKey, parts, into: nk, inverse: a.inverses.key)
     }
 
     private func rotate(_ q: Tensor, _ k: Tensor, _ positions: UnsafePointer<Int32>, _ direction: RotaryEmbedding.Direction) {
@@ -139,9 +139,9 @@ package struct DecoderLayer {
         let q = a.q.prefix(tokens)
         let k = Tensor(keyCache.row(past), rows: tokens, columns: keyCache.columns)
         let v = Tensor(valueCache.row(past), rows: tokens, columns: valueCache.columns)
-        let x = attentionInput(h, a, w)
+        let x = attentionInput(h, parts, a, w)
         project([(.query, q), (.key, k), (.value, v)], x, parts, projected: a.projected)
-        if spec.headNorm != .none { normalizeHeads(q, k, into: q, k, a) }
+        if spec.headNorm != .none { normalizeHeads(q, k, parts, into: q, k, a) }
         rotate(q, k, positions, .forward)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
         // A prefix is in the cache.
@@ -189,7 +189,7 @@ package struct DecoderLayer {
             }
             if let norm {
                 project([(module, output)], x, run, projected: projected)
-                normalize(output.rows(run.rows), norm, into: ownSum, inverse: inverse + run.rows.lowerBound, on: pool)
+                normalize(output, module.outputNorm, norm, parts, run.rows, into: sum, inverse: inverse)
             } else {
                 project([(module, sum)], x, run, projected: projected)
             }
@@ -215,7 +215,7 @@ package struct DecoderLayer {
         let middle = chunk.of(a.middle)
         guard let norm = weights.mlpInput else { return middle }
         let n2 = w.n2.prefix(chunk.rows.count)
-        normalize(middle, norm, into: n2, inverse: a.inverses.mlpInput + chunk.rows.lowerBound, on: pool)
+        normalize(middle, .mlpInput, norm, chunk.parts, into: n2, inverse: a.inverses.mlpInput + chunk.rows.lowerBound)
         return n2
     }
 
@@ -256,7 +256,7 @@ package struct DecoderLayer {
                 // The norm's backward needs the product again; without one the adapter's narrow part of it is enough.
                 if let norm = weights.mlpOutput {
                     project([(.down, output)], activated, chunk.parts, projected: projected)
-                    normalize(output, norm, into: dNormed, inverse: inverse, on: pool)
+                    normalize(output, .mlpOutput, norm, chunk.parts, into: dNormed, inverse: inverse)
                 } else {
                     projectNarrow([.down], activated, chunk.parts, projected: projected)
                 }
@@ -265,7 +265,7 @@ package struct DecoderLayer {
             projectBackward([(.down, dOutput)], x: activated, chunk.parts, into: dActivated, projected, g)
             activateBackward(spec.activation, dy: dActivated, gate: gate, up: up, on: pool)
             throughInput(
-                [(.gate, gate), (.up, up)], x: x, input: chunk.of(a.middle), chunk.parts, weights.mlpInput,
+                [(.gate, gate), (.up, up)], x: x, input: chunk.of(a.middle), chunk.parts, .mlpInput, weights.mlpInput,
                 a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g)
         }
     }
@@ -295,8 +295,8 @@ package struct DecoderLayer {
             headDK: g.attention.headDK.prefix(tokens), headDV: g.attention.headDV.prefix(tokens), dK: dK, dV: dV, on: pool)
         rotate(dQ, dK, batch.positions, .backward)
         if let ofQuery = weights.query, let ofKey = weights.key {
-            normalizeBackward(dQ, a.q.prefix(tokens), ofQuery, inverse: a.inverses.query, into: dQ, .overwrite, on: pool)
-            normalizeBackward(dK, a.k.prefix(tokens), ofKey, inverse: a.inverses.key, into: dK, .overwrite, on: pool)
+            normalizeBackward(dQ, a.q.prefix(tokens), .query, ofQuery, parts, inverse: a.inverses.query, into: dQ, .overwrite)
+            normalizeBackward(dK, a.k.prefix(tokens), .key, ofKey, parts, inverse: a.inverses.key, into: dK, .overwrite)
         }
         let x = weights.attentionInput == nil ? h : w.n1.prefix(tokens)
         let modules: [(LinearModule, Tensor)] = [(.query, dQ), (.key, dK), (.value, dV)]
@@ -305,8 +305,8 @@ package struct DecoderLayer {
             return
         }
         throughInput(
-            modules, x: x, input: h, parts, weights.attentionInput, a.inverses.attentionInput, dNormed: dNormed, addingTo: dH,
-            a.projected, g)
+            modules, x: x, input: h, parts, .attentionInput, weights.attentionInput, a.inverses.attentionInput, dNormed: dNormed,
+            addingTo: dH, a.projected, g)
     }
 
     /// The gradient of x · Wᵀ, given that of what became of it in the residual: the same, or made in `place`.
@@ -315,7 +315,7 @@ package struct DecoderLayer {
         into place: Tensor
     ) -> Tensor {
         if let norm {
-            normalizeBackward(dH, output, norm, inverse: inverse, into: place, .overwrite, on: pool)
+            normalizeBackward(dH, output, module.outputNorm, norm, parts, inverse: inverse, into: place, .overwrite)
         } else {
             // What is scaled is overwritten by the scale's backward.
             guard spec.hasOwnOutputs || alike([module], parts).contains(where: \.scalesOutput) else { return dH }
@@ -327,7 +327,7 @@ package struct DecoderLayer {
 
     /// dH += the gradient of the half's input, by way of its products and its norm.
     private func throughInput(
-        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, input: Tensor, _ parts: [SamplePart], _ norm: Norm?,
+        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, input: Tensor, _ parts: [SamplePart], _ place: NormPlace, _ norm: Norm?,
         _ inverse: UnsafePointer<Float>, dNormed: Tensor, addingTo dH: Tensor, _ projected: [Tensor], _ g: LayerGradients
     ) {
         guard let norm else {
@@ -335,6 +335,11 @@ package struct DecoderLayer {
             return
         }
         projectBackward(modules, x: x, parts, into: dNormed, projected, g)
-        normalizeBackward(dNormed, input, norm, inverse: inverse, into: dH, .add, on: pool)
+        normalizeBackward(dNormed, input, place, norm, parts, inverse: inverse, into: dH, .add)
     }
+}
+
+extension LinearModule {
+    /// The norm of what it adds to the residual.
+    fileprivate var outputNorm: NormPlace { self == .down ? .mlpOutput : .attentionOutput }
 }

@@ -33,6 +33,9 @@ package struct PackedBatch {
     /// The first row of each sample of a job.
     package func firstRows(job: Int) -> [Int] { parts.filter { $0.job == job }.map(\.rows.lowerBound) }
 
+    /// The rows of a job's samples, each sample's.
+    package func samples(job: Int) -> [Range<Int>] { parts.filter { $0.job == job }.map(\.rows) }
+
     /// The tokens parted into runs of at most `limit`, for what can be done token by token. Samples are cut where their outer
     /// products' sums are, so that the runs add up to the whole's bits.
     func chunks(_ limit: Int) -> [TokenChunk] {

@@ -49,7 +49,8 @@ package struct AdapterConfig: Equatable, Sendable {
         let keys = spec.method.configKeys
         self.init(
             rank: keys.rank == nil ? 1 : spec.rank, loraAlpha: keys.alpha == nil ? 1 : Double(spec.alpha),
-            loraDropout: keys.dropout == nil ? 0 : Double(spec.dropout), targetModules: targets { _ in true },
+            loraDropout: keys.dropout == nil ? 0 : Double(spec.dropout),
+            targetModules: spec.method.adaptsLinears ? targets { _ in true } : spec.method.targetNames(model, spec),
             layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
             usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
         fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method.asOnFile : AdapterMethods.named(spec.method.fileMethod)!)
@@ -122,7 +123,7 @@ package struct AdapterConfig: Equatable, Sendable {
             .init("revision", .null),
             .init("task_type", .string("CAUSAL_LM")),
         ]
-        if method.adaptsLinears {
+        if method.hasTargets {
             members += [.init("modules_to_save", .null), .init("target_modules", .array(targetModules.map(JSONText.string)))]
         }
         if hasLayers {

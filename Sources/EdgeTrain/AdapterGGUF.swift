@@ -25,7 +25,7 @@ extension AdapterArtifact {
     ) throws {
         let artifact = try open(directory: directory).task(task)
         let method = artifact.config.method
-        guard method.changesWeightsOnly else { throw AdapterError.notOfWeights(method: method.name) }
+        guard method.canBeWeights else { throw AdapterError.notOfWeights(method: method.name) }
         guard method.isLoRA(artifact.config.spec) else {
             throw AdapterError.notForGGUF(method: method.name)
         }

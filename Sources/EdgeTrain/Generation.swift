@@ -161,6 +161,8 @@ package final class Generator {
         }
         var (input, output) = (hidden.0.prefix(new.count), hidden.1.prefix(new.count))
         decodeRows(model.embedding, tokens, into: input, on: pool)
+        let trained = adapters?.tokenRows
+        trained?.replace(UnsafeBufferPointer(start: tokens, count: new.count), in: input)
         if past < promptTokens, let virtual = adapters?.part(.prompt, layer: nil).first?.matrix {
             let rows = past..<min(promptTokens, past + new.count)
             input.prefix(rows.count).copy(from: virtual.rows(rows))
@@ -176,9 +178,15 @@ package final class Generator {
             swap(&input, &output)
         }
         let last = Tensor(input.row(new.count - 1), rows: 1, columns: spec.hiddenSize)
-        normalize(last, model.outputNorm, into: lastNormed, inverse: inverseNorm, on: pool)
+        let norm = adapters?.norm(.final, layer: nil, insteadOf: model.outputNorm, spec)?.norm ?? model.outputNorm
+        normalize(last, norm, into: lastNormed, inverse: inverseNorm, on: pool)
         multiply(lastNormed, by: spec.logitScale, on: pool)
         linearVector(lastNormed, model.head, into: logits, on: pool)
+        if model.isHeadTied, let trained {
+            for (row, token) in trained.tokens.enumerated() {
+                logits.base[Int(token)] = pool.kernels.raw.dot(lastNormed.base, trained.matrix.row(row), spec.hiddenSize)
+            }
+        }
         if let cap = spec.logitCap { softCap(logits, cap, on: pool) }
     }
 

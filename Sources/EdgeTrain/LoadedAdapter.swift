@@ -74,6 +74,7 @@ package struct LoadedAdapter: Sendable {
     }
 
     private init(whole artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
+        let artifact = try artifact.withoutTiedCopy(in: spec).targetingNorms(of: spec)
         (rank, scaling, tensors, method, configRank, whole) = (artifact.config.rank, 1, [], artifact.config.method, 1, artifact)
         let own = artifact.config.wholeSpec
         let layout = AdapterLayout(own, modules: try own.modules(of: spec), of: spec)
@@ -145,6 +146,33 @@ package struct LoadedAdapter: Sendable {
 
     package var isLoRA: Bool { method.isLoRA(spec) }
 
+    /// Vectors of a model's file that it has other values for, by their names there.
+    func vectors(of base: BaseModel) -> [String: [Float]] {
+        guard let whole else { return [:] }
+        let values = Dictionary(whole.stored.map { ($0.name, $0.values) }) { first, _ in first }
+        var vectors: [String: [Float]] = [:]
+        for part in method.parts(base.spec, spec) {
+            guard case .norm(let place) = part.site else { continue }
+            let norm = ModelNorm(place: place, layer: part.layer)
+            // What the base's own file has added, which Hugging Face's has not.
+            let added: Float = if case .rootMeanSquare(let offset) = base.spec.normKind { base.spec.hubNormOffset - offset } else { 0 }
+            for (stored, kind) in zip(part.matrices, ["weight", "bias"]) {
+                guard let hub = values[stored.fileName] else { continue }
+                vectors["\(base.name(of: norm)).\(kind)"] = hub.indices.map { hub[stored.columnOrder?[$0] ?? $0] + added }
+            }
+        }
+        return vectors
+    }
+
+    /// Rows of matrices of a model's file that it has other values for, by their names there.
+    func rows(of base: BaseModel) -> [String: [Int: [Float]]] {
+        guard let tensor = whole?.stored.first, !method.trainedTokens.isEmpty else { return [:] }
+        let width = base.spec.hiddenSize
+        var rows: [Int: [Float]] = [:]
+        for (row, token) in method.trainedTokens.enumerated() { rows[Int(token)] = Array(tensor.values[row * width..<(row + 1) * width]) }
+        return base.isHeadTied ? [base.embeddingName: rows, base.headName: rows] : [base.embeddingName: rows]
+    }
+
     /// As it is computed with.
     package var spec: AdapterSpec {
         whole?.config.wholeSpec
@@ -187,7 +215,7 @@ package struct LoadedAdapter: Sendable {
 
     /// - Throws: `AdapterError.notOfWeights` where no model has what it does as its weights.
     func requireWeights() throws(AdapterError) {
-        if whole != nil { throw .notOfWeights(method: method.name) }
+        if whole != nil, !method.canBeWeights { throw .notOfWeights(method: method.name) }
     }
 
     /// Memory that reading it takes beside the run's own block: its values, and the file's when it is decompressed.
@@ -221,6 +249,34 @@ package struct LoadedAdapter: Sendable {
 
     private static func text(_ value: Double) -> String {
         Int(exactly: value.rounded()).flatMap { abs(value - Double($0)) < 1e-6 ? "\($0)" : nil } ?? "\(value)"
+    }
+}
+
+extension AdapterArtifact {
+    /// PEFT writes trained tokens that are rows of a tied head a second time, under its name.
+    fileprivate func withoutTiedCopy(in spec: DecoderSpec) -> AdapterArtifact {
+        guard spec.tiesEmbeddings == true else { return self }
+        func values(_ path: String) -> [Float]? { stored.first { $0.name == "\(Self.keyPrefix)\(path).\(TrainableTokens.tensorName)" }?.values }
+        guard let copy = values(TrainableTokens.headPath), copy == values(TrainableTokens.embeddingPath) else { return self }
+        let rest = stored.filter { $0.name != "\(Self.keyPrefix)\(TrainableTokens.headPath).\(TrainableTokens.tensorName)" }
+        return AdapterArtifact(config: config, provenance: provenance, stored: rest)
+    }
+
+    /// With the targets that its tensors are of, where its configuration names others: PEFT leaves a norm without tensors as it is.
+    ///
+    /// - Throws: `AdapterMismatch.noSuchModule`.
+    fileprivate func targetingNorms(of spec: DecoderSpec) throws -> AdapterArtifact {
+        guard config.method is NormTuning else { return self }
+        let suffixes = NormTuning.tensorNames.map { ".\($0)" }
+        let paths = Set(stored.compactMap { tensor in
+            suffixes.first(where: tensor.name.hasSuffix).map { String(tensor.name.dropLast($0.count).dropFirst(Self.keyPrefix.count)) }
+        })
+        let known = Set(spec.norms.map { $0.path(spec) })
+        if let path = paths.sorted().first(where: { !known.contains($0) }) { throw AdapterMismatch.noSuchModule(path) }
+        guard Set(config.method.parts(spec, config.wholeSpec).compactMap { $0.matrices.first?.path }) != paths else { return self }
+        var config = config
+        config.targetModules = paths.sorted()
+        return AdapterArtifact(config: config, provenance: provenance, stored: stored)
     }
 }
 

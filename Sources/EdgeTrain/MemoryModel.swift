@@ -259,6 +259,13 @@ package struct MemoryModel {
         return .floats(shape.lossChunk * spec.vocabularySize) + hidden + hidden + (shape.hasBackward ? hidden : .zero) + row + row
     }
 
+    /// Of trained tokens whose rows the head has, too: what it read, and the gradients of their logits, until the embeddings' own come.
+    func tokenHead(_ shape: StepShape) -> ByteCount {
+        trainedHeadRows == 0 ? .zero : .floats(shape.tokens * spec.hiddenSize) + .floats(shape.tokens * trainedHeadRows)
+    }
+    /// The most of a job.
+    var trainedHeadRows: Int { weights.isHeadTied ? layouts.map(\.spec.method.trainedTokens.count).max() ?? 0 : 0 }
+
     /// Between forward and backward the head works, before and after it a layer, in the same memory.
     package func work(_ shape: StepShape) -> ByteCount { max(layerWork(shape), loss(shape)) }
 
@@ -313,7 +320,8 @@ package struct MemoryModel {
     /// Everything that one arena holds.
     package func arena(_ shape: StepShape) -> ByteCount {
         adapters + factors(shape) + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
-            + work(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape) + activationCache(shape)
+            + work(shape) + tokenHead(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
+            + activationCache(shape)
             + (shape.weights == .streamed ? weights.streamBytes : .zero)
     }
 
@@ -331,7 +339,7 @@ package struct MemoryModel {
             Pool(name: "optimizer state, \(optimizers)", size: optimizer(shape)),
             Pool(name: shape.hasBackward ? "layer checkpoints" : "layer inputs", size: layerCheckpoints(shape)),
             Pool(name: "kept activations", size: keptActivations(shape)),
-            Pool(name: "layer at work, or head and loss", size: work(shape) + hiddenGradient(shape)),
+            Pool(name: "layer at work, or head and loss", size: work(shape) + tokenHead(shape) + hiddenGradient(shape)),
             Pool(name: "rounded operands", size: rounding(shape) + smoothing(shape)),
             Pool(name: "kernel panels and tables", size: scratch(shape)),
             Pool(name: "program, libraries and samples", size: process.resident),

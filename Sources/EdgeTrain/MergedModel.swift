@@ -30,7 +30,7 @@ package enum MergeError: Error, Equatable, CustomStringConvertible {
         case .notWholeBlocks(let tensor, let columns, let format, let block):
             "\(tensor) has rows of \(columns) values, which are not whole blocks of \(block) as \(format) needs; f16 and bf16 do not"
         case .notOfScales(let module):
-            "the base's own blocks can be kept where an adapter does no more than scale a linear's outputs, or what down_proj gets; this one changes \(module) "
+            "the base's own blocks can be kept where an adapter does no more than scale a linear's outputs, or what down_proj gets, or train norms; this one changes \(module) "
                 + "otherwise: use q8_0 or f16"
         case .noBlockScales(let tensor, let format):
             "\(tensor) is \(format), whose blocks have no scale that can be multiplied: use q8_0 or f16"
@@ -60,11 +60,14 @@ package struct MergedModel {
     private enum Work {
         /// The bytes as they are.
         case copy
-        case encode(change: LoRATensors?)
+        /// With these rows instead of its own.
+        case encode(change: LoRATensors?, rows: [Int: [Float]])
         /// The base's blocks, each row's values times its factor.
         case scaleRows([Float])
         /// A bias in f32, which something is added to: in the file's order.
         case shift([Float])
+        /// These values, in f32.
+        case values([Float])
     }
 
     private struct Item {
@@ -107,14 +110,17 @@ package struct MergedModel {
         self.base = base
         self.format = format
         self.adapter = adapter
+        let vectors = adapter.vectors(of: base), rows = adapter.rows(of: base)
         guard let format else {
-            items = try Self.scaled(base, try RowScales(adapter.tensors(of: base.spec), base.spec))
+            if let name = rows.keys.min() { throw MergeError.notOfScales(module: name) }
+            items = try Self.scaled(base, try RowScales(adapter.tensors(of: base.spec), base.spec), vectors)
             return
         }
         var changes = try adapter.tensors(of: base.spec)
         let biases = try RowScales(outputsOf: changes, base.spec)
         var shifts = changes.compactMapValues { $0.added.flatMap { $0.bias.isEmpty ? nil : $0.bias } }
         items = try base.storedTensors.map { tensor in
+            if let values = vectors[tensor.name] { return Item(tensor: tensor, type: .f32, work: .values(values)) }
             if let bias = try Self.scaledBias(tensor, biases, base.spec) { return bias }
             if let id = tensor.biasOf, let shift = shifts.removeValue(forKey: id) {
                 let order = base.spec.rowOrder(id.module)
@@ -123,12 +129,13 @@ package struct MergedModel {
             var change = tensor.linear.flatMap { changes.removeValue(forKey: $0) }
             if change?.added?.isBiasAlone == true { change = nil }
             // No other program reads the container's 4 bits.
-            guard change != nil || !tensor.isWhole else { return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy) }
+            let rows = rows[tensor.name] ?? [:]
+            guard change != nil || !rows.isEmpty || !tensor.isWhole else { return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy) }
             guard tensor.shape[1] % format.blockElements == 0 else {
                 throw MergeError.notWholeBlocks(
                     tensor: tensor.name, columns: tensor.shape[1], format: format.name, block: format.blockElements)
             }
-            return Item(tensor: tensor, type: GGMLType(rawValue: format.ggmlType)!, work: .encode(change: change))
+            return Item(tensor: tensor, type: GGMLType(rawValue: format.ggmlType)!, work: .encode(change: change, rows: rows))
         }
         if let id = shifts.keys.min(by: { ($0.layer, $0.module.rawValue) < ($1.layer, $1.module.rawValue) }) {
             throw MergeError.noBias(module: id.path(base.spec))
@@ -180,8 +187,10 @@ package struct MergedModel {
         }
     }
 
-    private static func scaled(_ base: BaseModel, _ scales: RowScales) throws -> [Item] {
+    /// - Parameter vectors: that are others than the base's, by name.
+    private static func scaled(_ base: BaseModel, _ scales: RowScales, _ vectors: [String: [Float]]) throws -> [Item] {
         try base.storedTensors.map { tensor in
+            if let values = vectors[tensor.name] { return Item(tensor: tensor, type: .f32, work: .values(values)) }
             if let bias = try scaledBias(tensor, scales, base.spec) { return bias }
             let type = tensor.pieces[0].type
             guard let rows = tensor.linear.flatMap({ scales.inOrder($0, base.spec) }) else { return Item(tensor: tensor, type: type, work: .copy) }
@@ -250,10 +259,12 @@ extension MergedModel {
 
     private func ggufLayout() throws -> GGUFLayout {
         var layout = GGUFLayout(alignment: base.file.alignment, metadataBytes: base.file.metadataBytes + 128)
-        for (index, key) in base.file.metadataKeys.enumerated() where key != Self.fileTypeKey || format == nil {
+        // The file's type is that of what was encoded, if anything was.
+        let encoded = items.contains { if case .encode = $0.work { true } else { false } } ? format : nil
+        for (index, key) in base.file.metadataKeys.enumerated() where key != Self.fileTypeKey || encoded == nil {
             try base.file.withEncodedKeyValue(index) { bytes throws(GGUFError) in try layout.add(key, encoded: bytes) }
         }
-        if let format { try layout.add(Self.fileTypeKey, .uint32(Self.ggufFormats.first { $0.format == format }!.fileType)) }
+        if let encoded { try layout.add(Self.fileTypeKey, .uint32(Self.ggufFormats.first { $0.format == encoded }!.fileType)) }
         if base.file.metadata[Self.versionKey] == nil { try layout.add(Self.versionKey, .uint32(2)) }
         for item in items { try layout.addTensor(item.tensor.name, shape: item.tensor.shape, type: item.type) }
         return layout
@@ -365,6 +376,7 @@ extension MergedModel {
     private func write(_ item: Item, _ scratch: Scratch, _ sink: Sink) throws {
         switch item.work {
         case .copy: try copy(item.tensor.pieces[0], scratch, sink) { _, _ in }
+        case .values(let values): try values.withUnsafeBytes(sink)
         case .scaleRows(let factors):
             let piece = item.tensor.pieces[0], format = QuantFormat(ggmlType: item.type.rawValue)!
             let rowBytes = piece.byteCount / factors.count, columns = piece.shape.reduce(1, *) / factors.count
@@ -381,7 +393,7 @@ extension MergedModel {
                 shift.enumerated().map { Float(bitPattern: bytes.loadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self)) + $1 }
             }
             try shifted.withUnsafeBytes(sink)
-        case .encode(let change):
+        case .encode(let change, let own):
             guard let format else { preconditionFailure("a tensor to encode without a format") }
             if let change { deriveRotation(of: change, scratch) }
             let order = item.tensor.linear.flatMap { base.spec.rowOrder($0.module) }
@@ -390,7 +402,7 @@ extension MergedModel {
                 for first in stride(from: 0, to: matrix.outFeatures, by: Scratch.blockRows(matrix.inFeatures)) {
                     let rows = first..<min(first + Scratch.blockRows(matrix.inFeatures), matrix.outFeatures)
                     let places = rows.map { order?[firstRow + $0] ?? firstRow + $0 }
-                    try write(matrix.rows(rows), change, places, as: format, named: item.tensor.name, scratch, sink)
+                    try write(matrix.rows(rows), change, own, places, as: format, named: item.tensor.name, scratch, sink)
                 }
                 firstRow += matrix.outFeatures
             }
@@ -416,11 +428,15 @@ extension MergedModel {
 
     /// - Parameter places: of the rows, in the adapter's B.
     private func write(
-        _ matrix: QuantizedMatrix, _ change: LoRATensors?, _ places: [Int], as format: QuantFormat, named name: String, _ scratch: Scratch, _ sink: Sink
+        _ matrix: QuantizedMatrix, _ change: LoRATensors?, _ own: [Int: [Float]], _ places: [Int], as format: QuantFormat, named name: String,
+        _ scratch: Scratch, _ sink: Sink
     ) throws {
         let values = Tensor(scratch.values, rows: matrix.outFeatures, columns: matrix.inFeatures)
         for row in 0..<matrix.outFeatures { scratch.rows[row] = Int32(row) }
         decodeRows(matrix, scratch.rows, into: values, on: scratch.pool)
+        for (row, place) in places.enumerated() where !own.isEmpty {
+            if let replaced = own[place] { values.row(row).update(from: replaced, count: values.columns) }
+        }
         if let change, change.rank > 0 {
             let b = Tensor(scratch.factors, rows: matrix.outFeatures, columns: change.rank)
             for (row, place) in places.enumerated() {

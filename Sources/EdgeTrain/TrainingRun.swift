@@ -214,7 +214,7 @@ package final class TrainingRun {
         } else if let initial {
             try initial().load(into: adapters, model.spec)
         } else {
-            adapters.initialize(seed: spec.seed)
+            try step.initialize(seed: spec.seed, job: job)
         }
     }
 

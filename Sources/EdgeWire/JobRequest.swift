@@ -44,6 +44,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// MTLoRA: what the samples' `task` may be, and the rank of what a task has for itself; nil: lora_r.
     package var tasks: [String]?
     package var taskR: Int?
+    /// Trainable tokens: their numbers, and others as text, each of which is one token.
+    package var tokenIndices: [Int]?
+    package var trainableTokens: [String]?
     /// AdaLoRA, whose first rank is `lora_r`: the rank that a linear is left with in the mean (nil: two thirds), and the steps before the
     /// first rank is taken away, after the last, and from one time to the next.
     package var targetR: Int?
@@ -130,6 +133,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, tasks, taskR, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten, originalModel
         case numVirtualTokens, promptTuningInit
+        case tokenIndices, trainableTokens
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -171,6 +175,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.promptTuningInit, into: &promptTuningInit)
         try read(.tasks, into: &tasks)
         try read(.taskR, into: &taskR)
+        try read(.tokenIndices, into: &tokenIndices)
+        try read(.trainableTokens, into: &trainableTokens)
         try read(.targetR, into: &targetR)
         try read(.tinit, into: &tinit)
         try read(.tfinal, into: &tfinal)
@@ -311,6 +317,9 @@ extension JobRequest {
     /// Of `rank_pattern` and `alpha_pattern`: seven linears of 146 layers have one each.
     package static let patternCounts = 1...1024
 
+    /// Of `token_indices` and `trainable_tokens` together.
+    package static let tokenCounts = 1...4096
+
     /// Every limit of a request that needs no model to check.
     package func validate() throws {
         func require(_ condition: Bool, _ key: CodingKeys, _ given: Any, _ allowed: String) throws {
@@ -351,6 +360,17 @@ extension JobRequest {
             try require(Set(tasks).count == tasks.count, .tasks, names, "each name once")
         }
         if let taskR { try require((1...512).contains(taskR), .taskR, taskR, "1 to 512") }
+        if let tokenIndices {
+            try require(
+                Self.tokenCounts.contains(tokenIndices.count) && Set(tokenIndices).count == tokenIndices.count
+                    && tokenIndices.allSatisfy { (0..<1 << 24).contains($0) },
+                .tokenIndices, "\(tokenIndices.count) numbers", "1 to \(Self.tokenCounts.upperBound) different token numbers from 0")
+        }
+        if let trainableTokens {
+            try require(
+                Self.tokenCounts.contains(trainableTokens.count) && trainableTokens.allSatisfy { (1...256).contains($0.utf8.count) },
+                .trainableTokens, "\(trainableTokens.count) texts", "1 to \(Self.tokenCounts.upperBound) texts of 1 to 256 bytes")
+        }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
             if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }

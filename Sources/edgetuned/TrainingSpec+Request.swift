@@ -1,4 +1,5 @@
 // A request's words as the data plane's values. Ranges are EdgeWire's; this only translates.
+import EdgeFormats
 import EdgeModel
 import EdgeTensor
 import EdgeTrain
@@ -75,11 +76,23 @@ extension AdapterSpec {
         try refuse("lora_r", request.loraR != nil, unless: keys.rank != nil && !hasVirtualTokens, "rank")
         try refuse("num_virtual_tokens", request.numVirtualTokens != nil, unless: hasVirtualTokens, "virtual tokens")
         try refuse("prompt_tuning_init", request.promptTuningInit != nil, unless: hasVirtualTokens, "virtual tokens")
-        try refuse("lora_target_modules", request.loraTargetModules != .pattern("all-linear"), unless: method.adaptsLinears, "linears to choose")
-        try refuse("layers_to_transform", request.layersToTransform != nil, unless: method.adaptsLinears, "layers to choose")
+        try refuse("lora_target_modules", request.loraTargetModules != .pattern("all-linear"), unless: method.hasTargets, "linears to choose")
+        try refuse("layers_to_transform", request.layersToTransform != nil, unless: method.hasTargets, "layers to choose")
         let virtualTokenStart: VirtualTokenStart = request.promptTuningInit == .random ? .random : .samples
         if method is PrefixTuning { method = PrefixTuning(virtualTokenStart) }
         if method is PromptTuning { method = PromptTuning(virtualTokenStart) }
+        let asksForTokens = request.tokenIndices != nil || request.trainableTokens != nil
+        try refuse(
+            request.tokenIndices == nil ? "trainable_tokens" : "token_indices", asksForTokens, unless: method is TrainableTokens, "tokens to choose")
+        if method is TrainableTokens {
+            guard asksForTokens else {
+                throw Problem(
+                    .invalidValue, "trainable_tokens: missing; \(method.name) trains the embeddings of the tokens that are named",
+                    hint: "trainable_tokens: [\"<|im_start|>\"], or token_indices: [1]")
+            }
+            // Those that are named by text are the model's tokenizer's to know.
+            method = TrainableTokens((request.tokenIndices ?? []).map { TokenID($0) })
+        }
         try refuse("lora_alpha", request.loraAlpha != nil, unless: keys.alpha != nil, "alpha")
         try refuse("lora_dropout", request.loraDropout > 0, unless: method.hasDropout, "dropout here")
         try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
@@ -170,6 +183,33 @@ extension AdapterSpec {
         case .loftq: start = .loftq
         }
         whitensStart = request.evaWhiten ?? false
+    }
+}
+
+extension TrainingSpec {
+    /// With the tokens that a request names by text.
+    ///
+    /// - Throws: `Problem` where a text is not one token, or is one that the request names twice.
+    mutating func resolveTokens(_ request: JobRequest, tokenizer: () throws -> Tokenizer) throws {
+        guard let texts = request.trainableTokens else { return }
+        let tokenizer = try tokenizer()
+        var tokens = adapter.method.trainedTokens
+        for text in texts {
+            let ids = tokenizer.encode(text, specialTokens: .parse)
+            guard ids.count == 1 else {
+                throw Problem(
+                    .invalidValue, "trainable_tokens: \"\(text)\" is \(ids.count) tokens (\(ids.prefix(8).map { "\($0)" }.joined(separator: ", "))), not one",
+                    hint: "name each token by itself, or by its number in token_indices")
+            }
+            guard !tokens.contains(ids[0]) else {
+                throw Problem(.invalidValue, "trainable_tokens: \"\(text)\" is token \(ids[0]), which is named already", hint: "leave it out")
+            }
+            tokens.append(ids[0])
+        }
+        guard TrainableTokens.counts.contains(tokens.count) else {
+            throw Problem(.invalidValue, "trainable_tokens: \(tokens.count) tokens are more than \(TrainableTokens.counts.upperBound)")
+        }
+        adapter.method = TrainableTokens(tokens)
     }
 }
 

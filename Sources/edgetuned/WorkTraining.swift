@@ -26,8 +26,10 @@ struct WorkTraining {
     init(_ order: WorkOrder.TrainOrder, model opened: BaseModel? = nil) throws {
         self.order = order
         kernels = try ProcessFacts.kernelSet()
-        spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
-        model = try opened ?? BaseModel.open(path: order.modelPath)
+        var spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
+        let model = try opened ?? BaseModel.open(path: order.modelPath)
+        try spec.resolveTokens(order.request) { try ModelText(model).tokenizer }
+        (self.spec, self.model) = (spec, model)
         let promptTokens = spec.adapter.method.promptTokens(spec.adapter), virtualTokens = promptTokens + spec.adapter.method.prefixTokens(spec.adapter)
         guard virtualTokens < model.spec.contextLength else {
             throw Problem(

@@ -25,11 +25,16 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let daemon = try DaemonProcess(in: directory.path)
         try KillTests.prepare(daemon)
         let rows = try Self.table(daemon).rows
-        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "mtlora", "prefix-tuning", "prompt-tuning"])
+        #expect(
+            rows.map(\.name) == [
+                "lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "mtlora", "prefix-tuning",
+                "prompt-tuning", "ln-tuning", "trainable-tokens",
+            ])
         for row in rows where row.name != "mtlora" {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
             var request = KillTests.request("of-\(row.name)")
             (request.adapter, request.loraR, request.loraDropout, request.maxSteps, request.saveSteps) = (row.name, nil, 0, 6, 100)
+            if row.name == "trainable-tokens" { request.tokenIndices = [0] }
             let answer = try daemon.post(Endpoint.jobs, request)
             #expect(answer.status == 201, "\(answer.text)")
             let ended = try daemon.wait(for: try answer.decoded(JobStatus.self).id) { $0.state.isFinal }
@@ -190,6 +195,26 @@ struct Refusal: Sendable, CustomTestStringConvertible {
             ($0.adapter, $0.loraR, $0.loraDropout) = ("shira", nil, 0)
         },
         Refusal(text: "lora_alpha: shira has no alpha") { ($0.adapter, $0.loraAlpha, $0.loraDropout) = ("shira", 8, 0) },
+        Refusal(text: "lora_target_modules q_proj matches nothing of this model that the method can change; there are input_layernorm, norm,") {
+            ($0.adapter, $0.loraR, $0.loraTargetModules, $0.loraDropout) = ("ln-tuning", nil, .names(["q_proj"]), 0)
+        },
+        Refusal(text: "lora_r: ln-tuning has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("ln-tuning", 4, 0) },
+        Refusal(text: "trainable_tokens: missing; trainable-tokens trains the embeddings of the tokens that are named") {
+            ($0.adapter, $0.loraR, $0.loraDropout) = ("trainable-tokens", nil, 0)
+        },
+        Refusal(text: "trainable_tokens: \"<|im_start|>a\" is 2 tokens (1, 70), not one") {
+            ($0.adapter, $0.loraR, $0.trainableTokens, $0.loraDropout) = ("trainable-tokens", nil, ["<|im_end|>", "<|im_start|>a"], 0)
+        },
+        Refusal(text: "trainable_tokens: \"<|im_start|>\" is token 1, which is named already") {
+            ($0.adapter, $0.loraR, $0.tokenIndices, $0.trainableTokens, $0.loraDropout) = ("trainable-tokens", nil, [1], ["<|im_start|>"], 0)
+        },
+        Refusal(text: "token_indices names token 128; the model has tokens 0 to 127") {
+            ($0.adapter, $0.loraR, $0.tokenIndices, $0.loraDropout) = ("trainable-tokens", nil, [128], 0)
+        },
+        Refusal(text: "token_indices: lora has no tokens to choose") { $0.tokenIndices = [1] },
+        Refusal(text: "lora_target_modules: trainable-tokens has no linears to choose") {
+            ($0.adapter, $0.loraR, $0.tokenIndices, $0.loraTargetModules, $0.loraDropout) = ("trainable-tokens", nil, [1], .names(["norm"]), 0)
+        },
     ] as [Refusal])
     func whatMeansNothingToAMethodIsRefused(_ refusal: Refusal) throws {
         let directory = try TemporaryDirectory()

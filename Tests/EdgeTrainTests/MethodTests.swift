@@ -253,11 +253,11 @@ struct MethodTests {
 
     @Test("every method that can begins as the base, and every one learns", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func starts(_ name: String) throws {
-        let method = try #require(AdapterMethods.named(name))
+        let method = try #require(AdapterMethods.tested(name))
         let spec = AdapterSpec(
             method: method, rank: min(4, method.largestRank), alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
         let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 30, longest: 20)
-        trainee.adapters.initialize(seed: 7)
+        try trainee.step.initialize(seed: 7)
         let batch = MicroBatch(try Self.golden.get().samples().map { $0.behindVirtualTokens(method.promptTokens(spec)) })
         let scratch = try TemporaryDirectory()
         let base = try Self.loss(trainee.model, nil, in: scratch.path)
@@ -309,7 +309,7 @@ struct MethodTests {
     // MARK: runs
 
     static func run(_ name: String) throws -> TinyRun {
-        let method = try #require(AdapterMethods.named(name))
+        let method = try #require(AdapterMethods.tested(name))
         var run = TinyRun()
         run.spec.adapter = AdapterSpec(
             method: method, rank: min(4, method.largestRank), alpha: 8, dropout: method.hasDropout ? 0.1 : 0, targets: .allLinear, layers: nil)

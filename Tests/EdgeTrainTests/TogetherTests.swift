@@ -56,11 +56,11 @@ struct TogetherTests {
     /// Jobs that are different in everything that jobs may be different in.
     static func runs(_ methods: [String], _ precision: ComputeType = .f32) -> [TinyRun] {
         methods.enumerated().map { index, name in
-            let method = AdapterMethods.named(name)!
+            let method = AdapterMethods.tested(name)!
             var run = TinyRun()
             run.spec.adapter = AdapterSpec(
                 method: method, rank: 2 + index, alpha: 8, dropout: method.hasDropout && index % 2 == 0 ? 0.1 : 0,
-                targets: index == 1 ? .names(["k_proj", "o_proj", "down_proj"]) : .allLinear, layers: index == 2 ? [1] : nil)
+                targets: index == 1 && method.adaptsLinears ? .names(["k_proj", "o_proj", "down_proj"]) : .allLinear, layers: index == 2 ? [1] : nil)
             run.spec.precision = precision
             run.spec.seed = UInt64(index + 1)
             run.spec.epochs = [2, 1, 3, 2][index % 4]
@@ -89,6 +89,16 @@ struct TogetherTests {
             Case(methods: ["rlrr", "shira", "lora", "rlrr"], testDescription: "terms beside the product"),
             Case(methods: ["shira", "rlrr", "ia3"], precision: .bf16, testDescription: "bf16, terms beside the product"),
             Case(methods: ["rlrr", "lora", "shira"], precision: .int8, testDescription: "int8, terms beside the product"),
+            Case(methods: ["ln-tuning", "lora", "ln-tuning", "prompt-tuning"], testDescription: "norms of their own"),
+            Case(methods: ["trainable-tokens", "ln-tuning", "trainable-tokens", "lora"], testDescription: "tokens of their own"),
+            Case(
+                methods: ["trainable-tokens", "lora", "ln-tuning"], precision: .bf16,
+                replan: {
+                    $0.keptLayers = 0
+                    $0.weights = .streamed
+                    $0.checkpoints = .file
+                    $0.lossChunk = 5
+                }, testDescription: "norms and tokens, streamed, nothing kept"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
             Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),
             Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, with one smoothing"),

@@ -217,6 +217,7 @@ private let modelJSON =
         (full.oftBlockSize, full.useCayleyNeumann) = (8, false)
         (full.numVirtualTokens, full.promptTuningInit) = (8, .random)
         (full.tasks, full.taskR) = (["a"], 2)
+        (full.tokenIndices, full.trainableTokens) = ([1], ["<|im_end|>"])
         (full.targetR, full.tinit, full.tfinal, full.deltaT) = (4, 1, 1, 1)
         (full.beta1, full.beta2, full.orthRegWeight) = (0.5, 0.5, 0.1)
         (full.layersToTransform, full.activationCache) = ([1], .bf16)

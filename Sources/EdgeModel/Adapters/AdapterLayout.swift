@@ -49,8 +49,16 @@ package struct AdapterLayout {
     package let lowestLayer: Int
     /// Rows and keys before each sample's own.
     package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
-    /// Whether what goes into the first layer has a gradient.
-    package var hasPrompt: Bool { parts.contains { $0.part.site == .prompt } }
+    /// Whether what goes into a layer has a gradient that the method needs, and no layer below is trained.
+    package func needsInputGradient(of layer: Int) -> Bool {
+        parts.contains { placed in
+            switch placed.part.site {
+            case .prompt, .tokens: true
+            case .norm(.attentionInput): placed.part.layer == layer
+            default: false
+            }
+        }
+    }
     /// Elements of the derived factors of the modules that work together.
     private let factorCount: Int
     /// The largest.
@@ -112,7 +120,9 @@ package struct AdapterLayout {
         placeParts(of: nil)
         layerRanges = ranges + [firstOfModel..<count]
         trainedCount = count
-        lowestLayer = count > firstOfModel ? 0 : modules.first?.layer ?? ranges.firstIndex { !$0.isEmpty } ?? 0
+        // The last norm is above all layers, but a step goes through one layer at least.
+        let isBelowLayers = parts.contains { $0.layer == nil && $0.site != .norm(.final) }
+        lowestLayer = isBelowLayers ? 0 : modules.first?.layer ?? ranges.firstIndex { !$0.isEmpty } ?? spec.layerCount - 1
         self.parts = placedParts
         for module in modules.indices {
             for (index, matrix) in matrices[module].enumerated() where places[module][index] == nil {

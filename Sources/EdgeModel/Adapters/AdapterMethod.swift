@@ -17,7 +17,7 @@ package enum AdapterMethods {
 
     package static let all: [any AdapterMethod] = [
         lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(),
-        MTLoRA(), PrefixTuning(), PromptTuning(),
+        MTLoRA(), PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(),
     ]
 
     /// Those that a model can have whatever its linears are.
@@ -257,15 +257,27 @@ package protocol AdapterMethod: Equatable, Sendable {
 
     /// Whether it changes linears, which a job's targets then name.
     var adaptsLinears: Bool { get }
+    /// Whether a job's targets, and its layers, choose what it changes.
+    var hasTargets: Bool { get }
+    /// Of a method that has targets and changes no linears: whether the model has what they name.
+    ///
+    /// - Throws: `AdapterTargetError`.
+    func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws
+    /// Of such a method: what adapter_config.json calls its modules.
+    func targetNames(_ model: DecoderSpec, _ spec: AdapterSpec) -> [String]
     /// What is stored beside the linears, those of a layer together.
     func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart]
     /// Whether all that it does is another weight for each linear, so that a model can have it.
     var changesWeightsOnly: Bool { get }
+    /// Whether a model's file has a place for all that it does, in linears or elsewhere.
+    var canBeWeights: Bool { get }
     /// Whether the model is the base's before the first step.
     var beginsAsBase: Bool { get }
     /// What its virtual tokens begin as; nil: it has none.
     var virtualTokenStart: VirtualTokenStart? { get }
     func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes?
+    /// Whose embeddings are trained.
+    var trainedTokens: [TokenID] { get }
     /// What people call its rank.
     var rankWord: String { get }
     /// Rows before each sample's own.
@@ -277,10 +289,15 @@ package protocol AdapterMethod: Equatable, Sendable {
 extension AdapterMethod {
     package var adaptsLinears: Bool { true }
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] { [] }
+    package var hasTargets: Bool { adaptsLinears }
+    package func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws {}
+    package func targetNames(_ model: DecoderSpec, _ spec: AdapterSpec) -> [String] { [] }
     package var changesWeightsOnly: Bool { true }
+    package var canBeWeights: Bool { changesWeightsOnly }
     package var beginsAsBase: Bool { true }
     package var virtualTokenStart: VirtualTokenStart? { nil }
     package func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes? { nil }
+    package var trainedTokens: [TokenID] { [] }
     package var rankWord: String { "rank" }
     package func promptTokens(_ spec: AdapterSpec) -> Int { 0 }
     package func prefixTokens(_ spec: AdapterSpec) -> Int { 0 }

@@ -7,6 +7,10 @@ package enum AdapterSite: Hashable, Sendable {
     case prefix
     /// Before the embeddings of a sample's own tokens: one matrix.
     case prompt
+    /// Instead of a norm's own numbers: its weight, and of layer normalisation its bias.
+    case norm(NormPlace)
+    /// Instead of some tokens' embeddings: one matrix.
+    case tokens
 }
 
 /// What a method stores for one such place.
