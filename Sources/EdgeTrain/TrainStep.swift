@@ -148,14 +148,15 @@ package final class TrainStep {
             arena: arena)
         func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
-                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.factorRank, adapted: memory.adaptedModules, spec, arena: arena)
+                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.factorRank, adapted: memory.adaptedModules, memory.bottlenecks, spec,
+                arena: arena)
         }
         kept = (0..<shape.keptLayers).map { _ in layerActivations(mlpTokens: shape.tokens) }
         let (layer, head) = arena.either {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.factorRank), arena: arena),
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, .training(rank: memory.factorRank), arena: arena),
                 memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
                 arena.floats(memory.scaledCount(tokens: shape.tokens))
             )

@@ -241,6 +241,8 @@ package protocol AdapterMethod: Equatable, Sendable {
     func promptTokens(_ spec: AdapterSpec) -> Int
     /// Keys before each sample's own, in every layer.
     func prefixTokens(_ spec: AdapterSpec) -> Int
+    /// Of its parts after attention and MLP; nil: it has none.
+    var bottleneck: Bottleneck? { get }
 }
 
 extension AdapterMethod {
@@ -253,6 +255,7 @@ extension AdapterMethod {
     package var rankWord: String { "rank" }
     package func promptTokens(_ spec: AdapterSpec) -> Int { 0 }
     package func prefixTokens(_ spec: AdapterSpec) -> Int { 0 }
+    package var bottleneck: Bottleneck? { nil }
     package var defaultRank: Int { 16 }
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }

@@ -7,6 +7,8 @@ package enum AdapterSite: Hashable, Sendable {
     case prefix
     /// Before the embeddings of a sample's own tokens: one matrix.
     case prompt
+    /// Where a layer's attention, or its MLP, is added to the residual: a bottleneck's matrices (Bottleneck.swift).
+    case afterAttention, afterMLP
 }
 
 /// What a method stores for one such place.
