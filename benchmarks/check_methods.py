@@ -19,7 +19,7 @@ import peft
 import torch
 import transformers
 
-from compare_finetune import dequantised, nll, tokenised
+from compare_finetune import dequantised, tokenised
 from compare_precision import licences
 from running_daemon import running_daemon
 
@@ -39,6 +39,7 @@ METHODS = {
     "loha": {"adapter": "loha", "lora_r": 4}, "lokr": {"adapter": "lokr"}, "lokr-both": {"adapter": "lokr", "lora_r": 2, "decompose_both": True},
     "adalora": {"adapter": "adalora", "lora_r": 6, "target_r": 3, "tfinal": 1},
     "lokr-peft": {"adapter": "lokr", "decompose_factor": -1}, "ia3": {"adapter": "ia3"},
+    "prefix-tuning": {"adapter": "prefix-tuning"}, "prompt-tuning": {"adapter": "prompt-tuning"},
     "oft": {"adapter": "oft"}, "oft-exact": {"adapter": "oft", "oft_block_size": 16, "use_cayley_neumann": False},
     "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
 }
@@ -51,6 +52,14 @@ def in_llama_cpp(dense, adapter, ids):
     model.eval(ids)
     logits = torch.tensor(model.scores[:len(ids) - 1])
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])))
+
+
+@torch.no_grad()
+def loss(model, ids):
+    """Of the text's own tokens: before them there may be virtual ones."""
+    tokens = torch.tensor([ids])
+    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, -len(ids):]
+    return float(torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:]))
 
 
 def main():
@@ -66,8 +75,7 @@ def main():
     model, metadata = dequantised(options.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model.parent, gguf_file=options.model.name)
     ids = tokenised(tokenizer, metadata, text)
-    with torch.no_grad():
-        base = float(nll(model, ids)) / (len(ids) - 1)
+    base = loss(model, ids)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         (scratch / "data.jsonl").write_text((json.dumps({"text": text}) + "\n") * 8)
@@ -82,9 +90,8 @@ def main():
                 ours = status["progress"]["best_eval_loss"]
                 daemon.edgetune("export", name, "--format", "peft", "--output", scratch / name)
                 adapted = peft.PeftModel.from_pretrained(model, scratch / name).eval()
-                with torch.no_grad():
-                    theirs = float(nll(adapted, ids)) / (len(ids) - 1)
-                model = adapted.unload()
+                theirs = loss(adapted, ids)
+                model = adapted.get_base_model() if adapted.active_peft_config.is_prompt_learning else adapted.unload()
                 line = {
                     "method": label, "base": base, "here": ours, "peft": theirs, "peft_off_by": ours / theirs - 1,
                     "trainable": status["plan"]["trainable_parameters"]}

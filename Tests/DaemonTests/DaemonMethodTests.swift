@@ -91,6 +91,17 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "oft_block_size: 1 is not allowed; use 2 to 256") {
             ($0.adapter, $0.loraR, $0.oftBlockSize, $0.loraDropout) = ("oft", nil, 1, 0)
         },
+        Refusal(text: "num_virtual_tokens: lora has no virtual tokens") { $0.numVirtualTokens = 8 },
+        Refusal(text: "lora_r: prefix-tuning has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("prefix-tuning", 8, 0) },
+        Refusal(text: "num_virtual_tokens: 0 is not allowed; use 1 to 512") {
+            ($0.adapter, $0.loraR, $0.numVirtualTokens, $0.loraDropout) = ("prompt-tuning", nil, 0, 0)
+        },
+        Refusal(text: "num_virtual_tokens: 512 leave no room in the model's context of") {
+            ($0.adapter, $0.loraR, $0.numVirtualTokens, $0.loraDropout) = ("prompt-tuning", nil, 512, 0)
+        },
+        Refusal(text: "lora_target_modules: prefix-tuning has no linears to choose") {
+            ($0.adapter, $0.loraR, $0.loraTargetModules, $0.loraDropout) = ("prefix-tuning", nil, .names(["q_proj"]), 0)
+        },
     ] as [Refusal])
     func whatMeansNothingToAMethodIsRefused(_ refusal: Refusal) throws {
         let directory = try TemporaryDirectory()

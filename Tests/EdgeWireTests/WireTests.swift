@@ -215,6 +215,7 @@ private let modelJSON =
         (full.rankPattern, full.alphaPattern) = (["q_proj": 4], ["k_proj": 2])
         (full.decomposeFactor, full.decomposeBoth) = (8, true)
         (full.oftBlockSize, full.useCayleyNeumann) = (8, false)
+        (full.numVirtualTokens, full.promptTuningInit) = (8, .random)
         (full.targetR, full.tinit, full.tfinal, full.deltaT) = (4, 1, 1, 1)
         (full.beta1, full.beta2, full.orthRegWeight) = (0.5, 0.5, 0.1)
         (full.layersToTransform, full.activationCache) = ([1], .bf16)
