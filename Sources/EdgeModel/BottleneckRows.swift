@@ -15,6 +15,7 @@ struct BottleneckRows {
     private let up: (matrix: Tensor, gradient: Tensor)
     private let upBias: (matrix: Tensor, gradient: Tensor)
     private let pool: WorkerPool
+    private var scaling: Float { Float(form.scaling) }
 
     /// Nil where the job's method has none there.
     init?(_ adapters: AdapterSet, _ site: AdapterSite, layer: Int, rows: Range<Int>, _ parts: [SamplePart], on pool: WorkerPool) {
@@ -47,9 +48,9 @@ struct BottleneckRows {
     ///   - hidden: `[tokens, width]`, to work in.
     func forward(_ z: Tensor, addingTo y: Tensor, hidden: Tensor) {
         let p = projected(z, into: hidden), y = y.rows(rows)
-        activate(form.nonLinearity, p, scale: form.scaling, into: p, on: pool)
+        activate(form.nonLinearity, p, scale: scaling, into: p, on: pool)
         linear(p, QuantizedMatrix(up.matrix), into: y, .add, on: pool)
-        addRows(upBias.matrix, scale: form.scaling, to: y, on: pool)
+        addRows(upBias.matrix, scale: scaling, to: y, on: pool)
     }
 
     /// Adds the gradients of D, d, U and u, and leaves that of z · Dᵀ + d.
@@ -60,10 +61,10 @@ struct BottleneckRows {
     ///   - hidden, dHidden: `[tokens, width]`.
     func backward(_ z: Tensor, dY: Tensor, hidden: Tensor, dHidden: Tensor) {
         let p = projected(z, into: hidden), dY = dY.rows(rows), dP = narrow(dHidden)
-        activate(form.nonLinearity, p, scale: form.scaling, into: dP, on: pool)
+        activate(form.nonLinearity, p, scale: scaling, into: dP, on: pool)
         addOuterProduct(dY, dP, parts, into: up.gradient, on: pool)
-        addColumnSums(dY, scale: form.scaling, parts, into: upBias.gradient, on: pool)
-        projectDownBackward([(parts: [(dy: dY, b: up.matrix)], dz: dP, scale: form.scaling)], on: pool)
+        addColumnSums(dY, scale: scaling, parts, into: upBias.gradient, on: pool)
+        projectDownBackward([(parts: [(dy: dY, b: up.matrix)], dz: dP, scale: scaling)], on: pool)
         activateBackward(form.nonLinearity, p, dy: dP, on: pool)
         addOuterProduct(dP, z.rows(rows), parts, into: down.gradient, on: pool)
         addColumnSums(dP, parts, into: downBias.gradient, on: pool)

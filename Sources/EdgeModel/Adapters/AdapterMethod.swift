@@ -17,7 +17,7 @@ package enum AdapterMethods {
 
     package static let all: [any AdapterMethod] = [
         lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(),
-        PrefixTuning(), PromptTuning(),
+        PrefixTuning(), PromptTuning(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }

@@ -21,7 +21,7 @@ package struct Bottleneck: Equatable, Sendable {
     package var followsAttention: Bool
     package var followsMLP: Bool
     package var nonLinearity: NonLinearity
-    package var scaling: Float
+    package var scaling: Double
     /// The model's hidden size over the bottleneck's.
     package var reductionFactor: Double
 
@@ -31,15 +31,21 @@ package struct Bottleneck: Equatable, Sendable {
     package var sites: [AdapterSite] { (followsAttention ? [.afterAttention] : []) + (followsMLP ? [.afterMLP] : []) }
 
     /// Of a layer: D `[width, hiddenSize]`, d, U `[hiddenSize, width]` and u, in this order. U and u are zero: it begins as the base.
+    ///
+    /// - Parameter path: of the module at a site, on file.
     func parts(_ model: DecoderSpec, layer: Int, path: (AdapterSite) -> String) -> [AdapterPart] {
         let hidden = model.hiddenSize, width = width(model)
-        let matrices = [
-            AdapterMatrix(name: "adapter_down.0.weight", rows: width, columns: hidden, start: AdapterMatrix.kaiming(columns: hidden)),
-            AdapterMatrix(name: "adapter_down.0.bias", rows: 1, columns: width, isVector: true, start: .constant(0)),
-            AdapterMatrix(name: "adapter_up.weight", rows: hidden, columns: width, start: .constant(0)),
-            AdapterMatrix(name: "adapter_up.bias", rows: 1, columns: hidden, isVector: true, start: .constant(0)),
-        ]
-        return sites.map { site in AdapterPart(site, layer: layer, matrices.map { .init($0, path: path(site)) }) }
+        return sites.map { site in
+            let name = path(site) + "."
+            return AdapterPart(
+                site, layer: layer,
+                [
+                    .init(AdapterMatrix(name: name + "adapter_down.0.weight", rows: width, columns: hidden, start: AdapterMatrix.kaiming(columns: hidden))),
+                    .init(AdapterMatrix(name: name + "adapter_down.0.bias", rows: 1, columns: width, isVector: true, start: .constant(0))),
+                    .init(AdapterMatrix(name: name + "adapter_up.weight", rows: hidden, columns: width, start: .constant(0))),
+                    .init(AdapterMatrix(name: name + "adapter_up.bias", rows: 1, columns: hidden, isVector: true, start: .constant(0))),
+                ])
+        }
     }
 }
 
