@@ -20,15 +20,19 @@ struct AlikeRows {
         var transformsInput = false
         var scalesOutput = false
         var smoothing: UnsafePointer<Float>?
+        /// Whether a bottleneck reads what the product gives.
+        var hasReader = false
     }
 
     /// Whether what the product gives is scaled, and so must exist before it is added to anything.
     var scalesOutput: Bool { treatment.scalesOutput }
+    /// Whether what the product gives must exist before the residual is added to it.
+    var separatesOutput: Bool { treatment.scalesOutput || treatment.hasReader }
 }
 
 extension DecoderLayer {
     /// The rows of each job, or of each run of samples of one of its tasks, in a batch or a chunk; none where only the base runs.
-    private func jobRows(_ parts: [SamplePart]) -> [AdaptedRows] {
+    func jobRows(_ parts: [SamplePart]) -> [AdaptedRows] {
         guard !jobs.isEmpty else { return [] }
         var runs: [[SamplePart]] = []
         for part in parts {
@@ -56,7 +60,8 @@ extension DecoderLayer {
         for job in jobRows(parts) {
             let treatment = AlikeRows.Treatment(
                 transformsInput: modules.contains(where: job.transformsInput), scalesOutput: modules.contains(where: job.scalesOutput),
-                smoothing: job.job.smoothing.map { UnsafePointer($0[modules[0]]) })
+                smoothing: job.job.smoothing.map { UnsafePointer($0[modules[0]]) },
+                hasReader: modules.contains { $0.site.flatMap { bottleneck(of: job, $0) }?.form.input == .output })
             if runs.last?.treatment == treatment {
                 runs[runs.count - 1].rows = runs.last!.rows.lowerBound..<job.rows.upperBound
                 runs[runs.count - 1].jobs.append(job)

@@ -110,6 +110,8 @@ package struct AdapterArtifact: Equatable, Sendable {
     static let configName = "adapter_config.json"
     static let plainName = "adapter_model.safetensors"
     static let framedName = "adapter_model.safetensors.lz4"
+    /// The adapters library's.
+    static let hubName = "adapter.safetensors"
     /// A rank-256 adapter of every linear of an 8-billion-parameter model in f32 has 2.7 GB.
     package static let tensorFileLimitBytes = 4 << 30
 
@@ -185,7 +187,10 @@ package struct AdapterArtifact: Equatable, Sendable {
         let config = try AdapterConfig(json: config)
         return AdapterArtifact(
             config: config, provenance: file.metadata.filter { $0.key != "format" },
-            stored: try file.tensors.map { try tensor($0, config) }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
+            stored: try file.tensors.map { one in
+                let tensor = try tensor(one, config)
+                return config.hub.map { tensor.renamed(from: $0.name) } ?? tensor
+            }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
     }
 
     /// The plain `adapter_model.safetensors`, byte for byte as framed; of a task, what it is by itself.
@@ -204,15 +209,15 @@ package struct AdapterArtifact: Equatable, Sendable {
         try AtomicFile.write(to: path) { try region.withBytes($0.write) }
     }
 
-    /// A directory for `PeftModel.from_pretrained`.
+    /// A directory for `PeftModel.from_pretrained`, or the adapters library's `load_adapter(…, use_safetensors=True)`.
     package static func exportPEFT(_ directory: String, to destination: String) throws {
-        _ = try open(directory: directory)
+        let isOfHub = try open(directory: directory).config.hub != nil
         let region = try tensorFile(of: directory)
         let config = try ByteRegion.map(path: directory + "/" + configName)
         try requirePEFTs(config)
         try DirectoryPublish.publish(to: destination) { staging in
             try staging.write(configName) { try config.withBytes($0.write) }
-            try staging.write(plainName) { try region.withBytes($0.write) }
+            try staging.write(isOfHub ? hubName : plainName) { try region.withBytes($0.write) }
         }
     }
 
@@ -280,7 +285,9 @@ extension AdapterArtifact {
         let plain = try mapIfThere(directory + "/" + plainName)
         switch (framed, plain) {
         case (.some, .some): throw AdapterError.ambiguousTensorFiles(directory: directory)
-        case (nil, nil): throw AdapterError.noTensorFile(directory: directory)
+        case (nil, nil):
+            guard let plain = try mapIfThere(directory + "/" + hubName) else { throw AdapterError.noTensorFile(directory: directory) }
+            return plain
         case (nil, .some(let plain)): return plain
         case (.some(let framed), nil): return try unframed(framed)
         }

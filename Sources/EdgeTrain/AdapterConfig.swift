@@ -23,6 +23,8 @@ package struct AdapterConfig: Equatable, Sendable {
     private var downTargets: [String] = []
     /// Of a method that has virtual tokens.
     private var virtualTokens: VirtualTokenSizes?
+    /// Of a method of the adapters library's.
+    private(set) var hub: HubFile?
 
     package init(
         rank: Int, loraAlpha: Double, loraDropout: Double, targetModules: [String], layersToTransform: [Int]?,
@@ -56,6 +58,7 @@ package struct AdapterConfig: Equatable, Sendable {
         fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method.asOnFile : AdapterMethods.named(spec.method.fileMethod)!)
         (rankPattern, alphaPattern) = (spec.rankPattern, spec.alphaPattern)
         virtualTokens = spec.method.virtualTokenSizes(model)
+        if spec.method is HubAdapter { hub = .of(model) }
         if !hasLayers {
             layersToTransform = nil
             if method is IA3 { downTargets = targets { $0 == .down }.sorted() }
@@ -115,6 +118,7 @@ package struct AdapterConfig: Equatable, Sendable {
 
     /// `json.dumps(config, indent=2, sort_keys=True)`.
     package var json: [UInt8] {
+        if let hub, let method = method as? HubAdapter { return hubJSON(method, hub) }
         let keys = method.configKeys
         var members: [JSONText.Member] = [
             .init("base_model_name_or_path", baseModelNameOrPath.map(JSONText.string) ?? .null),
@@ -148,6 +152,12 @@ package struct AdapterConfig: Equatable, Sendable {
     /// - Throws: `JSONTextError` or `AdapterError`.
     package init(json: ByteRegion) throws {
         let document = try json.withBytes { try JSONText(parsing: $0) }
+        if let (method, file, baseModel) = try Self.hub(document) {
+            (rank, loraAlpha, loraDropout, targetModules, layersToTransform) = (1, 1, 0, [], nil)
+            (baseModelNameOrPath, usesRankStabilizedScaling) = (baseModel, false)
+            (fileMethod, hub) = (FileMethod(method), file)
+            return
+        }
         let method: any AdapterMethod
         do {
             method = try Self.method(of: document)
@@ -180,7 +190,7 @@ package struct AdapterConfig: Equatable, Sendable {
         rankPattern = try Self.read("rank_pattern", document, default: rankPattern) { Self.patterns($0) { $0.integer } }
     }
 
-    fileprivate static func positive(_ key: String, _ document: JSONText) throws(AdapterError) -> Int {
+    static func positive(_ key: String, _ document: JSONText) throws(AdapterError) -> Int {
         guard let count = document[key]?.integer, (1...largestSize).contains(count) else {
             throw .badConfig(key: key, value: text(document[key]))
         }
@@ -189,7 +199,7 @@ package struct AdapterConfig: Equatable, Sendable {
     private static let largestSize = 1 << 24
 
     private static func method(of document: JSONText) throws -> any AdapterMethod {
-        guard let type = document["peft_type"]?.string, let method = AdapterMethods.all.first(where: { $0.peftType == type }) else {
+        guard let type = document["peft_type"]?.string, let method = AdapterMethods.all.first(where: { $0.peftType == type && !($0 is HubAdapter) }) else {
             throw AdapterError.unsupported(key: "peft_type", value: text(document["peft_type"]))
         }
         // DoRA is a kind of LoRA to PEFT.
@@ -251,7 +261,7 @@ package struct AdapterConfig: Equatable, Sendable {
         .number(Int(exactly: value).map { "\($0)" } ?? "\(value)")
     }
 
-    private static func text(_ value: JSONText?) -> String {
+    static func text(_ value: JSONText?) -> String {
         guard let value else { return "missing" }
         return String(decoding: value.indented().dropLast(), as: UTF8.self)
     }

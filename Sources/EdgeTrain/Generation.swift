@@ -61,12 +61,16 @@ package final class Generator {
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
         return cache + ofAdapter + hidden + hidden
             + LayerActivations.bytes(
-                tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], spec)
+                tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], bottlenecks(spec, adapter), spec)
             + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
-            + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, spec, .forwardOnly)
+            + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, bottlenecks(spec, adapter), spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, adapter, context: context))
             + RotaryEmbedding.bytes(positions: context, spec)
+    }
+
+    private static func bottlenecks(_ spec: DecoderSpec, _ adapter: AdapterLayout?) -> BottleneckMemory {
+        BottleneckMemory(adapter?.spec.method.bottleneck.map { [$0] } ?? [], of: spec).forwardOnly
     }
 
     private static func scratchFloats(_ spec: DecoderSpec, _ adapter: AdapterLayout?, context: Int) -> Int {
@@ -109,11 +113,11 @@ package final class Generator {
             }
         }
         activations = LayerActivations(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [], spec,
-            arena: arena)
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [],
+            Self.bottlenecks(spec, layout), spec, arena: arena)
         scaledRows = arena.floats(layout?.scaledCount(tokens: Self.promptChunk, isTrained: false) ?? 0)
         workspace = LayerWorkspace(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, spec, .forwardOnly, arena: arena)
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, Self.bottlenecks(spec, layout), spec, .forwardOnly, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseNorm = arena.floats(1)

@@ -83,6 +83,7 @@ package struct MemoryModel {
     let widestDropped: Int
     let lowestLayer: Int
     let adaptedModules: Set<LinearModule>
+    let bottlenecks: BottleneckMemory
 
     /// What a job has for itself.
     private struct JobMemory {
@@ -181,6 +182,7 @@ package struct MemoryModel {
         widestDropped = layouts.filter { $0.spec.dropout > 0 }.flatMap(\.modules).map { $0.inFeatures(spec) }.max() ?? 0
         lowestLayer = jobs.map(\.layout.lowestLayer).min() ?? 0
         adaptedModules = jobs.reduce([]) { $0.union($1.layout.modules) }
+        bottlenecks = BottleneckMemory(layouts.compactMap(\.spec.method.bottleneck), of: spec)
     }
 
     /// Of the first job, or of the only one.
@@ -237,7 +239,7 @@ package struct MemoryModel {
 
     private func oneLayer(_ shape: StepShape, mlpTokens: Int) -> ByteCount {
         LayerActivations.bytes(
-            tokens: shape.tokens, mlpTokens: mlpTokens, rank: factorRank, adapted: adaptedModules, spec)
+            tokens: shape.tokens, mlpTokens: mlpTokens, rank: factorRank, adapted: adaptedModules, bottlenecks, spec)
     }
     /// Of the layers that keep them.
     package func keptActivations(_ shape: StepShape) -> ByteCount {
@@ -249,7 +251,7 @@ package struct MemoryModel {
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
-            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, layerUse(shape))
+            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, bottlenecks, spec, layerUse(shape))
             + .floats(shape.tokens * widestDropped) + .floats(scaledCount(shape))
     }
 

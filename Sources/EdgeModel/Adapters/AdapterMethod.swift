@@ -17,7 +17,7 @@ package enum AdapterMethods {
 
     package static let all: [any AdapterMethod] = [
         lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(),
-        MTLoRA(), PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(),
+        MTLoRA(), PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
     ]
 
     /// Those that a model can have whatever its linears are.
@@ -284,6 +284,8 @@ package protocol AdapterMethod: Equatable, Sendable {
     func promptTokens(_ spec: AdapterSpec) -> Int
     /// Keys before each sample's own, in every layer.
     func prefixTokens(_ spec: AdapterSpec) -> Int
+    /// Of its parts after attention and MLP; nil: it has none.
+    var bottleneck: Bottleneck? { get }
 }
 
 extension AdapterMethod {
@@ -301,6 +303,7 @@ extension AdapterMethod {
     package var rankWord: String { "rank" }
     package func promptTokens(_ spec: AdapterSpec) -> Int { 0 }
     package func prefixTokens(_ spec: AdapterSpec) -> Int { 0 }
+    package var bottleneck: Bottleneck? { nil }
     package var defaultRank: Int { 16 }
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }
