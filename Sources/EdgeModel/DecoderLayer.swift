@@ -222,7 +222,7 @@ package struct DecoderLayer {
                 continue
             }
             if let norm = weights.mlpOutput {
-                normalize(output.rows(run.rows), norm, into: own, inverse: inverse + run.rows.lowerBound, on: pool)
+                normalize(output, .mlpOutput, norm, chunk.parts, run.rows, into: kept, inverse: inverse)
             } else {
                 project([(.down, kept)], x, run, projected: projected)
             }
