@@ -68,7 +68,7 @@ package struct DecoderLayer {
         } else if w.gradients != nil {
             normalizeHeads(batch, a, w)
         } else {
-            normalizeHeads(q, k, into: q, k, a)
+            normalizeHeads(q, k, batch.parts, into: q, k, a)
             rotate(q, k, batch.positions, .forward)
         }
         let heads = attentionHeads(a, w, tokens)
