@@ -19,7 +19,7 @@ import peft
 import torch
 import transformers
 
-from compare_finetune import dequantised, nll, tokenised
+from compare_finetune import dequantised, tokenised
 from compare_precision import licences
 from running_daemon import running_daemon
 
@@ -39,7 +39,9 @@ METHODS = {
     "loha": {"adapter": "loha", "lora_r": 4}, "lokr": {"adapter": "lokr"}, "lokr-both": {"adapter": "lokr", "lora_r": 2, "decompose_both": True},
     "adalora": {"adapter": "adalora", "lora_r": 6, "target_r": 3, "tfinal": 1},
     "lokr-peft": {"adapter": "lokr", "decompose_factor": -1}, "ia3": {"adapter": "ia3"},
+    "prefix-tuning": {"adapter": "prefix-tuning"}, "prompt-tuning": {"adapter": "prompt-tuning"},
     "oft": {"adapter": "oft"}, "oft-exact": {"adapter": "oft", "oft_block_size": 16, "use_cayley_neumann": False},
+    "shira": {"adapter": "shira", "lora_r": 4}, "bitfit": {"adapter": "bitfit"},
     "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
 }
 
@@ -53,21 +55,29 @@ def in_llama_cpp(dense, adapter, ids):
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])))
 
 
+@torch.no_grad()
+def loss(model, ids):
+    """Of the text's own tokens: before them there may be virtual ones."""
+    tokens = torch.tensor([ids])
+    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, -len(ids):]
+    return float(torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:]))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--bin", type=Path, default=Path(".build/release"))
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    # A model without biases has none to train: bitfit is to be asked for.
+    parser.add_argument("--methods", default=",".join(method for method in METHODS if method != "bitfit"))
     parser.add_argument("--dense", type=Path)
     options = parser.parse_args()
     text = next(line["text"] for line in licences() if 300 < len(line["text"]) < 900)
     model, metadata = dequantised(options.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model.parent, gguf_file=options.model.name)
     ids = tokenised(tokenizer, metadata, text)
-    with torch.no_grad():
-        base = float(nll(model, ids)) / (len(ids) - 1)
+    base = loss(model, ids)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         (scratch / "data.jsonl").write_text((json.dumps({"text": text}) + "\n") * 8)
@@ -82,9 +92,8 @@ def main():
                 ours = status["progress"]["best_eval_loss"]
                 daemon.edgetune("export", name, "--format", "peft", "--output", scratch / name)
                 adapted = peft.PeftModel.from_pretrained(model, scratch / name).eval()
-                with torch.no_grad():
-                    theirs = float(nll(adapted, ids)) / (len(ids) - 1)
-                model = adapted.unload()
+                theirs = loss(adapted, ids)
+                model = adapted.get_base_model() if adapted.active_peft_config.is_prompt_learning else adapted.unload()
                 line = {
                     "method": label, "base": base, "here": ours, "peft": theirs, "peft_off_by": ours / theirs - 1,
                     "trainable": status["plan"]["trainable_parameters"]}

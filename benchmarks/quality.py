@@ -25,6 +25,7 @@ METHODS = {
     "lora-fa": {"learning_rate": 1e-3}, "dylora": {"learning_rate": 5e-4}, "dora": {"learning_rate": 5e-4},
     "vera": {"learning_rate": 1e-2}, "miss": {"learning_rate": 2e-4}, "loha": {"learning_rate": 2e-3}, "ia3": {"learning_rate": 1e-2},
     "lokr": {"learning_rate": 2e-3}, "adalora": {"learning_rate": 2e-3, "tinit": 20, "tfinal": 40, "delta_t": 5},
+    "oft": {"learning_rate": 2e-3}, "prefix-tuning": {"learning_rate": 1e-2}, "prompt-tuning": {"learning_rate": 1e-2},
     "lora, eva": {"learning_rate": 5e-4, "init_lora_weights": "eva"},
 }
 ADAPTERS = {"rslora": "lora", "loraplus": "lora", "lora, q and v": "lora", "lora, eva": "lora"}

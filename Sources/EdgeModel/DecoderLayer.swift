@@ -72,7 +72,7 @@ package struct DecoderLayer {
             rotate(q, k, batch.positions, .forward)
         }
         let heads = attentionHeads(a, w, tokens)
-        attend(h, q: heads.q, k: heads.k, v: v, batch.spans, batch.parts, a)
+        attend(h, q: heads.q, k: heads.k, v: v, batch.spans, prefixes(batch.parts), batch.parts, a)
     }
 
     /// What the attention's backward needs again of a layer that has kept its products.
@@ -108,6 +108,11 @@ package struct DecoderLayer {
         rotaries[kind].rotate(k, positions: positions, direction, on: pool)
     }
 
+    /// After `attentionForward`, of a batch of one sample: what its queries see.
+    package func keysAndValues(_ a: LayerActivations, _ w: LayerWorkspace, tokens: Int) -> (keys: Tensor, values: Tensor) {
+        (attentionHeads(a, w, tokens).k, a.v.prefix(tokens))
+    }
+
     /// What attention multiplies.
     private func attentionHeads(_ a: LayerActivations, _ w: LayerWorkspace, _ tokens: Int) -> (q: Tensor, k: Tensor) {
         spec.headNorm == .none || w.gradients == nil
@@ -139,17 +144,29 @@ package struct DecoderLayer {
         if spec.headNorm != .none { normalizeHeads(q, k, into: q, k, a) }
         rotate(q, k, positions, .forward)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
-        attend(h, q: q, k: keyCache, v: valueCache, [span], parts, a)
+        // A prefix is in the cache.
+        attend(h, q: q, k: keyCache, v: valueCache, [span], [], parts, a)
         mlp(TokenChunk(rows: 0..<tokens, parts: parts), a, w, into: output)
+    }
+
+    /// What the samples' jobs have before their keys; empty where none has anything.
+    private func prefixes(_ samples: [SamplePart]) -> [AttentionPrefix?] {
+        let ofJobs = jobs.map { job -> AttentionPrefix? in
+            let part = job.adapters.part(.prefix, layer: index)
+            guard part.count == 2 else { return nil }
+            return AttentionPrefix(keys: part[0].matrix, values: part[1].matrix, dKeys: part[0].gradient, dValues: part[1].gradient)
+        }
+        return ofJobs.contains { $0 != nil } ? samples.map { ofJobs[$0.job] } : []
     }
 
     /// From rotated q, k and v to the middle of the layer.
     private func attend(
-        _ h: Tensor, q: Tensor, k: Tensor, v: Tensor, _ spans: [AttentionSpan], _ parts: [SamplePart], _ a: LayerActivations
+        _ h: Tensor, q: Tensor, k: Tensor, v: Tensor, _ spans: [AttentionSpan], _ prefixes: [AttentionPrefix?], _ parts: [SamplePart],
+        _ a: LayerActivations
     ) {
         let attended = a.attended.prefix(h.rows), middle = a.middle.prefix(h.rows)
         attention.forward(
-            q: q, k: k, v: v, spans: spans, into: attended, logSumExp: a.logSumExp.prefix(h.rows), on: pool)
+            q: q, k: k, v: v, spans: spans, prefixes: prefixes, into: attended, logSumExp: a.logSumExp.prefix(h.rows), on: pool)
         addToResidual(
             .output, attended, parts, residual: h, into: middle, norm: weights.attentionOutput,
             output: a.attentionOutput.prefix(h.rows), inverse: a.inverses.attentionOutput, projected: a.projected)
@@ -273,7 +290,8 @@ package struct DecoderLayer {
         let heads = attentionHeads(a, w, tokens)
         attention.backward(
             dO: dAttended, q: heads.q, k: heads.k, v: a.v.prefix(tokens),
-            o: a.attended.prefix(tokens), logSumExp: a.logSumExp.prefix(tokens), spans: batch.spans, dQ: dQ,
+            o: a.attended.prefix(tokens), logSumExp: a.logSumExp.prefix(tokens), spans: batch.spans,
+            prefixes: prefixes(parts), dQ: dQ,
             headDK: g.attention.headDK.prefix(tokens), headDV: g.attention.headDV.prefix(tokens), dK: dK, dV: dV, on: pool)
         rotate(dQ, dK, batch.positions, .backward)
         if let ofQuery = weights.query, let ofKey = weights.key {

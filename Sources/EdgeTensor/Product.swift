@@ -53,6 +53,10 @@ struct DenseBlock {
         self.columns = columns
     }
 
+    func columns(_ range: Range<Int>) -> DenseBlock {
+        DenseBlock(base + range.lowerBound, stride: stride, rows: rows, columns: range.count)
+    }
+
     /// `rows` of a tensor, `columns` from `column` on.
     init(_ tensor: Tensor, rows: Range<Int>, column: Int, columns: Int) {
         self.init(tensor.row(rows.lowerBound) + column, stride: tensor.columns, rows: rows.count, columns: columns)

@@ -21,6 +21,8 @@ package struct AdapterConfig: Equatable, Sendable {
     private var rankPattern = ModulePatterns<Int>()
     /// Those of the targets that are the MLP's last: (IA)³ scales what they get.
     private var downTargets: [String] = []
+    /// Of a method that has virtual tokens.
+    private var virtualTokens: VirtualTokenSizes?
 
     package init(
         rank: Int, loraAlpha: Double, loraDropout: Double, targetModules: [String], layersToTransform: [Int]?,
@@ -50,11 +52,12 @@ package struct AdapterConfig: Equatable, Sendable {
             loraDropout: keys.dropout == nil ? 0 : Double(spec.dropout), targetModules: targets { _ in true },
             layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
             usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
-        fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method : AdapterMethods.named(spec.method.fileMethod)!)
+        fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method.asOnFile : AdapterMethods.named(spec.method.fileMethod)!)
         (rankPattern, alphaPattern) = (spec.rankPattern, spec.alphaPattern)
+        virtualTokens = spec.method.virtualTokenSizes(model)
         if !hasLayers {
             layersToTransform = nil
-            downTargets = targets { $0 == .down }.sorted()
+            if method is IA3 { downTargets = targets { $0 == .down }.sorted() }
         }
     }
 
@@ -68,7 +71,26 @@ package struct AdapterConfig: Equatable, Sendable {
     var spec: AdapterSpec {
         AdapterSpec(method: method, rank: rank, alpha: Float(loraAlpha), dropout: 0, targets: .allLinear, layers: nil)
     }
+    /// The same of a base that is called otherwise.
+    func of(_ baseModel: String) -> AdapterConfig {
+        var own = self
+        own.baseModelNameOrPath = baseModel
+        return own
+    }
+
+    /// With the linears and layers that the file names.
+    var wholeSpec: AdapterSpec {
+        var spec = spec
+        spec.targets = .names(targetModules)
+        spec.layers = layersToTransform
+        return spec
+    }
     private var hasLayers: Bool { method.hasLayers }
+
+    /// Whether a tensor of this name has whole numbers.
+    func isInteger(_ name: String) -> Bool {
+        method.matrices(.smallest, spec).contains { $0.isInteger && name.hasSuffix(".\($0.name)") }
+    }
 
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
@@ -96,12 +118,13 @@ package struct AdapterConfig: Equatable, Sendable {
         var members: [JSONText.Member] = [
             .init("base_model_name_or_path", baseModelNameOrPath.map(JSONText.string) ?? .null),
             .init("inference_mode", .bool(true)),
-            .init("modules_to_save", .null),
             .init("peft_type", .string(method.peftType)),
             .init("revision", .null),
-            .init("target_modules", .array(targetModules.map(JSONText.string))),
             .init("task_type", .string("CAUSAL_LM")),
         ]
+        if method.adaptsLinears {
+            members += [.init("modules_to_save", .null), .init("target_modules", .array(targetModules.map(JSONText.string)))]
+        }
         if hasLayers {
             members.append(.init("layers_pattern", .null))
             members.append(.init("layers_to_transform", layersToTransform.map { .array($0.map { .number("\($0)") }) } ?? .null))
@@ -113,7 +136,7 @@ package struct AdapterConfig: Equatable, Sendable {
             AdapterConfigValues(
                 rank: rank, usesRankStabilizedScaling: usesRankStabilizedScaling, downTargets: downTargets,
                 rankPattern: .object(rankPattern.rows.map { .init($0.pattern, .number("\($0.value)")) }),
-                alphaPattern: .object(alphaPattern.rows.map { .init($0.pattern, Self.number($0.value)) })))
+                alphaPattern: .object(alphaPattern.rows.map { .init($0.pattern, Self.number($0.value)) }), virtualTokens: virtualTokens))
         members.sort { $0.key < $1.key }
         return JSONText.object(members).indented()
     }
@@ -146,6 +169,7 @@ package struct AdapterConfig: Equatable, Sendable {
             $0.integer.map { [$0] } ?? Self.integers($0)
         }
         baseModelNameOrPath = try Self.read("base_model_name_or_path", document, default: nil) { $0.string }
+        if method.virtualTokenStart != nil { virtualTokens = try VirtualTokenSizes(document) }
         usesRankStabilizedScaling = try Self.read("use_rslora", document, default: false) { $0.bool }
         // What AdaLoRA's rank_pattern says, its tensors' shapes do; an alpha_pattern it has not.
         guard method.rankTensor == nil else { return }
@@ -154,6 +178,14 @@ package struct AdapterConfig: Equatable, Sendable {
         }
         rankPattern = try Self.read("rank_pattern", document, default: rankPattern) { Self.patterns($0) { $0.integer } }
     }
+
+    fileprivate static func positive(_ key: String, _ document: JSONText) throws(AdapterError) -> Int {
+        guard let count = document[key]?.integer, (1...largestSize).contains(count) else {
+            throw .badConfig(key: key, value: text(document[key]))
+        }
+        return count
+    }
+    private static let largestSize = 1 << 24
 
     private static func method(of document: JSONText) throws -> any AdapterMethod {
         guard let type = document["peft_type"]?.string, let method = AdapterMethods.all.first(where: { $0.peftType == type }) else {
@@ -221,5 +253,14 @@ package struct AdapterConfig: Equatable, Sendable {
     private static func text(_ value: JSONText?) -> String {
         guard let value else { return "missing" }
         return String(decoding: value.indented().dropLast(), as: UTF8.self)
+    }
+}
+
+extension VirtualTokenSizes {
+    /// Of an adapter_config.json: PEFT cannot load one without them.
+    fileprivate init(_ document: JSONText) throws(AdapterError) {
+        self.init(
+            tokenDim: try AdapterConfig.positive("token_dim", document), heads: try AdapterConfig.positive("num_attention_heads", document),
+            layers: try AdapterConfig.positive("num_layers", document))
     }
 }

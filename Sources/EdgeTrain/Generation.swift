@@ -36,6 +36,9 @@ package final class Generator {
     private let rotaries: [RotaryEmbedding]
     private let arena: Arena
     private let context: Int
+    /// Of the adapter: keys before the prompt's, and rows.
+    private let prefixTokens: Int
+    private let promptTokens: Int
     private let keys: [Tensor], values: [Tensor]
     private let activations: LayerActivations
     private let workspace: LayerWorkspace
@@ -72,7 +75,7 @@ package final class Generator {
 
     /// - Parameters:
     ///   - adapter: its layout, and what writes the parameters into the block.
-    ///   - context: prompt and answer together, in tokens.
+    ///   - context: prompt and answer together, in tokens, and the adapter's virtual ones.
     package init(
         model: BaseModel, adapter: (layout: AdapterLayout, load: (AdapterSet) throws -> Void)?,
         context: Int, kernels: KernelSet, threads: Int
@@ -81,6 +84,8 @@ package final class Generator {
         self.model = model
         self.context = context
         let layout = adapter?.layout
+        prefixTokens = layout.map { $0.spec.method.prefixTokens($0.spec) } ?? 0
+        promptTokens = layout.map { $0.spec.method.promptTokens($0.spec) } ?? 0
         arena = try Arena(capacity: Self.bytes(spec, layout, context: context, threads: threads))
         pool = WorkerPool(
             kernels: kernels, threadCount: threads, scratchFloats: Self.scratchFloats(spec, layout, context: context),
@@ -98,6 +103,11 @@ package final class Generator {
         let arena = arena
         keys = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
         values = (0..<spec.layerCount).map { _ in arena.tensor(context, spec.keyValueWidth) }
+        for layer in 0..<spec.layerCount {
+            for (part, cache) in zip(adapters?.part(.prefix, layer: layer) ?? [], [keys[layer], values[layer]]) {
+                cache.prefix(prefixTokens).copy(from: part.matrix)
+            }
+        }
         activations = LayerActivations(
             tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [], spec,
             arena: arena)
@@ -119,10 +129,13 @@ package final class Generator {
         onToken: (TokenID) throws -> RunDirection
     ) throws -> Int {
         guard !prompt.isEmpty else { throw GenerationError.emptyPrompt }
-        guard prompt.count + settings.maxTokens <= context else {
-            throw GenerationError.tooLong(prompt: prompt.count, maxTokens: settings.maxTokens, contextLength: context)
+        let virtualTokens = prefixTokens + promptTokens
+        guard virtualTokens + prompt.count + settings.maxTokens <= context else {
+            throw GenerationError.tooLong(
+                prompt: virtualTokens + prompt.count, maxTokens: settings.maxTokens, contextLength: context)
         }
-        var past = 0
+        let prompt = [TokenID](repeating: 0, count: promptTokens) + prompt
+        var past = prefixTokens
         for first in stride(from: 0, to: prompt.count, by: Self.promptChunk) {
             let chunk = prompt[first..<min(first + Self.promptChunk, prompt.count)]
             advance(chunk, past: past)
@@ -148,6 +161,10 @@ package final class Generator {
         }
         var (input, output) = (hidden.0.prefix(new.count), hidden.1.prefix(new.count))
         decodeRows(model.embedding, tokens, into: input, on: pool)
+        if past < promptTokens, let virtual = adapters?.part(.prompt, layer: nil).first?.matrix {
+            let rows = past..<min(promptTokens, past + new.count)
+            input.prefix(rows.count).copy(from: virtual.rows(rows))
+        }
         multiply(input, by: spec.embeddingScale, on: pool)
         for index in 0..<spec.layerCount {
             DecoderLayer(

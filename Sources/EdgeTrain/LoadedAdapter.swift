@@ -11,7 +11,11 @@ package struct LoadedAdapter: Sendable {
     package let scaling: Double
     /// Plain LoRA where the adapter is exactly that; else its own.
     private let method: any AdapterMethod
+    /// What its configuration says, where the change has no factors.
+    private let configRank: Int
     let tensors: [LoRATensors]
+    /// Of a method that is more than a change of weights, whose `tensors` are none.
+    private let whole: AdapterArtifact?
 
     /// Modules of several ranks or scalings become ones of the largest rank and of one scaling, which compute the same: further rows
     /// of A and columns of B are zero, and B is multiplied by what its scaling differs.
@@ -33,37 +37,60 @@ package struct LoadedAdapter: Sendable {
             guard let config else { throw LoadedAdapterError.noConfig }
             let artifact = try AdapterArtifact.open(
                 config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
-            try self.init(artifact, of: spec, limitBytes: limitBytes)
+            try self.init(artifact.task(nil), of: spec, limitBytes: limitBytes)
         }
     }
 
     /// Plain LoRA, scaled by nothing.
     init(_ tensors: [LoRATensors], rank: Int) {
         (self.tensors, self.rank) = (tensors, rank)
-        (scaling, method) = (1, AdapterMethods.lora)
+        (scaling, method, configRank, whole) = (1, AdapterMethods.lora, 1, nil)
     }
 
-    /// - Parameter directory: an artifact as `publish` leaves it.
-    package init(directory: String, of spec: DecoderSpec) throws {
-        try self.init(try AdapterArtifact.open(directory: directory), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
+    /// - Parameters:
+    ///   - directory: an artifact as `publish` leaves it.
+    ///   - task: of an adapter that has tasks, the one whose LoRA it is.
+    package init(directory: String, task: String? = nil, of spec: DecoderSpec) throws {
+        try self.init(try AdapterArtifact.open(directory: directory).task(task), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
     }
 
     private init(_ artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
+        guard artifact.config.method.changesWeightsOnly else {
+            try self.init(whole: artifact, of: spec, limitBytes: limitBytes)
+            return
+        }
         let tensors = try artifact.lora(limitBytes: limitBytes) { path in
             let id = try ModuleID(path: path, in: spec)
-            return (id.inFeatures(spec), id.outFeatures(spec))
+            return (id.inFeatures(spec), id.outFeatures(spec), spec.biases.contains(id.module))
         }
         let scalings = try artifact.config.scalings(of: tensors)
         let method = artifact.config.method
-        try self.init(tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, limitBytes: limitBytes) {
+        try self.init(
+            tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, configRank: artifact.config.rank,
+            limitBytes: limitBytes
+        ) {
             scalings[$0.modulePath]!
         }
     }
 
+    private init(whole artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
+        (rank, scaling, tensors, method, configRank, whole) = (artifact.config.rank, 1, [], artifact.config.method, 1, artifact)
+        let own = artifact.config.wholeSpec
+        let layout = AdapterLayout(own, modules: try own.modules(of: spec), of: spec)
+        guard layout.fileBytes <= limitBytes else { throw LoadedAdapterError.tooLarge(bytes: layout.fileBytes, limitBytes: limitBytes) }
+        let expected = AdapterSet.fileTensors(layout, spec)
+        for tensor in artifact.stored {
+            guard let shape = expected[tensor.name] else { throw AdapterError.unknownTensor(tensor.name) }
+            guard shape == tensor.shape else { throw AdapterError.unexpectedShape(tensor: tensor.name, shape: tensor.shape, expected: shape) }
+        }
+        let found = Set(artifact.stored.map(\.name))
+        if let missing = expected.keys.sorted().first(where: { !found.contains($0) }) { throw AdapterError.missingTensor(missing) }
+    }
+
     private init(
-        _ tensors: [LoRATensors], _ method: any AdapterMethod, limitBytes: Int, scaling: (LoRATensors) -> Double
+        _ tensors: [LoRATensors], _ method: any AdapterMethod, configRank: Int = 1, limitBytes: Int, scaling: (LoRATensors) -> Double
     ) throws {
-        self.method = method
+        (self.method, self.configRank, whole) = (method, configRank, nil)
         let largest = tensors.max { $0.rank < $1.rank }!
         let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
         for one in tensors where !Float(scaling(one) * Double(rank)).isFinite {
@@ -86,15 +113,26 @@ package struct LoadedAdapter: Sendable {
     ///
     /// - Throws: `AdapterMismatch` where the base has no such module, or one of another shape.
     package func publish(to directory: String, baseModel: String, spec: DecoderSpec, source: String = "imported", note: String) throws {
+        if let whole {
+            try AdapterArtifact.publish(
+                to: directory, tensors: whole.stored, config: whole.config.of(baseModel), provenance: ["source": source],
+                trainingJSON: Array("{}\n".utf8), modelCard: "# An adapter for \(baseModel)\n\n\(note): \(self.spec.summary).\n")
+            return
+        }
         let modules = try modules(of: spec)
         let layers = Set(modules.map(\.layer)).sorted()
-        guard rank > 0 else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
+        guard rank > 0 || tensors.allSatisfy({ $0.added != nil }) else {
+            throw AdapterError.unsupported(key: "peft_type", value: method.peftType)
+        }
         var own = self.spec
         own.layers = layers.count == spec.layerCount ? nil : layers
         var config = AdapterConfig(own, modules: modules, of: spec, baseModelNameOrPath: baseModel)
-        config.loraAlpha = scaling * Double(rank)
+        if rank > 0 { config.loraAlpha = scaling * Double(rank) }
+        let stored = zip(modules, tensors).flatMap { id, one in
+            one.added?.stored(own, spec.shape(id.module), one.modulePath) ?? one.stored
+        }
         try AdapterArtifact.publish(
-            to: directory, tensors: tensors.flatMap(\.stored), config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
+            to: directory, tensors: stored, config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
             modelCard: "# An adapter for \(baseModel)\n\n\(note): \(own.summary).\n")
     }
 
@@ -109,12 +147,17 @@ package struct LoadedAdapter: Sendable {
 
     /// As it is computed with.
     package var spec: AdapterSpec {
-        AdapterSpec(method: method, rank: max(1, rank), alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+        whole?.config.wholeSpec
+            ?? AdapterSpec(
+                method: method, rank: rank > 0 ? rank : configRank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
     }
 
     /// Of all its values.
     package var byteCount: ByteCount {
-        ByteCount(tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count + ($1.rotation?.skew.count ?? 0)) })
+        let ofLinears = tensors.reduce(0) { sum, one in
+            sum + one.loraA.count + one.loraB.count + (one.rotation?.skew.count ?? 0) + (one.added?.count ?? 0)
+        }
+        return ByteCount(4 * (ofLinears + (whole?.stored.reduce(0) { $0 + $1.values.count } ?? 0)))
     }
 
     /// The largest of its rotations, and of their blocks; 0: it has none.
@@ -125,7 +168,8 @@ package struct LoadedAdapter: Sendable {
 
     /// The modules that it changes, each checked against the base.
     package func modules(of spec: DecoderSpec) throws -> [ModuleID] {
-        try tensors.map { one in
+        if let whole { return try whole.config.wholeSpec.modules(of: spec) }
+        return try tensors.map { one in
             let id = try ModuleID(path: one.modulePath, in: spec)
             let expected = [rank, id.inFeatures(spec), id.outFeatures(spec)]
             guard [one.rank, one.inFeatures, one.outFeatures] == expected else {
@@ -137,7 +181,14 @@ package struct LoadedAdapter: Sendable {
     }
 
     /// Fills every module of a set that it was checked for.
-    package func load(into set: AdapterSet, _ spec: DecoderSpec) throws { try set.load(tensors, spec) }
+    package func load(into set: AdapterSet, _ spec: DecoderSpec) throws {
+        if let whole { try set.load(whole.stored, spec) } else { try set.load(tensors, spec) }
+    }
+
+    /// - Throws: `AdapterError.notOfWeights` where no model has what it does as its weights.
+    func requireWeights() throws(AdapterError) {
+        if whole != nil { throw .notOfWeights(method: method.name) }
+    }
 
     /// Memory that reading it takes beside the run's own block: its values, and the file's when it is decompressed.
     package static func loadingBytes(_ adapters: ByteCount) -> ByteCount { adapters + adapters }

@@ -179,7 +179,7 @@ package struct MemoryModel {
         adapters = jobs.reduce(.zero) { $0 + $1.adapters }
         factorRank = layouts.map(\.factorRank).max() ?? 0
         widestDropped = layouts.filter { $0.spec.dropout > 0 }.flatMap(\.modules).map { $0.inFeatures(spec) }.max() ?? 0
-        lowestLayer = jobs.compactMap { $0.modules.map(\.layer).min() }.min() ?? 0
+        lowestLayer = jobs.map(\.layout.lowestLayer).min() ?? 0
         adaptedModules = jobs.reduce([]) { $0.union($1.layout.modules) }
     }
 
@@ -291,13 +291,22 @@ package struct MemoryModel {
 
     package func scratchFloats(_ shape: StepShape) -> Int {
         max(
-            CausalAttention.scratchFloats(longest: shape.longestSample), spec.intermediateSize, spec.hiddenSize,
+            CausalAttention.scratchFloats(longest: positions(shape)), spec.intermediateSize, spec.hiddenSize,
             layouts.map(\.scratchFloats).max() ?? 0)
+    }
+
+    /// Of the longest sample's last token, and of what comes before its first.
+    func positions(_ shape: StepShape) -> Int { shape.longestSample + prefixTokens }
+    private var prefixTokens: Int { layouts.map { $0.spec.method.prefixTokens($0.spec) }.max() ?? 0 }
+
+    /// That go through the step before the first, to make what virtual tokens begin as.
+    var startTokens: Int {
+        layouts.map { $0.spec.method.virtualTokenStart == .samples ? $0.spec.rank : 0 }.max() ?? 0
     }
 
     package func scratch(_ shape: StepShape) -> ByteCount {
         WorkerPool.scratchBytes(threads: shape.threads, scratchFloats: scratchFloats(shape))
-            + RotaryEmbedding.bytes(positions: shape.longestSample, spec)
+            + RotaryEmbedding.bytes(positions: positions(shape), spec)
             + ByteCount(4 * ByteCount.floats(shape.tokens).bytes) + .wholeLines(weights.embeddingRowBytes)
     }
 

@@ -128,6 +128,11 @@ package struct StepCost: Equatable, Sendable {
             let runs = max(1, ofJob / min(Double(outerProductTokens), sampleTokens))
             adapterMultiplyAdds += ofJob * Double(layout.rotationElements) * (3 + (trained > 0 ? again / trained : 0))
                 + 10 * runs * Double(layout.rotationProducts)
+            // A rescaled product is one more in each forward and two in the backward; of a sparse one, inputs and values have gradients.
+            let rescaled = Double(layout.rescaledWeights) * (3 + (trained > 0 ? again / trained : 0))
+            weights += rescaled
+            weightTokens += rescaled * ofJob
+            adapterMultiplyAdds += ofJob * Double(layout.sparseEntries) * (3 + (trained > 0 ? again / trained : 0))
             // What is scaled is computed once more for the scale's gradient.
             weights += Double(layout.scaledWeights)
             weightTokens += Double(layout.scaledWeights) * ofJob
@@ -135,6 +140,7 @@ package struct StepCost: Equatable, Sendable {
         // Two products in the forward, five in the backward.
         let keys = spec.layerKinds.reduce(0) { $0 + CausalAttention.meanKeys(sampleTokens, window: $1.window) }
             / Double(spec.layerCount)
+            + layouts.reduce(0) { $0 + Double($1.spec.method.prefixTokens($1.spec)) } / Double(layouts.count)
         attentionMultiplyAdds = (2 * layers + 2 * again + 5 * trained) * tokens * keys * Double(spec.queryWidth)
         // Norms and rotations of a layer take as long as so many activations; a backward, as two forwards.
         elements =

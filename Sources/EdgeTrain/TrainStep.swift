@@ -8,6 +8,8 @@ package struct MicroBatch {
     package let tokens: [TokenID]
     package let positions: [Int32]
     package let spans: [AttentionSpan]
+    /// Of the samples, numbers of their tasks.
+    package let tasks: [Int?]
     /// Rows whose next token counts, and that token.
     package let lossRows: [Int32]
     package let targets: [Int32]
@@ -32,6 +34,7 @@ package struct MicroBatch {
         self.tokens = tokens
         self.positions = positions
         self.spans = spans
+        tasks = samples.map(\.task)
         self.lossRows = lossRows
         self.targets = targets
     }
@@ -144,7 +147,7 @@ package final class TrainStep {
         }
         pool = WorkerPool(
             kernels: kernels, threadCount: shape.threads, scratchFloats: memory.scratchFloats(shape), arena: arena)
-        rotaries = RotaryEmbedding.tables(positions: shape.longestSample, spec, arena: arena)
+        rotaries = RotaryEmbedding.tables(positions: memory.positions(shape), spec, arena: arena)
         rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
         weights = WeightStream(model, shape.weights, arena: arena)
         checkpoints = try LayerCheckpoints(
@@ -191,7 +194,7 @@ package final class TrainStep {
     package func measureSmoothing(_ samples: [TokenizedSample]) throws {
         guard let smoothing else { return }
         for some in packed(samples, tokenBudget: shape.tokens, tokens: \.tokens.count) {
-            let batch = load([MicroBatch(some)])
+            let batch = load([(MicroBatch(some), nil)])
             try forward(batch, .measuringSmoothing)
             // The head's input, in the place of the last layer's, which has been read.
             let normed = checkpoints.input(of: model.spec.layerCount - 1)
@@ -202,7 +205,25 @@ package final class TrainStep {
 
     /// What every linear of the frozen model reads of a sample, from the first layer on.
     package func watchInputs(_ sample: TokenizedSample, _ watch: @escaping DecoderLayer.InputWatch) throws {
-        try forward(load([MicroBatch([sample])]), .watchingInputs(watch))
+        try forward(load([(MicroBatch([sample]), nil)]), .watchingInputs(watch))
+    }
+
+    /// Makes virtual tokens of what the frozen model makes of these: their embeddings, and their keys and values in each layer.
+    ///
+    /// - Parameter tokens: as many as the job's method has virtual ones.
+    package func startVirtualTokens(_ tokens: [TokenID], job: Int = 0) throws {
+        let adapters = adapters[job]
+        let sample = TokenizedSample(tokens: tokens, carriesLoss: [Bool](repeating: false, count: tokens.count))
+        let batch = load([(MicroBatch([sample]), nil)])
+        if let prompt = adapters.part(.prompt, layer: nil).first?.matrix { try decodeEmbeddings(into: prompt) }
+        if adapters.layout.parts.contains(where: { $0.part.site == .prefix }) {
+            try forward(
+                batch,
+                .keepingKeys { layer, keys, values in
+                    for (part, rows) in zip(adapters.part(.prefix, layer: layer), [keys, values]) { part.matrix.copy(from: rows) }
+                })
+        }
+        adapters.parametersChanged()
     }
 
     /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`: where there is no
@@ -210,14 +231,15 @@ package final class TrainStep {
     ///
     /// - Parameters:
     ///   - work: at most one micro-batch of each job.
-    ///   - finished: called with each adapted layer once a job's gradients of it are complete, from the last layer to the first.
+    ///   - finished: called with each adapted layer once a job's gradients of it are complete, from the last layer to the first, and then
+    ///     with the number of layers for those that are no layer's.
     /// - Throws: `FileError` when weights or spilled layer inputs cannot be read or written, and what `finished` throws.
     package func accumulate(
         _ work: inout [JobMicroBatch], finished: (_ layer: Int, JobMicroBatch) throws -> Void = { _, _ in }
     ) throws {
         for one in work { adapters[one.job].use(rank: one.rank) }
         defer { for one in work { adapters[one.job].use(rank: nil) } }
-        let batch = load(work.map(\.batch))
+        let batch = load(work.map { ($0.batch, $0.job) })
         let pass = Pass.training(work)
         precondition(work.count == 1 || work.allSatisfy { $0.cached == nil })
         precondition(work.allSatisfy { ($0.perturbation == nil) == shape.hasBackward })
@@ -227,6 +249,7 @@ package final class TrainStep {
         dH.clear()
         try headLoss(&work, .gradient, after: first(ofBackward: model.spec.layerCount - 1))
         let lowest = work.map { adapters[$0.job].lowestLayer }.min()!
+        let hasPrompt = work.contains { adapters[$0.job].layout.hasPrompt }
         for index in stride(from: model.spec.layerCount - 1, through: lowest, by: -1) {
             let isLowest = index == lowest
             let input = try checkpoints.fetch(index, on: pool)
@@ -242,9 +265,11 @@ package final class TrainStep {
             let layer = layer(index, pass)
             if keeps(index) { layer.restoreAttention(input, batch, activations, workspace) }
             layer.attentionBackward(
-                dH: dH, input, batch, activations, workspace, isLowest ? .isFrozen : .needsGradient)
+                dH: dH, input, batch, activations, workspace, isLowest && !hasPrompt ? .isFrozen : .needsGradient)
             for one in work where !adapters[one.job].layerRanges[index].isEmpty { try finished(index, one) }
         }
+        addPromptGradients(work, batch)
+        for one in work where !adapters[one.job].layout.modelRange.isEmpty { try finished(model.spec.layerCount, one) }
     }
 
     /// What is derived from the adapters and kept is, meanwhile, that of the perturbed ones.
@@ -266,7 +291,7 @@ package final class TrainStep {
 
     /// Adds Σ nll over the loss tokens to `loss`, in nats, without gradients or dropout.
     package func evaluate(_ microBatch: MicroBatch, job: Int = 0, cached: CachedSamples? = nil, loss: inout Double) throws {
-        try forward(load([microBatch]), .evaluation(job: job), cached)
+        try forward(load([(microBatch, job)]), .evaluation(job: job), cached)
         var work = [JobMicroBatch(job: job, microBatch, lossScale: 0, addingTo: loss)]
         try headLoss(&work, .heldOutLoss, after: .attention(0))
         loss = work[0].loss
@@ -294,7 +319,7 @@ package final class TrainStep {
 
     /// Logits of every token, a chunk at a time: for goldens and tools.
     package func logits(of microBatch: MicroBatch, _ body: (_ firstToken: Int, _ logits: Tensor) -> Void) throws {
-        let batch = load([microBatch])
+        let batch = load([(microBatch, 0)])
         try forward(batch, .evaluation(job: 0))
         for row in 0..<batch.tokenCount { lossRows[row] = Int32(row) }
         for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
@@ -309,17 +334,21 @@ package final class TrainStep {
     package func clearGradients(job: Int = 0) { adapters[job].gradients.update(repeating: 0, count: adapters[job].gradientCount) }
 
     /// Copies the jobs' micro-batches into the arena, one after the other, where the kernels read them.
-    private func load(_ microBatches: [MicroBatch]) -> PackedBatch {
+    ///
+    /// - Parameter microBatches: with the number of the job; nil: the base alone runs.
+    private func load(_ microBatches: [(batch: MicroBatch, job: Int?)]) -> PackedBatch {
         var (count, losses) = (0, 0)
         var spans: [AttentionSpan] = []
-        for batch in microBatches {
+        for (batch, job) in microBatches {
+            // Its keys are before the first.
+            let before = job.map { adapters[$0].spec.method.prefixTokens(adapters[$0].spec) } ?? 0
             precondition(
                 count + batch.tokens.count <= shape.tokens, "\(count + batch.tokens.count) tokens in a step planned for \(shape.tokens)")
             let first = count
             (tokens + first).update(from: batch.tokens, count: batch.tokens.count)
             for span in batch.spans {
                 for token in span.firstQuery..<span.firstQuery + span.queryCount {
-                    positions[first + token] = rotaries.row(position: Int(batch.positions[token]), length: span.queryCount)
+                    positions[first + token] = rotaries.row(position: before + Int(batch.positions[token]), length: before + span.queryCount)
                 }
                 spans.append(
                     AttentionSpan(
@@ -332,7 +361,8 @@ package final class TrainStep {
             count += batch.tokens.count
         }
         return PackedBatch(
-            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.spans.count))
+            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.batch.spans.count),
+            tasks: microBatches.flatMap(\.batch.tasks))
     }
 
     private enum Pass {
@@ -342,6 +372,8 @@ package final class TrainStep {
         /// In f32, without adapters.
         case measuringSmoothing
         case watchingInputs(DecoderLayer.InputWatch)
+        /// Without adapters; each layer's keys and values, as they are attended to.
+        case keepingKeys((_ layer: Int, _ keys: Tensor, _ values: Tensor) -> Void)
     }
 
     /// To be asked for anew when another part of the weights is in use.
@@ -359,6 +391,7 @@ package final class TrainStep {
         case .evaluation(let job): jobs = [LayerJob(adapters[job])]
         case .measuringSmoothing: measured = smoothing?.layers[index]
         case .watchingInputs(let ofCaller): watch = ofCaller
+        case .keepingKeys: break
         }
         var layer = DecoderLayer(
             index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), jobs: jobs, rotaries: rotaries,
@@ -384,7 +417,7 @@ package final class TrainStep {
             first = cached.layer
             try cached.load(into: checkpoints.input(of: first), batch.spans, on: pool)
         } else {
-            try embed(into: checkpoints.input(of: 0))
+            try embed(batch, pass, into: checkpoints.input(of: 0))
         }
         for index in first...last {
             if let cached, index == cached.layer, first < index { try cached.keep(checkpoints.input(of: index), batch.spans, on: pool) }
@@ -392,13 +425,50 @@ package final class TrainStep {
             perturb(index, pass)
             try weights.use(.attention(index), next: .mlp(index))
             layer(index, pass).attentionForward(checkpoints.input(of: index), batch, activations, workspace)
+            if case .keepingKeys(let keep) = pass {
+                let (keys, values) = layer(index, pass).keysAndValues(activations, workspace, tokens: batch.tokenCount)
+                keep(index, keys, values)
+            }
             try weights.use(.mlp(index), next: index < last ? .attention(index + 1) : .headSlice(0))
             layer(index, pass).mlpForward(batch, activations, workspace, into: try checkpoints.output(of: index))
             if case .training = pass { checkpoints.keep(index, on: pool) }
         }
     }
 
-    /// Of each job whose adapter is perturbed: that of the layer which is to run.
+    /// Virtual tokens are rows of the batch, whose embeddings are the adapter's.
+    private func embed(_ batch: PackedBatch, _ pass: Pass, into h: Tensor) throws {
+        try decodeEmbeddings(into: h)
+        perturb(model.spec.layerCount, pass)
+        let jobs: [AdapterSet] = switch pass {
+        case .training(let work):
+            work.map { $0.perturbation == nil ? adapters[$0.job] : adapters[$0.job].perturbed(layer: model.spec.layerCount) }
+        case .evaluation(let job): [adapters[job]]
+        case .measuringSmoothing, .watchingInputs, .keepingKeys: []
+        }
+        for (prompt, rows) in prompts(of: jobs, batch) { h.rows(rows).copy(from: prompt.matrix) }
+        multiply(h, by: model.spec.embeddingScale, on: pool)
+    }
+
+    /// The rows of virtual tokens of each sample, in the samples' order.
+    ///
+    /// - Parameter jobs: their adapters, in the batch's order.
+    private func prompts(of jobs: [AdapterSet], _ batch: PackedBatch) -> [(prompt: AdapterSet.PartMatrix, rows: Range<Int>)] {
+        var prompts: [(prompt: AdapterSet.PartMatrix, rows: Range<Int>)] = []
+        for (index, job) in jobs.enumerated() {
+            guard let prompt = job.part(.prompt, layer: nil).first else { continue }
+            prompts += batch.firstRows(job: index).map { (prompt, $0..<$0 + prompt.matrix.rows) }
+        }
+        return prompts
+    }
+
+    /// Of what the first layer read.
+    private func addPromptGradients(_ work: [JobMicroBatch], _ batch: PackedBatch) {
+        for (prompt, rows) in prompts(of: work.map { adapters[$0.job] }, batch) {
+            addScaled(dH.rows(rows), scale: model.spec.embeddingScale, to: prompt.gradient, on: pool)
+        }
+    }
+
+    /// Of each job whose adapter is perturbed: that of the layer which is to run, or what is no layer's.
     private func perturb(_ index: Int, _ pass: Pass) {
         guard case .training(let work) = pass else { return }
         for one in work {
@@ -406,9 +476,8 @@ package final class TrainStep {
         }
     }
 
-    /// Rows of the embedding are read, not mapped, unless they are the head's and stay in any case.
-    private func embed(into h: Tensor) throws {
-        defer { multiply(h, by: model.spec.embeddingScale, on: pool) }
+    /// Of the tokens that are loaded. Rows of the embedding are read, not mapped, unless they are the head's and stay in any case.
+    private func decodeEmbeddings(into h: Tensor) throws {
         if shape.weights == .resident && model.isHeadTied {
             decodeRows(model.embedding, tokens, into: h, on: pool)
             return

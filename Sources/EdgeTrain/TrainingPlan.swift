@@ -227,8 +227,8 @@ private struct Planner {
         return max(0, 1 - 1 / lengths[0].epochs) * Double(self.cache(shape).bytes) / Double(max(1, all.bytes))
     }
 
-    /// What int8 products are smoothed by goes through the step, too.
-    private var leastTokens: Int { limits.compute == .int8 ? SmoothingText.pieceTokens : 0 }
+    /// What int8 products are smoothed by goes through the step, too, and what virtual tokens begin as.
+    private var leastTokens: Int { max(memory.startTokens, limits.compute == .int8 ? SmoothingText.pieceTokens : 0) }
 
     /// Without kept layers, weights resident, layer inputs in memory.
     private func candidate(_ batch: JobBatches, lossChunk: Int) -> Candidate {
@@ -502,7 +502,7 @@ private struct Planner {
         while rank >= 1 {
             let lower = rank
             if let changed = changed({ $0.rank = lower }), fits(changed, longest: longest) {
-                changes.append(FittingChange(line: "lora_r: \(rank)", note: "smaller adapters"))
+                changes.append(FittingChange(line: "\(memory.adapter.method.rankKey): \(rank)", note: "smaller adapters"))
                 break
             }
             rank /= 2

@@ -270,6 +270,7 @@ package final class TrainingRun {
             case .eva: guard try startByInputs() else { return false }
             case .loftq: guard try startByDifference() else { return false }
             }
+            if spec.adapter.method.virtualTokenStart == .samples { try step.startVirtualTokens(firstTokens(spec.adapter.rank), job: job) }
         }
         guard !dataset.heldOut.isEmpty else { return true }
         guard let evaluation = try measure() else { return false }
@@ -293,6 +294,16 @@ package final class TrainingRun {
         }
         emit(.log(start.finish()))
         return true
+    }
+
+    /// Of the training samples, one after the other, and then again.
+    private func firstTokens(_ count: Int) -> [TokenID] {
+        let before = spec.adapter.method.promptTokens(spec.adapter)
+        var tokens: [TokenID] = []
+        while tokens.count < count {
+            for sample in dataset.training where tokens.count < count { tokens += sample.tokens.dropFirst(before).prefix(count - tokens.count) }
+        }
+        return tokens
     }
 
     /// - Returns: false when it was asked to stop.
@@ -389,7 +400,7 @@ package final class TrainingRun {
         guard gradients == .oneLayer, let now = underWay else { return }
         underWay?.squares += try apply(
             adapters.layerRanges[layer], adapters.layerGradients(layer), loss: now.mean(work.loss), now.indices)
-        step.clearGradients(job: job)
+        adapters.layerGradients(layer).update(repeating: 0, count: adapters.layerRanges[layer].count)
     }
 
     /// The step has done a micro-batch of this run.

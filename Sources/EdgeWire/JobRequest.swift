@@ -38,6 +38,12 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// OFT: the size of its blocks, or the linear's next divisor; nil: 32. And whether they are the Cayley transform's series (nil: yes), or it.
     package var oftBlockSize: Int?
     package var useCayleyNeumann: Bool?
+    /// Prefix and prompt tuning: how many tokens there are before each sample's own; nil: 20. And what they begin as; nil: samples.
+    package var numVirtualTokens: Int?
+    package var promptTuningInit: PromptStart?
+    /// MTLoRA: what the samples' `task` may be, and the rank of what a task has for itself; nil: lora_r.
+    package var tasks: [String]?
+    package var taskR: Int?
     /// AdaLoRA, whose first rank is `lora_r`: the rank that a linear is left with in the mean (nil: two thirds), and the steps before the
     /// first rank is taken away, after the last, and from one time to the next.
     package var targetR: Int?
@@ -121,8 +127,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform, activationCache
-        case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
+        case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, tasks, taskR, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten, originalModel
+        case numVirtualTokens, promptTuningInit
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -160,6 +167,10 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.decomposeBoth, into: &decomposeBoth)
         try read(.oftBlockSize, into: &oftBlockSize)
         try read(.useCayleyNeumann, into: &useCayleyNeumann)
+        try read(.numVirtualTokens, into: &numVirtualTokens)
+        try read(.promptTuningInit, into: &promptTuningInit)
+        try read(.tasks, into: &tasks)
+        try read(.taskR, into: &taskR)
         try read(.targetR, into: &targetR)
         try read(.tinit, into: &tinit)
         try read(.tfinal, into: &tfinal)
@@ -240,6 +251,9 @@ package enum LearningRateSchedule: String, Codable, CaseIterable, Sendable {
 package enum LoRAStart: String, Codable, CaseIterable, Sendable {
     case kaiming, gaussian, orthogonal, eva, loftq
 }
+
+/// What virtual tokens begin as: what the model makes of the first tokens of the training samples, or normal numbers.
+package enum PromptStart: String, Codable, CaseIterable, Sendable { case samples, random }
 
 package enum ActivationCacheFormat: String, Codable, CaseIterable, Sendable { case bf16, int8 }
 
@@ -328,6 +342,15 @@ extension JobRequest {
             try require(decomposeFactor == -1 || (1...1024).contains(decomposeFactor), .decomposeFactor, decomposeFactor, "-1, or 1 to 1024")
         }
         if let oftBlockSize { try require((2...256).contains(oftBlockSize), .oftBlockSize, oftBlockSize, "2 to 256") }
+        if let numVirtualTokens { try require((1...512).contains(numVirtualTokens), .numVirtualTokens, numVirtualTokens, "1 to 512") }
+        if let tasks {
+            let names = tasks.map { "\"\($0)\"" }.joined(separator: ", ")
+            try require(
+                (1...64).contains(tasks.count) && tasks.allSatisfy { Wire.isName($0) && $0.utf8.count <= 32 && !$0.contains(".") }, .tasks, names,
+                "1 to 64 names of 1 to 32 of A-Z a-z 0-9 _ -")
+            try require(Set(tasks).count == tasks.count, .tasks, names, "each name once")
+        }
+        if let taskR { try require((1...512).contains(taskR), .taskR, taskR, "1 to 512") }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
             if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }

@@ -31,6 +31,7 @@ package struct MethodsRequest: Codable, Equatable, Sendable {
     package func job(adapter: String) -> JobRequest {
         var job = JobRequest(baseModel: baseModel, datasets: [DatasetReference(path: "samples")])
         job.adapter = adapter
+        if adapter == "mtlora" { job.tasks = ["a", "b"] }
         job.sequenceLen = sequenceLen
         (job.microBatchSize, job.gradientAccumulationSteps) = (1, samplesPerStep)
         job.loraTargetModules = loraTargetModules
@@ -56,7 +57,7 @@ package struct MethodTable: Codable, Equatable, Sendable {
         package var tokensPerSecond: Double?
         /// Of the tensors' file before it is compressed.
         package var adapterBytes: UInt64
-        /// Who loads the adapter: `peft`, and `gguf` where it is exactly a LoRA. Every one can be merged.
+        /// Who loads the adapter: `peft` where it has the method, and `gguf` where it is exactly a LoRA. Every one can be merged.
         package var exports: [String]
 
         package init(

@@ -24,9 +24,9 @@ struct AccuracyBench: ParsableCommand {
 
     func run() throws {
         let base = try BaseModel.open(path: model)
-        let samples = try samples(of: base)
         let loaded = try adapter.map { try LoadedAdapter(directory: $0, of: base.spec) }
         let spec = loaded?.spec ?? AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
+        let samples = try samples(of: base).map { $0.behindVirtualTokens(spec.method.promptTokens(spec)) }
         let memory = MemoryModel(
             spec: base.spec, adapter: spec, modules: try loaded?.modules(of: base.spec) ?? spec.modules(of: base.spec), weights: WeightParts(base))
         let longest = samples.map(\.tokens.count).max() ?? 1

@@ -234,7 +234,7 @@ struct PlanRunner {
         try writeSamples(lengths, of: model, to: data)
         var request = JobRequest(baseModel: "model", datasets: [DatasetReference(path: "data")])
         request.valSetSize = one([0, 0.2])
-        let method = draw(2) == 0 ? AdapterMethods.lora : one(AdapterMethods.all)
+        let method = draw(2) == 0 ? AdapterMethods.lora : one(AdapterMethods.ofAnyModel)
         request.adapter = method.name
         if method.configKeys.rank != nil { request.loraR = min(method.largestRank, one([1, 4, 8, 16, 32])) }
         if method.hasDropout { request.loraDropout = one([0, 0, 0.1]) }

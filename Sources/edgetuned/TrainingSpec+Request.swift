@@ -71,7 +71,15 @@ extension AdapterSpec {
             throw Problem(.invalidValue, "\(key): \(method.name) has no \(what)", hint: "leave \(key) out")
         }
         let keys = method.configKeys
-        try refuse("lora_r", request.loraR != nil, unless: keys.rank != nil, "rank")
+        let hasVirtualTokens = method.virtualTokenStart != nil
+        try refuse("lora_r", request.loraR != nil, unless: keys.rank != nil && !hasVirtualTokens, "rank")
+        try refuse("num_virtual_tokens", request.numVirtualTokens != nil, unless: hasVirtualTokens, "virtual tokens")
+        try refuse("prompt_tuning_init", request.promptTuningInit != nil, unless: hasVirtualTokens, "virtual tokens")
+        try refuse("lora_target_modules", request.loraTargetModules != .pattern("all-linear"), unless: method.adaptsLinears, "linears to choose")
+        try refuse("layers_to_transform", request.layersToTransform != nil, unless: method.adaptsLinears, "layers to choose")
+        let virtualTokenStart: VirtualTokenStart = request.promptTuningInit == .random ? .random : .samples
+        if method is PrefixTuning { method = PrefixTuning(virtualTokenStart) }
+        if method is PromptTuning { method = PromptTuning(virtualTokenStart) }
         try refuse("lora_alpha", request.loraAlpha != nil, unless: keys.alpha != nil, "alpha")
         try refuse("lora_dropout", request.loraDropout > 0, unless: method.hasDropout, "dropout here")
         try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
@@ -89,6 +97,17 @@ extension AdapterSpec {
             method = OFT(
                 .size(request.oftBlockSize ?? OFT.defaultBlockSize),
                 request.useCayleyNeumann == false ? .exact : .neumann(terms: OFT.defaultTerms))
+        }
+        try refuse("tasks", request.tasks != nil, unless: method is MTLoRA, "tasks")
+        try refuse("task_r", request.taskR != nil, unless: method is MTLoRA, "tasks")
+        if method is MTLoRA {
+            guard let tasks = request.tasks else {
+                throw Problem(
+                    .invalidValue, "tasks: missing; mtlora trains something for each task that the data sets' lines name",
+                    hint: "tasks: [NAME, …], and \"task\": \"NAME\" in every line")
+            }
+            let rank = request.loraR ?? method.defaultRank
+            method = MTLoRA(tasks: tasks, taskRank: request.taskR == rank ? nil : request.taskR)
         }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
@@ -110,7 +129,7 @@ extension AdapterSpec {
             // DoRA's magnitudes are the lengths of W's rows, which the start would change; DyLoRA's first ranks are an adapter by themselves.
             try refuse("init_lora_weights: loftq", true, unless: method.storedFactors != nil && method.name != AdapterMethods.dora.name, "such start")
         }
-        let rank = request.loraR ?? method.defaultRank
+        let rank = request.loraR ?? request.numVirtualTokens ?? method.defaultRank
         let ofAllocation: [(String, Bool)] = [
             ("target_r", request.targetR != nil), ("tinit", request.tinit != nil), ("tfinal", request.tfinal != nil),
             ("delta_t", request.deltaT != nil), ("beta1", request.beta1 != nil), ("beta2", request.beta2 != nil),

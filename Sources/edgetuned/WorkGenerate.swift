@@ -15,16 +15,15 @@ func generate(_ order: WorkOrder.GenerateOrder, _ channel: WorkChannel) throws {
         messages: request.messages.map { Message(role: $0.role, content: $0.content) }, addGenerationPrompt: .appended,
         bosToken: text.tokenizer.bosToken, eosToken: text.tokenizer.eosToken)
     let prompt = text.tokenizer.encode(rendered, specialTokens: .parse)
-    let context = prompt.count + request.maxTokens
-    guard context <= model.spec.contextLength else {
-        throw GenerationError.tooLong(
-            prompt: prompt.count, maxTokens: request.maxTokens, contextLength: model.spec.contextLength)
-    }
-
     let adapter = try order.adapterDirectory.map { directory in
-        let loaded = try LoadedAdapter(directory: directory, of: model.spec)
+        let loaded = try LoadedAdapter(directory: directory, task: request.task, of: model.spec)
         let layout = AdapterLayout(loaded.spec, modules: try loaded.modules(of: model.spec), of: model.spec)
         return (layout: layout, load: { (set: AdapterSet) in try loaded.load(into: set, model.spec) })
+    }
+    let context = (adapter?.layout.virtualTokens ?? 0) + prompt.count + request.maxTokens
+    guard context <= model.spec.contextLength else {
+        throw GenerationError.tooLong(
+            prompt: context - request.maxTokens, maxTokens: request.maxTokens, contextLength: model.spec.contextLength)
     }
     let threads = ProcessFacts.coreCount
     let arena = Generator.bytes(

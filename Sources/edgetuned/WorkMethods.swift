@@ -12,12 +12,13 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
     let length = min(order.request.sequenceLen, model.spec.contextLength)
     let sample = TokenizedSample(
         tokens: [TokenID](repeating: 0, count: length), carriesLoss: [Bool](repeating: true, count: length))
-    let dataset = Dataset(training: [TokenizedSample](repeating: sample, count: order.request.samplesPerStep), heldOut: [])
     model.file.releaseHeader()
     let process = try ProcessFacts.processMemory()
     let weights = WeightParts(model)
     func spec(_ method: any AdapterMethod) throws -> TrainingSpec {
-        try TrainingSpec(order.request.job(adapter: method.name), defaultSaveSteps: 1)
+        var job = order.request.job(adapter: method.name)
+        if !method.adaptsLinears { job.loraTargetModules = .pattern("all-linear") }
+        return try TrainingSpec(job, defaultSaveSteps: 1)
     }
     let common = try spec(AdapterMethods.lora)
     let limits = PlanLimits(
@@ -25,14 +26,19 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
         optimizer: common.optimizer, spill: ByteCount(Int(clamping: BlobStore.freeBytes(order.modelPath) / 2)),
         appliesLayerByLayer: common.maxGradNorm == nil, calibration: calibration(at: order.calibrationPath),
         weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes))
-    let rows = try AdapterMethods.all.map { method in
+    let rows = try AdapterMethods.all.compactMap { method -> MethodTable.Row? in
         let spec = try spec(method)
+        guard let modules = try adapted(by: spec.adapter, of: model.spec) else { return nil }
         let memory = MemoryModel(
-            spec: model.spec, adapter: spec.adapter, modules: try spec.adapter.modules(of: model.spec), weights: weights, process: process)
+            spec: model.spec, adapter: spec.adapter, modules: modules, weights: weights, process: process)
         var row = MethodTable.Row(
             name: method.name, rank: method.configKeys.rank.map { _ in spec.adapter.rank },
             trainableParameters: memory.layout.trainableCount, peakBytes: 0, fits: false, tokensPerSecond: nil,
-            adapterBytes: UInt64(memory.layout.fileBytes), exports: ["peft"] + (method.isLoRA(spec.adapter) ? ["gguf"] : []))
+            adapterBytes: UInt64(memory.layout.fileBytes),
+            exports: (method.isPEFTs ? ["peft"] : [])
+                + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
+        let own = sample.behindVirtualTokens(spec.adapter.method.promptTokens(spec.adapter))
+        let dataset = Dataset(training: [TokenizedSample](repeating: own, count: order.request.samplesPerStep), heldOut: [])
         let lengths = SampleLengths(dataset, spec: spec)
         row.forwardOnlyPeakBytes = TrainingPlan.leastPeakWithoutBackward(memory, lengths: lengths, limits).map { UInt64($0.bytes) }
         do {
@@ -45,4 +51,14 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
         return row
     }
     return MethodTable(rows: rows, budgetBytes: order.budgetBytes, budgetReason: order.budgetReason)
+}
+
+/// Nil of a method that these linears cannot have, which has no row.
+private func adapted(by adapter: AdapterSpec, of spec: DecoderSpec) throws -> [ModuleID]? {
+    do {
+        return try adapter.modules(of: spec)
+    } catch let error as AdapterTargetError {
+        if error.isOfMethod { return nil }
+        throw error
+    }
 }

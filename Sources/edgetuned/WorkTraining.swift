@@ -28,15 +28,20 @@ struct WorkTraining {
         kernels = try ProcessFacts.kernelSet()
         spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
         model = try opened ?? BaseModel.open(path: order.modelPath)
+        let promptTokens = spec.adapter.method.promptTokens(spec.adapter), virtualTokens = promptTokens + spec.adapter.method.prefixTokens(spec.adapter)
+        guard virtualTokens < model.spec.contextLength else {
+            throw Problem(
+                .invalidValue, "num_virtual_tokens: \(virtualTokens) leave no room in the model's context of \(model.spec.contextLength) tokens")
+        }
         samples = try LoadedSamples(
-            order.datasetPaths, model: model, sequenceLength: min(spec.sequenceLength, model.spec.contextLength),
-            lossScope: order.request.trainOnInputs ? .everything : .completions)
+            order.datasetPaths, model: model, sequenceLength: min(spec.sequenceLength, model.spec.contextLength - virtualTokens),
+            lossScope: order.request.trainOnInputs ? .everything : .completions, tasks: spec.adapter.method.tasks?.names ?? [])
         guard !samples.tokenized.isEmpty else {
             throw TrainingError.noSamples(
                 lines: samples.tooLongLines.count, tooLong: samples.tooLongLines.count,
                 sequenceLength: spec.sequenceLength)
         }
-        let dataset = Dataset(samples.tokenized, heldOut: order.request.valSetSize, seed: spec.seed)
+        let dataset = Dataset(samples.tokenized.map { $0.behindVirtualTokens(promptTokens) }, heldOut: order.request.valSetSize, seed: spec.seed)
         guard Dataset.lossTokens(dataset.training) > 0 else { throw TrainingError.noLossTokens }
         self.dataset = dataset
         original = try Self.original(order, model)

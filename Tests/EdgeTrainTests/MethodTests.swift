@@ -71,7 +71,7 @@ struct MethodTests {
     static func gradients(_ trainee: Trainee) -> [AdapterTensor] {
         let own = trainee.adapters
         let copy = AdapterSet(own.layout, of: trainee.model.spec, parameters: own.gradients, gradients: nil, factorSpace: nil)
-        return Array(copy.tensors(trainee.model.spec).prefix(own.slots.reduce(0) { $0 + $1.places.count }))
+        return Array(copy.tensors(trainee.model.spec).dropLast(own.layout.shared.count))
     }
 
     @Test("forward, gradients and ten losses are those of peft", arguments: MethodCase.all, [0, 2])
@@ -251,23 +251,24 @@ struct MethodTests {
         #expect(try Self.gradientBits(method, batches: [samples], threads: 3) == expected)
     }
 
-    @Test("every method begins as the base, and learns", arguments: AdapterMethods.all.map(\.name))
+    @Test("every method that can begins as the base, and every one learns", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func starts(_ name: String) throws {
         let method = try #require(AdapterMethods.named(name))
         let spec = AdapterSpec(
             method: method, rank: min(4, method.largestRank), alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
-        let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 20, longest: 13)
+        let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 30, longest: 20)
         trainee.adapters.initialize(seed: 7)
-        let batch = MicroBatch(try Self.golden.get().samples())
+        let batch = MicroBatch(try Self.golden.get().samples().map { $0.behindVirtualTokens(method.promptTokens(spec)) })
         let scratch = try TemporaryDirectory()
         let base = try Self.loss(trainee.model, nil, in: scratch.path)
         let (losses, _) = try trainee.train(batch, steps: 30, learningRate: 5e-3)
-        #expect(abs(losses[0] / base - 1) < 1e-6)
+        #expect(!method.beginsAsBase || abs(losses[0] / base - 1) < 1e-6)
         #expect(losses.last! < 0.99 * losses[0], "\(losses)")
     }
 
     @Test(
-        "linears that share an input with ones that have no adapter begin as the base, and learn", arguments: AdapterMethods.all.map(\.name))
+        "linears that share an input with ones that have no adapter begin as the base, and learn",
+        arguments: AdapterMethods.ofAnyModel.filter(\.adaptsLinears).map(\.name))
     func partlyAdapted(_ name: String) throws {
         let method = try #require(AdapterMethods.named(name))
         let spec = AdapterSpec(
@@ -317,6 +318,8 @@ struct MethodTests {
             (allocation.initialSteps, allocation.finalSteps) = (1, 3)
             run.spec.adapter.method = AdaLoRA(allocation)
         }
+        run.dataset = Dataset(
+            TinyRun.samples(17).map { $0.behindVirtualTokens(method.promptTokens(run.spec.adapter)) }, heldOut: 3, seed: 3)
         if method.peftType == "LORA" { run.spec.adapter.rankPattern = ModulePatterns(["q_proj": 2]) }
         return run
     }
@@ -328,7 +331,7 @@ struct MethodTests {
         return result.adapter
     }
 
-    @Test("a run of every method, stopped and resumed, ends with the same bits", arguments: AdapterMethods.all.map(\.name))
+    @Test("a run of every method, stopped and resumed, ends with the same bits", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func resume(_ name: String) throws {
         let expected = try Self.adapter(of: Self.run(name))
         var piecemeal = try Self.run(name)
@@ -345,7 +348,7 @@ struct MethodTests {
         }
     }
 
-    @Test("what a plan trades for memory leaves every method's bits as they are", arguments: AdapterMethods.all.map(\.name))
+    @Test("what a plan trades for memory leaves every method's bits as they are", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func trades(_ name: String) throws {
         let free = try Self.adapter(of: Self.run(name))
         var tight = try Self.run(name)

@@ -36,7 +36,7 @@ struct TinyGroup {
     func run(
         in path: String, _ conversations: [TinyRun.Conversation]
     ) throws -> [(outcome: Result<RunOutcome, any Error>, adapter: [UInt32])] {
-        let model = try BaseModel.open(path: TinyRun.modelPath)
+        let model = try BaseModel.open(path: runs[0].modelPath)
         let (memory, plan) = try #require(try plan(model))
         let jobs = try runs.indices.map {
             try runs[$0].job(in: "\(path)/\($0)", tokenBudget: plan.tokenBudgets[$0], conversations[$0])
@@ -66,7 +66,8 @@ struct TogetherTests {
             run.spec.epochs = [2, 1, 3, 2][index % 4]
             run.spec.microBatchSize = 1 + index % 3
             run.spec.learningRate = 3e-3 * Double(index + 1)
-            run.dataset = Dataset(Array(TinyRun.samples(30).dropFirst(3 * index).prefix(14 + index)), heldOut: index == 3 ? 0 : 3, seed: 5)
+            let samples = TinyRun.samples(30).dropFirst(3 * index).prefix(14 + index)
+            run.dataset = Dataset(samples.map { $0.behindVirtualTokens(method.promptTokens(run.spec.adapter)) }, heldOut: index == 3 ? 0 : 3, seed: 5)
             return run
         }
     }
@@ -84,6 +85,10 @@ struct TogetherTests {
             Case(methods: ["ia3", "dora", "lora", "ia3"], testDescription: "scales beside none"),
             Case(methods: ["loha", "miss", "dylora", "dora"], testDescription: "derived factors"),
             Case(methods: ["lora", "oft", "ia3", "oft"], testDescription: "inputs that are turned, scaled, and as they are"),
+            Case(methods: ["prefix-tuning", "lora", "prompt-tuning", "prefix-tuning"], testDescription: "tokens that there are not"),
+            Case(methods: ["rlrr", "shira", "lora", "rlrr"], testDescription: "terms beside the product"),
+            Case(methods: ["shira", "rlrr", "ia3"], precision: .bf16, testDescription: "bf16, terms beside the product"),
+            Case(methods: ["rlrr", "lora", "shira"], precision: .int8, testDescription: "int8, terms beside the product"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
             Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),
             Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, with one smoothing"),

@@ -28,15 +28,29 @@ package struct AdapterLayout {
         let rotation: AdapterMatrix?
     }
 
+    /// A part, and its matrices in the block.
+    package struct PlacedPart: Equatable, Sendable {
+        package let part: AdapterPart
+        package let places: [Place]
+    }
+
     package let spec: AdapterSpec
     package let slots: [Slot]
+    package let parts: [PlacedPart]
     package let shared: [Place]
     /// Elements of the block, with the padding between matrices.
     package let parameterCount: Int
     /// The first so many are trained.
     package let trainedCount: Int
-    /// Elements of each layer's trained matrices, by layer; empty where a layer has none.
+    /// Elements of each layer's trained matrices, by layer; empty where a layer has none. Then those that are no layer's.
     package let layerRanges: [Range<Int>]
+    package var modelRange: Range<Int> { layerRanges.last! }
+    /// The first that has anything.
+    package let lowestLayer: Int
+    /// Rows and keys before each sample's own.
+    package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
+    /// Whether what goes into the first layer has a gradient.
+    package var hasPrompt: Bool { parts.contains { $0.part.site == .prompt } }
     /// Elements of the derived factors of the modules that work together.
     private let factorCount: Int
     /// The largest.
@@ -46,6 +60,12 @@ package struct AdapterLayout {
     package let trainedFactorElements: Int
     /// Weights of the linears whose outputs the method scales.
     package let scaledWeights: Int
+    /// Weights of the linears that have a product with a rescaled input, too; and entries of all sparse changes.
+    package let rescaledWeights: Int
+    package let sparseEntries: Int
+    /// The most that a rescaled product's input and outputs have together, and the widest input of a sparse one; 0: there is none.
+    private let widestRescaled: Int
+    private let widestSparseInput: Int
     /// Widest input that the method transforms, and widest output that it scales; 0: none.
     private let widestTransformedInput: Int
     private let widestScaledOutput: Int
@@ -74,13 +94,26 @@ package struct AdapterLayout {
         }
         var places: [[Place?]] = []
         var ranges = [Range<Int>](repeating: 0..<0, count: spec.layerCount)
-        for (id, matrices) in zip(modules, matrices) {
-            let first = count
-            places.append(matrices.map { $0.isTrained ? place($0) : nil })
-            if count > first { ranges[id.layer] = (ranges[id.layer].isEmpty ? first : ranges[id.layer].lowerBound)..<count }
+        let parts = method.parts(spec, adapter)
+        var placedParts: [PlacedPart] = []
+        func placeParts(of layer: Int?) {
+            for part in parts where part.layer == layer { placedParts.append(PlacedPart(part: part, places: part.matrices.map { place($0.matrix) })) }
         }
+        for layer in 0..<spec.layerCount {
+            let first = count
+            while places.count < modules.count, modules[places.count].layer == layer {
+                places.append(matrices[places.count].map { $0.isTrained ? place($0) : nil })
+            }
+            placeParts(of: layer)
+            if count > first { ranges[layer] = first..<count }
+        }
+        precondition(places.count == modules.count, "modules by layer")
+        let firstOfModel = count
+        placeParts(of: nil)
+        layerRanges = ranges + [firstOfModel..<count]
         trainedCount = count
-        layerRanges = ranges
+        lowestLayer = count > firstOfModel ? 0 : modules.first?.layer ?? ranges.firstIndex { !$0.isEmpty } ?? 0
+        self.parts = placedParts
         for module in modules.indices {
             for (index, matrix) in matrices[module].enumerated() where places[module][index] == nil {
                 places[module][index] = place(matrix)
@@ -118,6 +151,12 @@ package struct AdapterLayout {
             return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
         }
         scaledWeights = shapes.reduce(0) { $0 + (method.outputScale($1) == nil ? 0 : $1.inFeatures * $1.outFeatures) }
+        let added = shapes.map(method.addedTerms)
+        let rescaled = zip(shapes, added).filter { $1.rescaling != nil }.map(\.0)
+        rescaledWeights = rescaled.reduce(0) { $0 + $1.inFeatures * $1.outFeatures }
+        widestRescaled = rescaled.map { $0.inFeatures + $0.outFeatures }.max() ?? 0
+        widestSparseInput = zip(shapes, added).filter { $1.sparse != nil }.map(\.0.inFeatures).max() ?? 0
+        sparseEntries = zip(slots, added).reduce(0) { sum, one in sum + (one.1.sparse.map { one.0.places[$0.values].matrix.count } ?? 0) }
         widestTransformedInput = shapes.filter { method.inputTransform($0) != nil }.map(\.inFeatures).max() ?? 0
         let rotations = slots.compactMap(\.rotation)
         rotationBlock = rotations.map(\.columns).max() ?? 0
@@ -132,7 +171,7 @@ package struct AdapterLayout {
 
     /// In the block's order.
     package var trained: [TrainedMatrix] {
-        slots.flatMap(\.places).filter(\.matrix.isTrained).map {
+        (slots.flatMap(\.places) + parts.flatMap(\.places)).sorted { $0.offset < $1.offset }.filter(\.matrix.isTrained).map {
             TrainedMatrix(elements: $0.elements, learningRateFactor: $0.matrix.learningRateFactor)
         }
     }
@@ -142,36 +181,46 @@ package struct AdapterLayout {
 
     /// Of the tensors' file, without its header.
     package var fileBytes: Int {
-        (slots.flatMap(\.places) + shared).filter(\.matrix.isOnFile).reduce(0) { $0 + 4 * $1.matrix.count }
+        (slots.flatMap(\.places) + parts.flatMap(\.places) + shared).filter(\.matrix.isOnFile).reduce(0) { $0 + 4 * $1.matrix.count }
     }
+
+    /// Elements of the layer that has most.
+    var largestLayer: Int { layerRanges.dropLast().map(\.count).max() ?? 0 }
 
     /// Elements that the gradients take, or what is in their place.
     package func gradientCount(_ extent: AdapterSet.GradientExtent) -> Int {
         switch extent {
         case .allLayers: trainedCount
-        case .oneLayer, .forwardOnly: layerRanges.map(\.count).max() ?? 0
+        case .oneLayer, .forwardOnly: largestLayer + modelRange.count
         }
     }
 
     package var modules: Set<LinearModule> { Set(slots.map(\.id.module)) }
 
-    /// Elements of derived factors, and of their gradients where there is training.
-    package func factorCount(isTrained: Bool) -> Int { isTrained ? 2 * factorCount : factorCount }
+    /// Elements of derived factors, of every task at once, and of one's gradients where there is training.
+    package func factorCount(isTrained: Bool) -> Int { ((spec.method.tasks?.names.count ?? 1) + (isTrained ? 1 : 0)) * factorCount }
+    /// Where a task's derived factors begin.
+    func factorStart(task: Int?) -> Int { (task ?? 0) * factorCount }
 
     /// Elements for a scaled product's inputs or outputs, and for what a magnitude's scale is made of.
     package func scaledCount(tokens: Int, isTrained: Bool) -> Int {
-        max(tokens * max(widestTransformedInput, isTrained ? widestScaledOutput : 0), magnitudeCount)
+        max(tokens * max(widestTransformedInput, widestRescaled, isTrained ? widestScaledOutput : 0), magnitudeCount)
     }
 
     /// Of a thread's scratch, for what its pieces make of the adapter.
-    package var scratchFloats: Int { rotationBlock == 0 ? 0 : BlockRotation.scratchFloats(blockSize: rotationBlock) }
+    package var scratchFloats: Int {
+        max(
+            rotationBlock == 0 ? 0 : BlockRotation.scratchFloats(blockSize: rotationBlock),
+            SparseMatrix.scratchFloats(inFeatures: widestSparseInput))
+    }
 }
 
 extension DecoderSpec {
-    fileprivate func shape(_ module: LinearModule) -> LinearShape {
+    /// Of the linear whose leader is `module`.
+    package func shape(_ module: LinearModule) -> LinearShape {
         LinearShape(
             inFeatures: module.inFeatures(self), outFeatures: linear(doing: module).outFeatures(self), isDown: module == .down,
-            rowOrder: rowOrder(module))
+            rowOrder: rowOrder(module), hasBias: biases.contains(module))
     }
 }
 

@@ -4,7 +4,8 @@
 //
 // A `[factorRank, in]` and B `[out, factorRank]` are the factors, o `[out]` the output's scale, and t multiplies the input by a vector or by a
 // block-diagonal rotation. A method says which of these it has and how they come from the matrices that it stores; the products and their
-// gradients are the layer's, once for all. A method has an input's transform or factors, not both.
+// gradients are the layer's, once for all. A method has an input's transform or factors, not both; or it adds other terms to a linear that
+// is left as it is (AddedTerms.swift). Beside the linears it may have parts (AdapterPart.swift).
 // A method is one file, and one line in `AdapterMethods.all`.
 import EdgeFormats
 import EdgeTensor
@@ -15,8 +16,12 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(),
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(),
+        MTLoRA(), PrefixTuning(), PromptTuning(),
     ]
+
+    /// Those that a model can have whatever its linears are.
+    package static var ofAnyModel: [any AdapterMethod] { all.filter { !$0.needsBias } }
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
 }
@@ -29,13 +34,16 @@ package struct LinearShape: Equatable, Sendable {
     package let isDown: Bool
     /// Output i is Hugging Face's `rowOrder[i]`, which is what shared matrices go by; nil: the same order.
     package var rowOrder: [Int]?
+    /// The base adds a bias.
+    package let hasBias: Bool
 
     /// For what is the same of every linear.
-    static let smallest = LinearShape(inFeatures: 1, outFeatures: 1, isDown: false)
+    package static let smallest = LinearShape(inFeatures: 1, outFeatures: 1, isDown: false)
 
-    package init(inFeatures: Int, outFeatures: Int, isDown: Bool, rowOrder: [Int]? = nil) {
+    package init(inFeatures: Int, outFeatures: Int, isDown: Bool, rowOrder: [Int]? = nil, hasBias: Bool = false) {
         self.inFeatures = inFeatures
         self.outFeatures = outFeatures
+        self.hasBias = hasBias
         self.isDown = isDown
         self.rowOrder = rowOrder
     }
@@ -50,6 +58,9 @@ package struct AdapterMatrix: Equatable, Sendable {
         case normal(deviation: Float)
         /// A and B of a LoRA together.
         case orthogonal
+        /// Of a sparse matrix of this size: rows, then columns, of one random place in each of as many equal stretches as there are
+        /// entries.
+        case places(rows: Int, columns: Int)
         /// What the base's weights, or its activations, say, once they are in memory; zero until then.
         case measured
     }
@@ -64,6 +75,8 @@ package struct AdapterMatrix: Equatable, Sendable {
     package var isVector = false
     package var isTrained = true
     package var isOnFile = true
+    /// Of whole numbers below 2^24: I32 on file, and exact in f32.
+    package var isInteger = false
     package var outputs: OutputAxis?
     package let start: Start
     /// The learning rate is multiplied by it.
@@ -108,6 +121,17 @@ package struct AdapterFactors {
     }
 }
 
+/// Of a method whose samples belong to tasks: what is stored for a linear is the matrices that all tasks share, and then as many of each.
+package struct AdapterTasks: Equatable, Sendable {
+    package let names: [String]
+    /// Matrices that all tasks share, and that each has for itself.
+    let shared: Int
+    let own: Int
+
+    /// Numbers of the matrices that a sample of this task sees.
+    package func matrices(of task: Int) -> [Int] { Array(0..<shared) + (0..<own).map { shared + task * own + $0 } }
+}
+
 /// What adapter_config.json says of an adapter, whatever its method.
 package struct AdapterConfigValues: Equatable, Sendable {
     package var rank: Int
@@ -116,12 +140,38 @@ package struct AdapterConfigValues: Equatable, Sendable {
     package var downTargets: [String]
     package var rankPattern: JSONText
     package var alphaPattern: JSONText
-    package init(rank: Int, usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText) {
+    /// Of a method that has virtual tokens.
+    package var virtualTokens: VirtualTokenSizes?
+    package init(
+        rank: Int, usesRankStabilizedScaling: Bool, downTargets: [String], rankPattern: JSONText, alphaPattern: JSONText,
+        virtualTokens: VirtualTokenSizes?
+    ) {
+        self.virtualTokens = virtualTokens
         self.rank = rank
         self.usesRankStabilizedScaling = usesRankStabilizedScaling
         self.downTargets = downTargets
         self.rankPattern = rankPattern
         self.alphaPattern = alphaPattern
+    }
+}
+
+/// What PEFT's configurations of virtual tokens say of the model.
+package struct VirtualTokenSizes: Equatable, Sendable {
+    /// Of a token's row, and the heads that it has.
+    package let tokenDim: Int
+    package let heads: Int
+    package let layers: Int
+    package init(tokenDim: Int, heads: Int, layers: Int) {
+        self.tokenDim = tokenDim
+        self.heads = heads
+        self.layers = layers
+    }
+
+    var configMembers: [JSONText.Member] {
+        [
+            .init("num_attention_heads", .number("\(heads)")), .init("num_layers", .number("\(layers)")),
+            .init("num_transformer_submodules", .number("1")), .init("token_dim", .number("\(tokenDim)")),
+        ]
     }
 }
 
@@ -143,9 +193,13 @@ package protocol AdapterMethod: Equatable, Sendable {
     var name: String { get }
     /// `peft_type` of its files.
     var peftType: String { get }
+    /// Whether PEFT has a class of this type.
+    var isPEFTs: Bool { get }
     var configKeys: AdapterConfigKeys { get }
     /// The method that its files are read as.
     var fileMethod: String { get }
+    /// Without the settings that its files do not have.
+    var asOnFile: any AdapterMethod { get }
     /// Whether a job can have dropout.
     var hasDropout: Bool { get }
     /// What adapter_config.json has beside the keys that every method's has and those of `configKeys`.
@@ -159,6 +213,10 @@ package protocol AdapterMethod: Equatable, Sendable {
     func defaultAlpha(rank: Int) -> Double
     /// The largest rank that a job can ask for.
     var largestRank: Int { get }
+    /// That this linear can have; nil: any.
+    func largestRank(_ linear: LinearShape) -> Int?
+    /// Whether a job can adapt only linears with a bias.
+    var needsBias: Bool { get }
 
     /// What is stored for a linear.
     func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix]
@@ -188,17 +246,50 @@ package protocol AdapterMethod: Equatable, Sendable {
     var foldsInputs: Bool { get }
     /// Whether every step trains a number of ranks that it draws.
     var drawsRank: Bool { get }
+    /// The tasks that its samples belong to, of a method that derives factors; nil: a sample belongs to none.
+    var tasks: AdapterTasks? { get }
 
     /// Whether adapter_config.json can name layers.
     var hasLayers: Bool { get }
     func inputTransform(_ linear: LinearShape) -> InputTransform?
     func outputScale(_ linear: LinearShape) -> OutputScale?
+    func addedTerms(_ linear: LinearShape) -> AddedTerms
+
+    /// Whether it changes linears, which a job's targets then name.
+    var adaptsLinears: Bool { get }
+    /// What is stored beside the linears, those of a layer together.
+    func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart]
+    /// Whether all that it does is another weight for each linear, so that a model can have it.
+    var changesWeightsOnly: Bool { get }
+    /// Whether the model is the base's before the first step.
+    var beginsAsBase: Bool { get }
+    /// What its virtual tokens begin as; nil: it has none.
+    var virtualTokenStart: VirtualTokenStart? { get }
+    func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes?
+    /// What people call its rank.
+    var rankWord: String { get }
+    /// Rows before each sample's own.
+    func promptTokens(_ spec: AdapterSpec) -> Int
+    /// Keys before each sample's own, in every layer.
+    func prefixTokens(_ spec: AdapterSpec) -> Int
 }
 
 extension AdapterMethod {
+    package var adaptsLinears: Bool { true }
+    package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] { [] }
+    package var changesWeightsOnly: Bool { true }
+    package var beginsAsBase: Bool { true }
+    package var virtualTokenStart: VirtualTokenStart? { nil }
+    package func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes? { nil }
+    package var rankWord: String { "rank" }
+    package func promptTokens(_ spec: AdapterSpec) -> Int { 0 }
+    package func prefixTokens(_ spec: AdapterSpec) -> Int { 0 }
     package var defaultRank: Int { 16 }
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }
+    package func largestRank(_ linear: LinearShape) -> Int? { nil }
+    package var needsBias: Bool { false }
+    package var isPEFTs: Bool { true }
     package func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
     package func configured(by config: JSONText) throws -> any AdapterMethod { self }
     package func fileNames(_ spec: AdapterSpec) -> [String] { matrices(.smallest, spec).filter(\.isOnFile).map(\.name) }
@@ -213,19 +304,25 @@ extension AdapterMethod {
     ) {}
     package var foldsInputs: Bool { false }
     package var drawsRank: Bool { false }
+    package var tasks: AdapterTasks? { nil }
     /// PEFT's class for (IA)³, which has no rank, has no layers either.
     package var hasLayers: Bool { configKeys.rank != nil }
     package func inputTransform(_ linear: LinearShape) -> InputTransform? { nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }
+    package func addedTerms(_ linear: LinearShape) -> AddedTerms { .none }
     package var fileMethod: String { name }
+    package var asOnFile: any AdapterMethod { self }
     package var hasDropout: Bool { configKeys.dropout != nil }
 
-    /// Whether what it makes of a linear is a plain LoRA, exactly.
+    /// What a job calls its rank.
+    package var rankKey: String { virtualTokenStart == nil ? "lora_r" : "num_virtual_tokens" }
+
+    /// Whether what it makes of a linear is a plain LoRA, exactly: of tasks each is one.
     package func isLoRA(_ spec: AdapterSpec) -> Bool {
-        hasFactors(spec)
+        tasks == nil && adaptsLinears && changesWeightsOnly && hasFactors(spec)
             && [true, false].allSatisfy { isDown in
                 let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
-                return inputTransform(linear) == nil && outputScale(linear) == nil
+                return inputTransform(linear) == nil && outputScale(linear) == nil && addedTerms(linear).isEmpty
             }
     }
 

@@ -51,7 +51,7 @@ package struct AdapterSpec: Equatable, Sendable {
     /// "rank 16, alpha 32.0": what of it the method has.
     package var summary: String {
         let keys = method.configKeys
-        return [keys.rank.map { _ in "rank \(rank)" }, keys.alpha.map { _ in "alpha \(alpha)" }].compactMap { $0 }
+        return [keys.rank.map { _ in "\(method.rankWord) \(rank)" }, keys.alpha.map { _ in "alpha \(alpha)" }].compactMap { $0 }
             .reduce(method.name) { "\($0), \($1)" }
     }
 
@@ -122,6 +122,17 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
     case noModule(targets: String, available: [String])
     case layerOutOfRange(Int, layerCount: Int)
     case badPattern(String, reason: String)
+    /// `targets` is nil where the model has no bias at all.
+    case noBias(method: String, targets: String?, available: [String])
+    case rankTooLarge(method: String, rank: Int, module: String, largest: Int)
+
+    /// Another method could have what was asked for.
+    package var isOfMethod: Bool {
+        switch self {
+        case .noBias, .rankTooLarge: true
+        case .noModule, .layerOutOfRange, .badPattern: false
+        }
+    }
 
     package var description: String {
         switch self {
@@ -131,6 +142,12 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
             "layers_to_transform names layer \(layer); the model has layers 0 to \(layerCount - 1)"
         case .badPattern(let pattern, let reason):
             "lora_target_modules \"\(pattern)\" is not a regular expression: \(reason)"
+        case .noBias(let method, nil, _):
+            "\(method) trains biases, and no linear of this model has one; as few parameters have ia3, a vector a linear, and rlrr, two"
+        case .noBias(let method, .some(let targets), let available):
+            "\(method) trains biases, and lora_target_modules \(targets) names linears without; \(available.joined(separator: ", ")) have one"
+        case .rankTooLarge(let method, let rank, let module, let largest):
+            "lora_r: \(rank) is not allowed; with \(method) \(module) can have 1 to \(largest)"
         }
     }
 }
@@ -139,9 +156,36 @@ extension AdapterSpec {
     /// The adapted modules, by layer and then in the layer's order. PEFT's matching: a name matches the end of the
     /// path at a dot, a pattern the whole path (peft `tuners_utils.check_target_module_exists`).
     package func modules(of spec: DecoderSpec) throws -> [ModuleID] {
+        guard method.adaptsLinears else { return [] }
         if let layer = layers?.first(where: { !(0..<spec.layerCount).contains($0) }) {
             throw AdapterTargetError.layerOutOfRange(layer, layerCount: spec.layerCount)
         }
+        let chosen = try targeted(of: spec)
+        for id in chosen {
+            let rank = own(id.path(spec)).rank
+            if let largest = method.largestRank(spec.shape(id.module)), rank > largest {
+                throw AdapterTargetError.rankTooLarge(method: method.name, rank: rank, module: id.path(spec), largest: largest)
+            }
+        }
+        return method.needsBias ? try withBias(chosen, spec) : chosen
+    }
+
+    /// Those of `chosen`; what was named must have one.
+    private func withBias(_ chosen: [ModuleID], _ spec: DecoderSpec) throws -> [ModuleID] {
+        let have = chosen.filter { spec.biases.contains($0.module) }
+        guard have.count < chosen.count else { return have }
+        let available = spec.linears.filter { spec.biases.contains($0.leader) }.map(\.name)
+        if available.isEmpty { throw AdapterTargetError.noBias(method: method.name, targets: nil, available: []) }
+        let asked: String
+        switch targets {
+        case .allLinear: return have
+        case .names(let names): asked = names.joined(separator: ", ")
+        case .pattern(let pattern): asked = pattern
+        }
+        throw AdapterTargetError.noBias(method: method.name, targets: asked, available: available)
+    }
+
+    private func targeted(of spec: DecoderSpec) throws -> [ModuleID] {
         let linears = spec.linears
         let available = linears.map(\.name)
         let all = (0..<spec.layerCount).filter { layers?.contains($0) ?? true }.flatMap { layer in
