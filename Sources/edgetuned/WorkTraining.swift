@@ -107,7 +107,7 @@ struct WorkTraining {
     var planReport: PlanReport {
         var report = PlanReport(
             pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
-            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text) + cacheText,
+            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text) + cacheText + stepText,
             precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.layout.trainableCount,
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
@@ -129,6 +129,10 @@ struct WorkTraining {
         guard spec.activationCache != nil else { return [] }
         let layers = model.spec.layerCount - memory.trainedLayers
         return ["layers 0 to \(layers - 1) run in the first epoch: \(plan.cache.mebibytes) MiB of disk for what they give"]
+    }
+
+    private var stepText: [String] {
+        spec.zerothOrder == .always ? ["two forwards a step and no backward, as zeroth_order: always asks for"] : []
     }
 
     /// - Parameter plan: of the run: this job's, or that of all that train together.

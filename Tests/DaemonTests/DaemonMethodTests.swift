@@ -128,6 +128,27 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         #expect(table.rows.allSatisfy { !$0.fits && $0.peakBytes > 1 << 20 && $0.tokensPerSecond == nil })
     }
 
+    @Test func aJobTrainsWithoutABackwardWhereItAsksForThat() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try DaemonProcess(in: directory.path)
+        try KillTests.prepare(daemon)
+        let rows = try Self.table(daemon).rows
+        for row in rows {
+            let needsOne = ["adalora", "dylora"].contains(row.name)
+            #expect((row.forwardOnlyPeakBytes == nil) == needsOne && row.forwardOnlyPeakBytes ?? 0 < row.peakBytes, "\(row)")
+        }
+        for (steps, choice) in [(ZerothOrderSteps.always, true), (.auto, false)] {
+            var request = KillTests.request("steps-\(steps.rawValue)")
+            (request.zerothOrder, request.maxSteps) = (steps, 6)
+            let answer = try daemon.post(Endpoint.jobs, request)
+            #expect(answer.status == 201, "\(answer.text)")
+            let ended = try daemon.wait(for: try answer.decoded(JobStatus.self).id) { $0.state.isFinal }
+            #expect(ended.state == .succeeded, "\(ended)")
+            #expect(ended.plan?.choices.contains { $0.contains("no backward") } == choice, "\(ended.plan?.choices ?? [])")
+            #expect(try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter.gguf")).status == 200)
+        }
+    }
+
     @Test(arguments: [
         Refusal(text: "adapter: there is no method \"lorra\"; use one of lora, lora-fa,") { $0.adapter = "lorra" },
         Refusal(text: "lora_r: ia3 has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("ia3", 8, 0) },

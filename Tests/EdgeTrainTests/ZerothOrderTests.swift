@@ -55,7 +55,8 @@ struct ZerothOrderTests {
     @Test("ten steps have torch's slopes and losses, and end at torch's adapter; between them the adapter is as it was")
     func parity() throws {
         let golden = try Golden("zeroth-order-goldens.safetensors"), start = try Golden("tiny-goldens.safetensors")
-        let seed = try #require(UInt64(try #require(golden.file.metadata["seed"])))
+        let written = try #require(golden.file.metadata["seed"])
+        let seed = try #require(UInt64(written))
         let settings = try golden.floats("settings")
         let (epsilon, learningRate, weightDecay) = (settings[0], Double(settings[1]), settings[2])
         func exact(_ name: String) throws -> [Double] {
