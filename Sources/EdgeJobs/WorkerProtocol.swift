@@ -302,7 +302,7 @@ package enum WorkOrder: Codable, Sendable {
     }
 
     package struct ExportOrder: Codable, Sendable {
-        package enum Format: String, Codable, Sendable { case safetensors, gguf }
+        package enum Format: String, Codable, Sendable { case safetensors, hubSafetensors, gguf }
         package var format: Format
         package var adapterDirectory: String
         package var modelPath: String

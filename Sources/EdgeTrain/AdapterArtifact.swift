@@ -47,6 +47,7 @@ package enum AdapterError: Error, Equatable, Sendable {
     case notForGGUF(method: String)
     /// It does more than other weights would.
     case notOfWeights(method: String)
+    case otherReader(method: String, asked: AdapterArtifact.Reader)
     case badMetadata(key: String, found: String, expected: String)
     /// A file of a published artifact is gone, or is not what was published.
     case missingFile(String)
@@ -82,7 +83,9 @@ extension AdapterError: CustomStringConvertible {
                 + "edgetune merge makes a model that has it"
         case .notOfWeights(let method):
             "what \(method) does cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora only "
-                + "(src/llama-adapter.cpp); edgetune chat and PEFT load it as it is"
+                + "(src/llama-adapter.cpp); edgetune chat loads it as it is, and so does the library that it is exported to"
+        case .otherReader(let method, .peft): "PEFT has no \(method); --format adapters is for the library that has"
+        case .otherReader(let method, .hub): "of \(method) the adapters library loads no file of PEFT's kind; use --format peft"
         case .badMetadata(let key, let found, let expected): "\(key) of the GGUF adapter is \(found), not \(expected)"
         case .missingFile(let file): "\(file) is missing"
         case .badChecksum(let file): "\(file) does not have its checksum"
@@ -169,16 +172,27 @@ package struct AdapterArtifact: Equatable, Sendable {
     private static func open(config: ByteRegion, plain: ByteRegion) throws -> AdapterArtifact {
         let file = try SafetensorsFile(plain)
         let config = try AdapterConfig(json: config)
+        var own = config
+        own.hub?.name = HubAdapter.adapterName
         return AdapterArtifact(
-            config: config, provenance: file.metadata.filter { $0.key != "format" },
+            config: own, provenance: file.metadata.filter { $0.key != "format" },
             stored: try file.tensors.map { one in
                 let tensor = try tensor(one, mayBeEmpty: config.method.rankTensor != nil)
                 return config.hub.map { tensor.renamed(from: $0.name) } ?? tensor
             }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
     }
 
-    /// The plain `adapter_model.safetensors`, byte for byte as framed.
-    package static func exportSafetensors(_ directory: String, to path: String) throws {
+    /// Who loads an adapter as it is.
+    package enum Reader: String, Equatable, Sendable {
+        case peft
+        /// AdapterHub's adapters library.
+        case hub = "adapters"
+    }
+
+    /// The plain `adapter_model.safetensors`, or `adapter.safetensors`, byte for byte as framed.
+    package static func exportSafetensors(_ directory: String, for reader: Reader = .peft, to path: String) throws {
+        let config = try AdapterConfig(json: try ByteRegion.map(path: directory + "/" + configName))
+        guard (config.hub != nil) == (reader == .hub) else { throw AdapterError.otherReader(method: config.method.name, asked: reader) }
         let region = try tensorFile(of: directory)
         _ = try SafetensorsFile(region)
         try AtomicFile.write(to: path) { try region.withBytes($0.write) }

@@ -33,7 +33,7 @@ package enum Endpoint {
     package static let combinations = "/v1/combinations"
     /// The same by weights that examples choose.
     package static let compositions = "/v1/compositions"
-    /// Files of the artifact, and two that are made from it on demand: `adapter_model.safetensors`, `adapter.gguf`.
+    /// Files of the artifact, and those that are made from it on demand: `adapter_model.safetensors`, `adapter.safetensors`, `adapter.gguf`.
     package static func adapterFile(_ name: String, _ file: String) -> String { "/v1/adapters/\(name)/files/\(file)" }
     /// The base with the adapter in its weights; made by `POST`, and kept until `DELETE` or the next one.
     package static func mergedModel(_ name: String) -> String { "/v1/adapters/\(name)/merged" }

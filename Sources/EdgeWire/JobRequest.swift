@@ -41,6 +41,13 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// Prefix and prompt tuning: how many tokens there are before each sample's own; nil: 20. And what they begin as; nil: samples.
     package var numVirtualTokens: Int?
     package var promptTuningInit: PromptStart?
+    /// Bottleneck adapters: the hidden size over the bottleneck's (nil: the library's default of the method), what is between the two
+    /// matrices, what the result is multiplied by, and whether a layer has one after attention, and one after the MLP.
+    package var reductionFactor: Double?
+    package var nonLinearity: BottleneckNonLinearity?
+    package var adapterScaling: Double?
+    package var mhAdapter: Bool?
+    package var outputAdapter: Bool?
     /// AdaLoRA, whose first rank is `lora_r`: the rank that a linear is left with in the mean (nil: two thirds), and the steps before the
     /// first rank is taken away, after the last, and from one time to the next.
     package var targetR: Int?
@@ -123,6 +130,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten, originalModel
         case numVirtualTokens, promptTuningInit
+        case reductionFactor, nonLinearity, adapterScaling, mhAdapter, outputAdapter
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -161,6 +169,11 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.useCayleyNeumann, into: &useCayleyNeumann)
         try read(.numVirtualTokens, into: &numVirtualTokens)
         try read(.promptTuningInit, into: &promptTuningInit)
+        try read(.reductionFactor, into: &reductionFactor)
+        try read(.nonLinearity, into: &nonLinearity)
+        try read(.adapterScaling, into: &adapterScaling)
+        try read(.mhAdapter, into: &mhAdapter)
+        try read(.outputAdapter, into: &outputAdapter)
         try read(.targetR, into: &targetR)
         try read(.tinit, into: &tinit)
         try read(.tfinal, into: &tfinal)
@@ -243,6 +256,12 @@ package enum LoRAStart: String, Codable, CaseIterable, Sendable {
 /// What virtual tokens begin as: what the model makes of the first tokens of the training samples, or normal numbers.
 package enum PromptStart: String, Codable, CaseIterable, Sendable { case samples, random }
 
+/// transformers' names; `gelu` by the error function, `gelu_new` by a hyperbolic tangent.
+package enum BottleneckNonLinearity: String, Codable, CaseIterable, Sendable {
+    case relu, swish, gelu, tanh
+    case geluNew = "gelu_new"
+}
+
 package enum ActivationCacheFormat: String, Codable, CaseIterable, Sendable { case bf16, int8 }
 
 package enum Optimizer: String, Codable, CaseIterable, Sendable {
@@ -324,6 +343,13 @@ extension JobRequest {
         }
         if let oftBlockSize { try require((2...256).contains(oftBlockSize), .oftBlockSize, oftBlockSize, "2 to 256") }
         if let numVirtualTokens { try require((1...512).contains(numVirtualTokens), .numVirtualTokens, numVirtualTokens, "1 to 512") }
+        if let reductionFactor {
+            try require(reductionFactor >= 1 && reductionFactor <= 65536, .reductionFactor, reductionFactor, "1 to 65536")
+        }
+        if let adapterScaling {
+            try require(adapterScaling > 0 && adapterScaling <= 1024, .adapterScaling, adapterScaling, "above 0, to 1024")
+        }
+        if mhAdapter != true { try require(outputAdapter != false, .outputAdapter, "false", "it with mh_adapter: true") }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
             if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }

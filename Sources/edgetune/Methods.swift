@@ -7,8 +7,8 @@ struct Methods: AsyncParsableCommand {
         abstract: "What each PEFT method would cost here, for one model.",
         discussion: """
             Computed as a job's plan is, for samples of one length; nothing is trained. `adapter:` in a job file takes a name of the
-            first column. EXPORTS says who loads the adapter: peft, and gguf (llama.cpp) where it is exactly a LoRA; every one can be
-            merged. use_rslora and loraplus_lr_ratio change a LoRA's scaling and learning rate, and cost nothing.
+            first column. EXPORTS says who loads the adapter: peft, gguf (llama.cpp) where it is exactly a LoRA, and adapters, AdapterHub's
+            library, which has methods that PEFT has not. use_rslora and loraplus_lr_ratio change a LoRA's scaling and learning rate, and cost nothing.
             """)
     @OptionGroup var daemon: DaemonOptions
     @OptionGroup var output: OutputOptions

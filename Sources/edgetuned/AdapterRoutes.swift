@@ -123,7 +123,7 @@ extension Daemon {
     }
 
     private static let madeOnDemand: [String: WorkOrder.ExportOrder.Format] = [
-        "adapter_model.safetensors": .safetensors, "adapter.gguf": .gguf,
+        "adapter_model.safetensors": .safetensors, "adapter.safetensors": .hubSafetensors, "adapter.gguf": .gguf,
     ]
 
     func adapter(_ call: Call) async throws -> StoredAdapter {

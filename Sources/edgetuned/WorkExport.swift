@@ -6,8 +6,8 @@ import EdgeTrain
 /// Writes the file and returns its path.
 func export(_ order: WorkOrder.ExportOrder) throws -> String {
     switch order.format {
-    case .safetensors:
-        try AdapterArtifact.exportSafetensors(order.adapterDirectory, to: order.outputPath)
+    case .safetensors, .hubSafetensors:
+        try AdapterArtifact.exportSafetensors(order.adapterDirectory, for: order.format == .safetensors ? .peft : .hub, to: order.outputPath)
     case .gguf:
         let model = try BaseModel.open(path: order.modelPath)
         try AdapterArtifact.exportGGUF(

@@ -91,6 +91,13 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "oft_block_size: 1 is not allowed; use 2 to 256") {
             ($0.adapter, $0.loraR, $0.oftBlockSize, $0.loraDropout) = ("oft", nil, 1, 0)
         },
+        Refusal(text: "reduction_factor: lora has no bottleneck") { $0.reductionFactor = 8 },
+        Refusal(text: "reduction_factor: 0.5 is not allowed; use 1 to 65536") {
+            ($0.adapter, $0.loraR, $0.reductionFactor, $0.loraDropout) = ("par_bn", nil, 0.5, 0)
+        },
+        Refusal(text: "output_adapter: false is not allowed; use it with mh_adapter: true") {
+            ($0.adapter, $0.loraR, $0.outputAdapter, $0.loraDropout) = ("seq_bn", nil, false, 0)
+        },
         Refusal(text: "num_virtual_tokens: lora has no virtual tokens") { $0.numVirtualTokens = 8 },
         Refusal(text: "lora_r: prefix-tuning has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("prefix-tuning", 8, 0) },
         Refusal(text: "num_virtual_tokens: 0 is not allowed; use 1 to 512") {
