@@ -25,7 +25,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let daemon = try DaemonProcess(in: directory.path)
         try KillTests.prepare(daemon)
         let rows = try Self.table(daemon).rows
-        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft"])
+        #expect(rows.map(\.name) == ["lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "prefix-tuning", "prompt-tuning", "seq_bn", "double_seq_bn", "par_bn", "mam"])
         for row in rows {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
             var request = KillTests.request("of-\(row.name)")
@@ -35,11 +35,14 @@ struct Refusal: Sendable, CustomTestStringConvertible {
             let ended = try daemon.wait(for: try answer.decoded(JobStatus.self).id) { $0.state.isFinal }
             #expect(ended.state == .succeeded, "\(row.name): \(ended)")
             #expect(ended.plan?.trainableParameters == row.trainableParameters)
-            let tensors = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter_model.safetensors"))
-            #expect(tensors.status == 200 && tensors.body.count > row.adapterBytes, "\(row)")
+            let files = ["adapters", "peft"].map { $0 == "peft" ? "adapter_model.safetensors" : "adapter.safetensors" }
+            let expected = row.exports.contains("adapters") ? 0 : 1
+            let tensors = try files.map { try daemon.call("GET", Endpoint.adapterFile(request.name!, $0)) }
+            #expect(tensors[expected].status == 200 && tensors[expected].body.count > row.adapterBytes, "\(row)")
+            #expect(tensors[1 - expected].status != 200 && tensors[1 - expected].text.contains("--format"), "\(tensors[1 - expected].text)")
             let gguf = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter.gguf"))
             #expect((gguf.status == 200) == row.exports.contains("gguf"), "\(row.name): \(gguf.status)")
-            if gguf.status != 200 { #expect(gguf.text.contains("llama.cpp loads adapters of type lora only"), "\(gguf.text)") }
+            if gguf.status != 200 { #expect(gguf.text.contains("type lora only"), "\(gguf.text)") }
             var generation = GenerateRequest(
                 model: "tiny", adapter: request.name, messages: [ChatMessage(role: "user", content: "ab")])
             generation.maxTokens = 4
@@ -92,6 +95,9 @@ struct Refusal: Sendable, CustomTestStringConvertible {
             ($0.adapter, $0.loraR, $0.oftBlockSize, $0.loraDropout) = ("oft", nil, 1, 0)
         },
         Refusal(text: "reduction_factor: lora has no bottleneck") { $0.reductionFactor = 8 },
+        Refusal(text: "num_virtual_tokens: seq_bn has no virtual tokens") {
+            ($0.adapter, $0.loraR, $0.numVirtualTokens, $0.loraDropout) = ("seq_bn", nil, 4, 0)
+        },
         Refusal(text: "reduction_factor: 0.5 is not allowed; use 1 to 65536") {
             ($0.adapter, $0.loraR, $0.reductionFactor, $0.loraDropout) = ("par_bn", nil, 0.5, 0)
         },

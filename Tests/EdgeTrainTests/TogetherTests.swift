@@ -87,6 +87,7 @@ struct TogetherTests {
             Case(methods: ["lora", "oft", "ia3", "oft"], testDescription: "inputs that are turned, scaled, and as they are"),
             Case(methods: ["prefix-tuning", "lora", "prompt-tuning", "prefix-tuning"], testDescription: "tokens that there are not"),
             Case(methods: ["seq_bn", "lora", "double_seq_bn", "par_bn"], testDescription: "bottlenecks"),
+            Case(methods: ["mam", "prefix-tuning", "mam"], testDescription: "a mix beside prefixes"),
             Case(methods: ["double_seq_bn", "ia3", "seq_bn"], precision: .bf16, testDescription: "bf16, bottlenecks"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
             Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),
