@@ -305,7 +305,7 @@ package enum WorkOrder: Codable, Sendable {
     }
 
     package struct ExportOrder: Codable, Sendable {
-        package enum Format: String, Codable, Sendable { case config, safetensors, gguf }
+        package enum Format: String, Codable, Sendable { case config, safetensors, hubSafetensors, gguf }
         package var format: Format
         /// Of an adapter that has tasks, the one that is exported.
         package var task: String?

@@ -57,6 +57,7 @@ package enum AdapterError: Error, Equatable, Sendable {
     case notForPEFT(method: String)
     /// Entry `index` of a sparse change is not in the linear.
     case badPlace(tensor: String, index: Int)
+    case otherReader(method: String, asked: AdapterArtifact.Reader)
     case badMetadata(key: String, found: String, expected: String)
     /// A file of a published artifact is gone, or is not what was published.
     case missingFile(String)
@@ -95,10 +96,12 @@ extension AdapterError: CustomStringConvertible {
                 + "edgetune merge makes a model that has it"
         case .notOfWeights(let method):
             "what \(method) does cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora only "
-                + "(src/llama-adapter.cpp); edgetune chat and PEFT load it as it is"
+                + "(src/llama-adapter.cpp); edgetune chat loads it as it is, and so does the library that it is exported to"
         case .notForPEFT(let method):
             "PEFT has no class for \(method); edgetune merge makes a model that has it, and edgetune export --format artifact copies its files"
         case .badPlace(let tensor, let index): "\(tensor) has at index \(index) no row and column of the linear"
+        case .otherReader(let method, .peft): "PEFT has no \(method); --format adapters is for the library that has"
+        case .otherReader(let method, .hub): "of \(method) the adapters library loads no file of PEFT's kind; use --format peft"
         case .badMetadata(let key, let found, let expected): "\(key) of the GGUF adapter is \(found), not \(expected)"
         case .missingFile(let file): "\(file) is missing"
         case .badChecksum(let file): "\(file) does not have its checksum"
@@ -185,28 +188,37 @@ package struct AdapterArtifact: Equatable, Sendable {
     private static func open(config: ByteRegion, plain: ByteRegion) throws -> AdapterArtifact {
         let file = try SafetensorsFile(plain)
         let config = try AdapterConfig(json: config)
+        var own = config
+        own.hub?.name = HubAdapter.adapterName
         return AdapterArtifact(
-            config: config, provenance: file.metadata.filter { $0.key != "format" },
+            config: own, provenance: file.metadata.filter { $0.key != "format" },
             stored: try file.tensors.map { one in
                 let tensor = try tensor(one, config)
                 return config.hub.map { tensor.renamed(from: $0.name) } ?? tensor
             }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
     }
 
-    /// The plain `adapter_model.safetensors`, byte for byte as framed; of a task, what it is by itself.
-    package static func exportSafetensors(_ directory: String, task: String? = nil, to path: String) throws {
+    /// Who loads an adapter as it is.
+    package enum Reader: String, Equatable, Sendable {
+        case peft
+        /// AdapterHub's adapters library.
+        case hub = "adapters"
+    }
+
+    /// The plain `adapter_model.safetensors`, or `adapter.safetensors`, byte for byte as framed; of a task, what it is by itself.
+    package static func exportSafetensors(_ directory: String, task: String? = nil, for reader: Reader = .peft, to path: String) throws {
         guard task == nil else {
             let artifact = try open(directory: directory).task(task)
             let file = try safetensors(artifact.stored, artifact.provenance)
             return try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
         }
-        if let tasks = try AdapterConfig(json: ByteRegion.map(path: directory + "/" + configName)).method.tasks {
-            throw AdapterError.needsTask(tasks.names)
-        }
-        try requirePEFTs(ByteRegion.map(path: directory + "/" + configName))
-        let region = try tensorFile(of: directory)
-        _ = try SafetensorsFile(region)
-        try AtomicFile.write(to: path) { try region.withBytes($0.write) }
+        let region = try ByteRegion.map(path: directory + "/" + configName), config = try AdapterConfig(json: region)
+        if let tasks = config.method.tasks { throw AdapterError.needsTask(tasks.names) }
+        guard (config.hub != nil) == (reader == .hub) else { throw AdapterError.otherReader(method: config.method.name, asked: reader) }
+        try requirePEFTs(region)
+        let tensors = try tensorFile(of: directory)
+        _ = try SafetensorsFile(tensors)
+        try AtomicFile.write(to: path) { try tensors.withBytes($0.write) }
     }
 
     /// A directory for `PeftModel.from_pretrained`, or the adapters library's `load_adapter(…, use_safetensors=True)`.

@@ -6,7 +6,7 @@ extension AdapterConfig {
     /// What such a file says beside the method.
     struct HubFile: Equatable {
         /// The adapter's, which is a part of its tensors' names.
-        let name: String
+        var name: String
         let hiddenSize: Int
         let modelType: String
 

@@ -24,7 +24,7 @@ package struct AdapterConfig: Equatable, Sendable {
     /// Of a method that has virtual tokens.
     private var virtualTokens: VirtualTokenSizes?
     /// Of a method of the adapters library's.
-    private(set) var hub: HubFile?
+    var hub: HubFile?
 
     package init(
         rank: Int, loraAlpha: Double, loraDropout: Double, targetModules: [String], layersToTransform: [Int]?,

@@ -98,7 +98,10 @@ extension AdapterSet {
         let stored: AdapterPart.Stored
         let place: AdapterLayout.Place
 
-        var shape: [Int] { stored.fileColumns.map { [place.matrix.rows, $0] } ?? place.matrix.shape }
+        var shape: [Int] {
+            guard let columns = stored.fileColumns else { return place.matrix.shape }
+            return place.matrix.isVector ? [place.matrix.rows * columns] : [place.matrix.rows, columns]
+        }
 
         /// Calls `body` with each element's place in the block's matrix, and in the file's tensor.
         func forEach(_ body: (_ own: Int, _ onFile: Int) -> Void) {

@@ -38,6 +38,8 @@ package final class Generator {
     private let context: Int
     /// Of the adapter: keys before the prompt's, and rows.
     private let prefixTokens: Int
+    /// Keys of the cache that do not make positions higher.
+    private let unshifted: Int
     private let promptTokens: Int
     private let keys: [Tensor], values: [Tensor]
     private let activations: LayerActivations
@@ -89,6 +91,7 @@ package final class Generator {
         self.context = context
         let layout = adapter?.layout
         prefixTokens = layout.map { $0.spec.method.prefixTokens($0.spec) } ?? 0
+        unshifted = prefixTokens - (layout?.positionShift ?? 0)
         promptTokens = layout.map { $0.spec.method.promptTokens($0.spec) } ?? 0
         arena = try Arena(capacity: Self.bytes(spec, layout, context: context, threads: threads))
         pool = WorkerPool(
@@ -161,7 +164,7 @@ package final class Generator {
         let spec = model.spec
         for (offset, token) in new.enumerated() {
             tokens[offset] = token
-            positions[offset] = rotaries.row(position: past + offset, length: context)
+            positions[offset] = rotaries.row(position: past - unshifted + offset, length: context)
         }
         var (input, output) = (hidden.0.prefix(new.count), hidden.1.prefix(new.count))
         decodeRows(model.embedding, tokens, into: input, on: pool)

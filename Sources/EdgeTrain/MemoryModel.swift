@@ -310,7 +310,7 @@ package struct MemoryModel {
 
     /// That go through the step before the first, to make what virtual tokens begin as.
     var startTokens: Int {
-        layouts.map { $0.spec.method.virtualTokenStart == .samples ? $0.spec.rank : 0 }.max() ?? 0
+        layouts.map { $0.spec.method.virtualTokenStart == .samples ? $0.virtualTokens : 0 }.max() ?? 0
     }
 
     package func scratch(_ shape: StepShape) -> ByteCount {

@@ -105,13 +105,14 @@ package struct StepCost: Equatable, Sendable {
             if module == .down { ofDown = weights }
             if module.isOfMLP { ofMLP += weights }
         }
-        // Forward, what is computed again (all but the last product), and the gradient of the input.
-        let passes = layers * ofLayer + again * (ofLayer - ofDown) + trained * ofLayer
+        // Forward, what is computed again (all but the last product, if no bottleneck reads what it gives), and the gradient of the input.
+        let spared = memory.bottlenecks.keepsAfterMLP ? 0 : ofDown
+        let passes = layers * ofLayer + again * (ofLayer - spared) + trained * ofLayer
         let head = Double(spec.vocabularySize * spec.hiddenSize)
         let chunks = max(1, (lossTokens / Double(max(1, shape.lossChunk))).rounded(.up))
         // An MLP's are decoded again for each run of tokens.
         let runs = max(1, (tokens / Double(shape.mlpTokens)).rounded(.up))
-        weights = passes + headPasses * chunks * head + (runs - 1) * ((layers + again + trained) * ofMLP - again * ofDown)
+        weights = passes + headPasses * chunks * head + (runs - 1) * ((layers + again + trained) * ofMLP - again * spared)
         weightTokens = passes * tokens + headPasses * head * lossTokens
         // Jobs that train together have about as many of the tokens each.
         let layouts = layouts ?? memory.layouts
@@ -124,6 +125,8 @@ package struct StepCost: Equatable, Sendable {
             }
             adapterMultiplyAdds += ofJob * Double(layout.factorElements) * (2 + (trained > 0 ? again / trained : 0))
                 + ofJob * Double(layout.trainedFactorElements)
+            // Of a bottleneck both products, and in the backward five of half as much.
+            adapterMultiplyAdds += ofJob * Double(layout.bottleneckElements) * (3.5 + (trained > 0 ? again / trained : 0))
             // Turned, turned back, and the products of both; for each run of tokens the gradient goes through some ten products of blocks.
             let runs = max(1, ofJob / min(Double(outerProductTokens), sampleTokens))
             adapterMultiplyAdds += ofJob * Double(layout.rotationElements) * (3 + (trained > 0 ? again / trained : 0))

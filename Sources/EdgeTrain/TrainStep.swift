@@ -384,7 +384,7 @@ package final class TrainStep {
         var spans: [AttentionSpan] = []
         for (batch, job) in microBatches {
             // Its keys are before the first.
-            let before = job.map { adapters[$0].spec.method.prefixTokens(adapters[$0].spec) } ?? 0
+            let before = job.map { adapters[$0].layout.positionShift } ?? 0
             precondition(
                 count + batch.tokens.count <= shape.tokens, "\(count + batch.tokens.count) tokens in a step planned for \(shape.tokens)")
             let first = count

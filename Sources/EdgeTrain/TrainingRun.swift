@@ -270,7 +270,7 @@ package final class TrainingRun {
             case .eva: guard try startByInputs() else { return false }
             case .loftq: guard try startByDifference() else { return false }
             }
-            if spec.adapter.method.virtualTokenStart == .samples { try step.startVirtualTokens(firstTokens(spec.adapter.rank), job: job) }
+            if spec.adapter.method.virtualTokenStart == .samples { try step.startVirtualTokens(firstTokens(adapters.layout.virtualTokens), job: job) }
         }
         guard !dataset.heldOut.isEmpty else { return true }
         guard let evaluation = try measure() else { return false }

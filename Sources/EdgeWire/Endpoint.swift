@@ -33,7 +33,7 @@ package enum Endpoint {
     package static let combinations = "/v1/combinations"
     /// The same by weights that examples choose.
     package static let compositions = "/v1/compositions"
-    /// Files of the artifact, and two that are made from it on demand: `adapter_model.safetensors`, `adapter.gguf`.
+    /// Files of the artifact, and those that are made from it on demand: `adapter_model.safetensors`, `adapter.safetensors`, `adapter.gguf`.
     package static func adapterFile(_ name: String, _ file: String) -> String { "/v1/adapters/\(name)/files/\(file)" }
     /// Of an adapter that has tasks: the file of what it is of one.
     package static func adapterFile(_ name: String, task: String, _ file: String) -> String {

@@ -47,6 +47,13 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// Trainable tokens: their numbers, and others as text, each of which is one token.
     package var tokenIndices: [Int]?
     package var trainableTokens: [String]?
+    /// Bottleneck adapters: the hidden size over the bottleneck's (nil: the library's default of the method), what is between the two
+    /// matrices, what the result is multiplied by, and whether a layer has one after attention, and one after the MLP.
+    package var reductionFactor: Double?
+    package var nonLinearity: BottleneckNonLinearity?
+    package var adapterScaling: Double?
+    package var mhAdapter: Bool?
+    package var outputAdapter: Bool?
     /// AdaLoRA, whose first rank is `lora_r`: the rank that a linear is left with in the mean (nil: two thirds), and the steps before the
     /// first rank is taken away, after the last, and from one time to the next.
     package var targetR: Int?
@@ -134,6 +141,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case evaWhiten, originalModel
         case numVirtualTokens, promptTuningInit
         case tokenIndices, trainableTokens
+        case reductionFactor, nonLinearity, adapterScaling, mhAdapter, outputAdapter
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -177,6 +185,11 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.taskR, into: &taskR)
         try read(.tokenIndices, into: &tokenIndices)
         try read(.trainableTokens, into: &trainableTokens)
+        try read(.reductionFactor, into: &reductionFactor)
+        try read(.nonLinearity, into: &nonLinearity)
+        try read(.adapterScaling, into: &adapterScaling)
+        try read(.mhAdapter, into: &mhAdapter)
+        try read(.outputAdapter, into: &outputAdapter)
         try read(.targetR, into: &targetR)
         try read(.tinit, into: &tinit)
         try read(.tfinal, into: &tfinal)
@@ -260,6 +273,12 @@ package enum LoRAStart: String, Codable, CaseIterable, Sendable {
 
 /// What virtual tokens begin as: what the model makes of the first tokens of the training samples, or normal numbers.
 package enum PromptStart: String, Codable, CaseIterable, Sendable { case samples, random }
+
+/// transformers' names; `gelu` by the error function, `gelu_new` by a hyperbolic tangent.
+package enum BottleneckNonLinearity: String, Codable, CaseIterable, Sendable {
+    case relu, swish, gelu, tanh
+    case geluNew = "gelu_new"
+}
 
 package enum ActivationCacheFormat: String, Codable, CaseIterable, Sendable { case bf16, int8 }
 
@@ -371,6 +390,13 @@ extension JobRequest {
                 Self.tokenCounts.contains(trainableTokens.count) && trainableTokens.allSatisfy { (1...256).contains($0.utf8.count) },
                 .trainableTokens, "\(trainableTokens.count) texts", "1 to \(Self.tokenCounts.upperBound) texts of 1 to 256 bytes")
         }
+        if let reductionFactor {
+            try require(reductionFactor >= 1 && reductionFactor <= 65536, .reductionFactor, reductionFactor, "1 to 65536")
+        }
+        if let adapterScaling {
+            try require(adapterScaling > 0 && adapterScaling <= 1024, .adapterScaling, adapterScaling, "above 0, to 1024")
+        }
+        if mhAdapter != true { try require(outputAdapter != false, .outputAdapter, "false", "it with mh_adapter: true") }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
             if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }

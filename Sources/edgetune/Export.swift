@@ -1,16 +1,16 @@
-// edgetune export: an adapter's files, for PEFT, llama.cpp, or as stored.
+// edgetune export: an adapter's files, for PEFT, the adapters library, llama.cpp, or as stored.
 import ArgumentParser
 import EdgeWire
 
 struct Export: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Copy an adapter out, for PEFT, llama.cpp, or as stored.")
-    enum Format: String, ExpressibleByArgument, CaseIterable { case peft, gguf, artifact }
+    static let configuration = CommandConfiguration(abstract: "Copy an adapter out, for PEFT, the adapters library, llama.cpp, or as stored.")
+    enum Format: String, ExpressibleByArgument, CaseIterable { case peft, adapters, gguf, artifact }
 
     @OptionGroup var daemon: DaemonOptions
     @OptionGroup var output: OutputOptions
     @Argument(help: "The adapter's name.") var adapter: String
     @Option(help: "Of an adapter that has tasks: the one whose LoRA is exported.") var task: String?
-    @Option(help: "peft: a directory. gguf: one file. artifact: the directory as stored.") var format: Format
+    @Option(help: "peft, adapters: a directory. gguf: one file. artifact: the directory as stored.") var format: Format
     @Option(name: [.customLong("output"), .customShort("o")], help: "Where to.") var destination: String
     @Flag(help: "Replace what is there.") var force = false
 
@@ -31,6 +31,7 @@ struct Export: AsyncParsableCommand {
         let files =
             switch format {
             case .peft: ["adapter_config.json", "adapter_model.safetensors", "README.md", "training.json"]
+            case .adapters: ["adapter_config.json", "adapter.safetensors", "README.md", "training.json"]
             case .gguf: ["adapter.gguf"]
             case .artifact: record.files.map(\.name)
             }

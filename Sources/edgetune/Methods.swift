@@ -8,9 +8,10 @@ struct Methods: AsyncParsableCommand {
         discussion: """
             Computed as a job's plan is, for samples of one length; nothing is trained. `adapter:` in a job file takes a name of the
             first column; a method that the model's linears cannot have is left out. EXPORTS says who loads the adapter: peft where it
-            has the method, and gguf (llama.cpp) where it is exactly a LoRA; every one that is a change of weights alone can be merged.
-            mtlora's row is of two tasks, each of which is exported by itself. FORWARD ONLY is the least memory of steps without a
-            backward (zeroth_order: always). use_rslora and loraplus_lr_ratio change a LoRA's scaling and learning rate, and cost nothing.
+            has the method, adapters (AdapterHub's library) where that has, and gguf (llama.cpp) where it is exactly a LoRA; every one
+            that is a change of weights alone can be merged. mtlora's row is of two tasks, each of which is exported by itself. FORWARD
+            ONLY is the least memory of steps without a backward (zeroth_order: always). use_rslora and loraplus_lr_ratio change a
+            LoRA's scaling and learning rate, and cost nothing.
             """)
     @OptionGroup var daemon: DaemonOptions
     @OptionGroup var output: OutputOptions

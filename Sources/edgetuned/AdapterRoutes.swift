@@ -127,6 +127,7 @@ extension Daemon {
         let (task, file) = Endpoint.taskAndFile(name)
         return switch file {
         case "adapter_model.safetensors": (.safetensors, task)
+        case "adapter.safetensors": (.hubSafetensors, task)
         case "adapter.gguf": (.gguf, task)
         case "adapter_config.json" where task != nil: (.config, task)
         default: nil

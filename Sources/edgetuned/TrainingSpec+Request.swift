@@ -122,6 +122,13 @@ extension AdapterSpec {
             let rank = request.loraR ?? method.defaultRank
             method = MTLoRA(tasks: tasks, taskRank: request.taskR == rank ? nil : request.taskR)
         }
+        let ofBottleneck: [(String, Bool)] = [
+            ("reduction_factor", request.reductionFactor != nil), ("non_linearity", request.nonLinearity != nil),
+            ("adapter_scaling", request.adapterScaling != nil), ("mh_adapter", request.mhAdapter != nil),
+            ("output_adapter", request.outputAdapter != nil),
+        ]
+        for (key, isGiven) in ofBottleneck { try refuse(key, isGiven, unless: method.bottleneck != nil, "bottleneck") }
+        if let hub = method as? HubAdapter { method = hub.with { $0.take(request) }.with(prefixTokens: request.numVirtualTokens, virtualTokenStart) }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }
@@ -210,6 +217,23 @@ extension TrainingSpec {
             throw Problem(.invalidValue, "trainable_tokens: \(tokens.count) tokens are more than \(TrainableTokens.counts.upperBound)")
         }
         adapter.method = TrainableTokens(tokens)
+    }
+}
+
+extension Bottleneck {
+    fileprivate mutating func take(_ request: JobRequest) {
+        reductionFactor = request.reductionFactor ?? reductionFactor
+        scaling = request.adapterScaling ?? scaling
+        followsAttention = request.mhAdapter ?? followsAttention
+        followsMLP = request.outputAdapter ?? followsMLP
+        switch request.nonLinearity {
+        case nil: break
+        case .relu: nonLinearity = .relu
+        case .swish: nonLinearity = .swish
+        case .gelu: nonLinearity = .gelu
+        case .geluNew: nonLinearity = .geluNew
+        case .tanh: nonLinearity = .tanh
+        }
     }
 }
 

@@ -8,8 +8,9 @@ func export(_ order: WorkOrder.ExportOrder) throws -> String {
     switch order.format {
     case .config:
         try AdapterArtifact.exportConfig(order.adapterDirectory, task: order.task, to: order.outputPath)
-    case .safetensors:
-        try AdapterArtifact.exportSafetensors(order.adapterDirectory, task: order.task, to: order.outputPath)
+    case .safetensors, .hubSafetensors:
+        try AdapterArtifact.exportSafetensors(
+            order.adapterDirectory, task: order.task, for: order.format == .safetensors ? .peft : .hub, to: order.outputPath)
     case .gguf:
         let model = try BaseModel.open(path: order.modelPath)
         try AdapterArtifact.exportGGUF(

@@ -28,7 +28,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         #expect(
             rows.map(\.name) == [
                 "lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "mtlora", "prefix-tuning",
-                "prompt-tuning", "ln-tuning", "trainable-tokens",
+                "prompt-tuning", "ln-tuning", "trainable-tokens", "seq_bn", "double_seq_bn", "par_bn", "mam",
             ])
         for row in rows where row.name != "mtlora" {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
@@ -40,12 +40,14 @@ struct Refusal: Sendable, CustomTestStringConvertible {
             let ended = try daemon.wait(for: try answer.decoded(JobStatus.self).id) { $0.state.isFinal }
             #expect(ended.state == .succeeded, "\(row.name): \(ended)")
             #expect(ended.plan?.trainableParameters == row.trainableParameters)
-            let tensors = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter_model.safetensors"))
-            #expect((tensors.status == 200) == row.exports.contains("peft"), "\(row.name): \(tensors.status)")
-            if tensors.status == 200 {
-                #expect(tensors.body.count > row.adapterBytes, "\(row)")
-            } else {
-                #expect(tensors.text.contains("PEFT has no class"), "\(tensors.text)")
+            for (reader, file) in [("peft", "adapter_model.safetensors"), ("adapters", "adapter.safetensors")] {
+                let tensors = try daemon.call("GET", Endpoint.adapterFile(request.name!, file))
+                #expect((tensors.status == 200) == row.exports.contains(reader), "\(row.name): \(tensors.status)")
+                if tensors.status == 200 {
+                    #expect(tensors.body.count > row.adapterBytes, "\(row)")
+                } else {
+                    #expect(tensors.text.contains("PEFT has no") || tensors.text.contains("--format peft"), "\(tensors.text)")
+                }
             }
             let gguf = try daemon.call("GET", Endpoint.adapterFile(request.name!, "adapter.gguf"))
             #expect((gguf.status == 200) == row.exports.contains("gguf"), "\(row.name): \(gguf.status)")
@@ -198,6 +200,16 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "lora_r: oft has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("oft", 8, 0) },
         Refusal(text: "oft_block_size: 1 is not allowed; use 2 to 256") {
             ($0.adapter, $0.loraR, $0.oftBlockSize, $0.loraDropout) = ("oft", nil, 1, 0)
+        },
+        Refusal(text: "reduction_factor: lora has no bottleneck") { $0.reductionFactor = 8 },
+        Refusal(text: "num_virtual_tokens: seq_bn has no virtual tokens") {
+            ($0.adapter, $0.loraR, $0.numVirtualTokens, $0.loraDropout) = ("seq_bn", nil, 4, 0)
+        },
+        Refusal(text: "reduction_factor: 0.5 is not allowed; use 1 to 65536") {
+            ($0.adapter, $0.loraR, $0.reductionFactor, $0.loraDropout) = ("par_bn", nil, 0.5, 0)
+        },
+        Refusal(text: "output_adapter: false is not allowed; use it with mh_adapter: true") {
+            ($0.adapter, $0.loraR, $0.outputAdapter, $0.loraDropout) = ("seq_bn", nil, false, 0)
         },
         Refusal(text: "num_virtual_tokens: lora has no virtual tokens") { $0.numVirtualTokens = 8 },
         Refusal(text: "lora_r: prefix-tuning has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("prefix-tuning", 8, 0) },

@@ -99,6 +99,9 @@ struct TogetherTests {
                     $0.checkpoints = .file
                     $0.lossChunk = 5
                 }, testDescription: "norms and tokens, streamed, nothing kept"),
+            Case(methods: ["seq_bn", "lora", "double_seq_bn", "par_bn"], testDescription: "bottlenecks"),
+            Case(methods: ["mam", "prefix-tuning", "mam"], testDescription: "a mix beside prefixes"),
+            Case(methods: ["double_seq_bn", "ia3", "seq_bn"], precision: .bf16, testDescription: "bf16, bottlenecks"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
             Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),
             Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, with one smoothing"),

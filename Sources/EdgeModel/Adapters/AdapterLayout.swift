@@ -49,6 +49,13 @@ package struct AdapterLayout {
     package let lowestLayer: Int
     /// Rows and keys before each sample's own.
     package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
+    /// Of the two matrices of all bottlenecks.
+    package var bottleneckElements: Int {
+        parts.filter { [.afterAttention, .afterMLP].contains($0.part.site) }.flatMap(\.places).filter { !$0.matrix.isVector }
+            .reduce(0) { $0 + $1.matrix.count }
+    }
+    /// Of a sample's tokens, by the keys before its own.
+    package var positionShift: Int { spec.method.prefixShiftsPositions ? spec.method.prefixTokens(spec) : 0 }
     /// Whether what goes into a layer has a gradient that the method needs, and no layer below is trained.
     package func needsInputGradient(of layer: Int) -> Bool {
         parts.contains { placed in

@@ -16,8 +16,9 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(),
-        MTLoRA(), PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(), MTLoRA(),
+        PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
+        HubAdapter.mam,
     ]
 
     /// Those that a model can have whatever its linears are.
@@ -284,6 +285,8 @@ package protocol AdapterMethod: Equatable, Sendable {
     func promptTokens(_ spec: AdapterSpec) -> Int
     /// Keys before each sample's own, in every layer.
     func prefixTokens(_ spec: AdapterSpec) -> Int
+    /// Whether keys before a sample's own make the positions of its tokens higher.
+    var prefixShiftsPositions: Bool { get }
     /// Of its parts after attention and MLP; nil: it has none.
     var bottleneck: Bottleneck? { get }
 }
@@ -304,6 +307,7 @@ extension AdapterMethod {
     package func promptTokens(_ spec: AdapterSpec) -> Int { 0 }
     package func prefixTokens(_ spec: AdapterSpec) -> Int { 0 }
     package var bottleneck: Bottleneck? { nil }
+    package var prefixShiftsPositions: Bool { true }
     package var defaultRank: Int { 16 }
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }

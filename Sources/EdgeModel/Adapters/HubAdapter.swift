@@ -4,16 +4,31 @@ import EdgeFormats
 import EdgeTensor
 
 package struct HubAdapter: AdapterMethod {
-    package let name: String
+    package private(set) var name: String
     /// None of PEFT's.
     package var peftType: String { "ADAPTER_HUB" }
     package var configKeys: AdapterConfigKeys { AdapterConfigKeys(rank: nil, alpha: nil, dropout: nil) }
     package private(set) var bottleneck: Bottleneck?
+    /// Keys and values before each sample's own, as P-tuning v2's; nil: it has none.
+    package private(set) var prefix: Prefix?
+
+    package struct Prefix: Equatable, Sendable {
+        package var tokens: Int
+        package var start: VirtualTokenStart
+    }
 
     /// With the library's defaults of these names.
     package static let seqBn = HubAdapter("seq_bn", .sum, afterAttention: false, reductionFactor: 16, .relu, scaling: 1)
     package static let doubleSeqBn = HubAdapter("double_seq_bn", .output, afterAttention: true, reductionFactor: 16, .swish, scaling: 1)
     package static let parBn = HubAdapter("par_bn", .residual, afterAttention: false, reductionFactor: 2, .relu, scaling: 4)
+
+    /// He et al.'s mix (arXiv:2110.04366 §4.6): a prefix, and a bottleneck beside the MLP.
+    package static let mam: HubAdapter = {
+        var own = parBn
+        own.name = "mam"
+        own.prefix = Prefix(tokens: 30, start: .samples)
+        return own
+    }()
 
     private init(
         _ name: String, _ input: Bottleneck.Input, afterAttention: Bool, reductionFactor: Double, _ nonLinearity: NonLinearity, scaling: Double
@@ -33,6 +48,19 @@ package struct HubAdapter: AdapterMethod {
         return own
     }
 
+    /// - Parameters: nil: as it is.
+    package func with(prefixTokens: Int?, _ start: VirtualTokenStart) -> HubAdapter {
+        var own = self
+        own.prefix = prefix.map { Prefix(tokens: prefixTokens ?? $0.tokens, start: start) }
+        return own
+    }
+
+    package var asOnFile: any AdapterMethod { with(prefixTokens: nil, .samples) }
+    package var virtualTokenStart: VirtualTokenStart? { prefix?.start }
+    package var beginsAsBase: Bool { prefix == nil }
+    package func prefixTokens(_ spec: AdapterSpec) -> Int { prefix?.tokens ?? 0 }
+    /// The library's positions are those of the sample's own tokens.
+    package var prefixShiftsPositions: Bool { false }
     package var adaptsLinears: Bool { false }
     package var changesWeightsOnly: Bool { false }
     package var hasLayers: Bool { false }
@@ -46,7 +74,14 @@ package struct HubAdapter: AdapterMethod {
     package static let adapterName = "edgetune"
 
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] {
-        (0..<model.layerCount).flatMap { layer in
+        let prefixes = prefix.map { prefix in
+            PrefixTuning.parts(
+                model,
+                AdapterMatrix(
+                    name: "model.prefix_tuning.prefix_tunings.\(Self.adapterName).self_prefix.control_trans", rows: prefix.tokens,
+                    columns: model.keyValueWidth, isVector: true, start: prefix.start.matrixStart))
+        }
+        return (prefixes ?? []) + (0..<model.layerCount).flatMap { layer in
             bottleneck.map { bottleneck in
                 bottleneck.parts(model, layer: layer) { site in
                     let module = site == .afterAttention ? "attention_adapters" : "output_adapters"
@@ -57,15 +92,56 @@ package struct HubAdapter: AdapterMethod {
     }
 
     /// `config` of its adapter_config.json, keys sorted.
-    package var hubConfig: JSONText { bottleneck.map { .object($0.hubMembers) } ?? .null }
+    package var hubConfig: JSONText {
+        let ofBottleneck = bottleneck.map { JSONText.object($0.hubMembers) } ?? .null
+        guard let prefix else { return ofBottleneck }
+        return .object([.init("architecture", .string("union")), .init("configs", .array([prefix.hubConfig, ofBottleneck]))])
+    }
 
     /// - Parameter config: `config` of an adapter_config.json; absent keys are the library's defaults.
     /// - Throws: `AdapterSettingError` for a setting that the library has and this program does not.
     package init(hubConfig config: JSONText) throws(AdapterSettingError) {
-        guard config["architecture"] ?? .null == .null else { throw AdapterSettingError(key: "architecture") }
+        switch config["architecture"]?.string {
+        case nil: break
+        case "union":
+            guard let configs = config["configs"]?.array, configs.count == 2 else { throw AdapterSettingError(key: "configs") }
+            let order = configs[0]["architecture"]?.string == "prefix_tuning" ? (configs[0], configs[1]) : (configs[1], configs[0])
+            guard order.0["architecture"]?.string == "prefix_tuning", order.1["architecture"] ?? .null == .null else {
+                throw AdapterSettingError(key: "configs")
+            }
+            self = .mam
+            prefix = try Prefix(hubConfig: order.0)
+            bottleneck = try Bottleneck(hubConfig: order.1)
+            return
+        default: throw AdapterSettingError(key: "architecture")
+        }
         let bottleneck = try Bottleneck(hubConfig: config)
         self = [.sum: .seqBn, .output: .doubleSeqBn, .residual: .parBn][bottleneck.input]!  // all cases are there
         self.bottleneck = bottleneck
+    }
+}
+
+extension HubAdapter.Prefix {
+    /// Settings that would change what the tensors mean. A prefix that is not flat is made by a network, whose weights the file has.
+    private static let neutral: [String: JSONText] = ["flat": .bool(true), "leave_out": .array([]), "use_gating": .bool(false)]
+
+    fileprivate var hubConfig: JSONText {
+        let neutral = Self.neutral.map { JSONText.Member($0.key, $0.value) }
+        return .object(
+            (neutral + [
+                .init("architecture", .string("prefix_tuning")), .init("bottleneck_size", .number("512")), .init("cross_prefix", .bool(true)),
+                .init("dropout", .number("0.0")), .init("encoder_prefix", .bool(true)), .init("init_weights_seed", .null),
+                .init("non_linearity", .string("tanh")), .init("prefix_length", .number("\(tokens)")), .init("shared_gating", .bool(true)),
+            ]).sorted { $0.key < $1.key })
+    }
+
+    fileprivate init(hubConfig config: JSONText) throws(AdapterSettingError) {
+        for (key, value) in Self.neutral.sorted(by: { $0.key < $1.key }) {
+            let found = config[key] ?? (key == "flat" ? .bool(false) : value)
+            guard found == value else { throw AdapterSettingError(key: key) }
+        }
+        guard let tokens = config["prefix_length"]?.integer, (1...1 << 16).contains(tokens) else { throw AdapterSettingError(key: "prefix_length") }
+        self.init(tokens: tokens, start: .samples)
     }
 }
 
