@@ -43,12 +43,13 @@ struct Prober {
 }
 
 extension MethodCase {
-    static let forwardOnly = all.filter { ZerothOrder.isPossible(with: $0.adapter.method) }
+    /// But DoRA, whose gradient takes the rows' lengths as constants (arXiv:2402.09353 §4.3), which losses do not.
+    static let alongDirections = all.filter { ZerothOrder.isPossible(with: $0.adapter.method) && !($0.adapter.method is DoRA) }
 }
 
 @Suite(.serialized)
 struct ZerothOrderTests {
-    static let methods = AdapterMethods.all.filter(ZerothOrder.isPossible).map(\.name)
+    static let methods = AdapterMethods.ofAnyModel.filter(ZerothOrder.isPossible).map(\.name)
 
     // MARK: numbers
 
@@ -93,7 +94,7 @@ struct ZerothOrderTests {
         }
     }
 
-    @Test("the slope is every method's gradient along the direction", arguments: MethodCase.forwardOnly)
+    @Test("the slope is every method's gradient along the direction", arguments: MethodCase.alongDirections)
     func slopes(_ method: MethodCase) throws {
         let golden = try MethodTests.golden.get(), batch = MicroBatch(try golden.samples())
         let trainee = try MethodTests.trainee(method)
@@ -147,6 +148,36 @@ struct ZerothOrderTests {
                 sum = work[0].loss
             }
             #expect(sum / Double(batch.lossRows.count) == whole)
+        }
+    }
+
+    /// Of SmolLM2, by the type of the products with frozen weights: their rounding is noise that the losses' difference is divided out of.
+    @Test("on a real model the slope is the gradient along the direction", arguments: [Float(1e-3), 1e-2])
+    func realModel(epsilon: Float) throws {
+        let lora = AdapterSpec(rank: 8, alpha: 16, dropout: 0, targets: .allLinear, layers: nil)
+        let samples = (0..<4).map { sample in
+            let random = RandomSource(seed: 7, .sampling, UInt64(sample))
+            return TokenizedSample(tokens: (0..<32).map { TokenID(random.integer($0, below: 40_000)) }, carriesLoss: (0..<32).map { $0 > 0 })
+        }
+        let batch = MicroBatch(samples)
+        let trainee = try Trainee(TestModel.path, lora: lora, tokens: 128, longest: 32)
+        trainee.adapters.initialize(seed: 3)
+        _ = try trainee.accumulate(batch, lossScale: 1 / Float(batch.lossRows.count))
+        let directions = (0..<4).map { ZerothOrder.direction(seed: 5, step: $0) }
+        let expected = directions.map { direction in
+            trainee.adapters.layout.trained.flatMap(\.elements).reduce(0.0) { sum, element in
+                let (first, second) = direction.normals(pair: element / 2)
+                return sum + Double(trainee.adapters.gradients[element]) * Double(element % 2 == 0 ? first : second)
+            }
+        }
+        for type in KernelSet.strongest.computeTypes {
+            let prober = try Prober(TestModel.path, lora: lora, tokens: 128, longest: 32, compute: type)
+            prober.adapters.initialize(seed: 3)
+            try prober.step.measureSmoothing(samples)
+            let slopes = try directions.map { try prober.losses(batch, $0, epsilon: epsilon).slope(epsilon: epsilon) }
+            print("SmolLM2, epsilon \(epsilon), \(type.rawValue): slopes \(slopes), gradients along them \(expected)")
+            guard type == .f32 else { continue }
+            for (slope, gradient) in zip(slopes, expected) { #expect(abs(slope - gradient) < 0.05 * expected.map(abs).max()!) }
         }
     }
 
@@ -205,7 +236,8 @@ struct ZerothOrderTests {
             $0.shape.lossChunk = 3
             $0.tokenBudget = 30
         }
-        #expect(try tight.run(in: TemporaryDirectory().path).adapter == expected.adapter)
+        let other = try TemporaryDirectory()
+        #expect(try tight.run(in: other.path).adapter == expected.adapter)
     }
 
     @Test("what is planned is what is taken, and a stop loses nothing, in every type of products", arguments: ComputeType.allCases)
@@ -224,7 +256,10 @@ struct ZerothOrderTests {
             group.runs[index].spec.zerothOrder = .always
             group.runs[index].spec.learningRate = 1e-3
         }
-        let own = try group.runs.map { try $0.run(in: TemporaryDirectory().path) }
+        let own = try group.runs.map { run in
+            let directory = try TemporaryDirectory()
+            return try run.run(in: directory.path)
+        }
         let place = try TemporaryDirectory()
         let conversations = group.runs.map { _ in TinyRun.Conversation() }
         let together = try group.run(in: place.path, conversations)
@@ -237,11 +272,12 @@ struct ZerothOrderTests {
 
     @Test("with a cache of activations the bits do not depend on what of it is on disk")
     func cached() throws {
-        func adapter(_ limit: Int, stopAfter: Int = .max) throws -> [UInt32] {
+        func adapter(_ limit: Int) throws -> [UInt32] {
+            let directory = try TemporaryDirectory()
             var run = ActivationCacheTests.run(.bf16)
             run.spec.zerothOrder = .always
             run.cacheLimit = ByteCount(limit)
-            return try run.run(in: TemporaryDirectory().path).adapter
+            return try run.run(in: directory.path).adapter
         }
         #expect(try adapter(1 << 40) == adapter(0))
     }
@@ -251,12 +287,14 @@ struct ZerothOrderTests {
         var run = TinyRun()
         run.spec.adapter.dropout = 0
         run.spec.zerothOrder = .always
-        run.spec.epochs = 200
+        run.spec.epochs = 400
         run.spec.evalSteps = 100
-        run.spec.learningRate = 2e-4
+        run.spec.learningRate = 1e-3
+        run.spec.maxGradNorm = nil
         // Held out is what is trained on.
         run.dataset = Dataset(training: TinyRun.samples(4), heldOut: TinyRun.samples(4))
-        guard case .finished(let finished) = try run.run(in: TemporaryDirectory().path).outcome else {
+        let directory = try TemporaryDirectory()
+        guard case .finished(let finished) = try run.run(in: directory.path).outcome else {
             Issue.record("did not finish")
             return
         }
@@ -299,7 +337,8 @@ struct ZerothOrderTests {
         for budget in [withBackward - 1, without] {
             let plan = try Self.plan(memory, budget, .whereNothingElseFits, longest: longest)
             #expect(!plan.shape.hasBackward && plan.peak.bytes <= budget)
-            #expect(plan.pools.reduce(ByteCount.zero) { $0 + $1.size } == plan.peak)
+            // Publishing, with two copies of the adapter, may be what takes most.
+            #expect(plan.pools.reduce(ByteCount.zero) { $0 + $1.size } <= plan.peak)
             let trade = try #require(plan.trades.first)
             #expect(trade.what.contains("no backward") && trade.costs == nil && trade.saves == ByteCount(withBackward - plan.peak.bytes))
         }
@@ -330,7 +369,7 @@ struct ZerothOrderTests {
 
     @Test("what a checkpoint says of its steps is what the run was")
     func kindOfSteps() throws {
-        #expect(try CheckpointStore.newestHasMoments(in: TemporaryDirectory().path + "/none") == nil)
+        #expect(try CheckpointStore.newestHasMoments(in: "/nowhere/at all") == nil)
         for use in [ZerothOrderUse.never, .always] {
             let directory = try TemporaryDirectory()
             var run = TinyRun()
