@@ -87,6 +87,8 @@ package struct LayerWorkspace {
     let q: Tensor, k: Tensor
     /// Nil where there is no backward.
     package let gradients: LayerGradients?
+    /// Nil where no job's MLP is a mixture of experts.
+    package let mixture: MixtureMemory?
 
     package enum Use: Equatable, Sendable {
         case forwardOnly
@@ -98,21 +100,25 @@ package struct LayerWorkspace {
         return (spec.hasInputNorms ? spec.hiddenSize : 0, heads.0, heads.1)
     }
 
-    package static func bytes(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use) -> ByteCount {
+    package static func bytes(
+        tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use, _ sizes: MixtureSizes? = nil
+    ) -> ByteCount {
+        let mixture = sizes.map { MixtureMemory.bytes($0, tokens: tokens, mlpTokens: mlpTokens, spec, use) } ?? .zero
         let widths = widths(spec, use)
         let n = ByteCount.floats(tokens * widths.norm) + .floats(mlpTokens * widths.norm)
         let heads = ByteCount.floats(tokens * widths.q) + .floats(tokens * widths.k)
         let i = ByteCount.floats(mlpTokens * spec.intermediateSize)
         return switch use {
-        case .forwardOnly: n + heads + i
+        case .forwardOnly: n + heads + i + mixture
         case .training(let rank):
-            n + heads + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
+            n + heads + mixture + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
                 + max(i + i, LayerGradients.attentionBytes(tokens: tokens, spec))
         }
     }
 
-    package init(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use, arena: Arena) {
+    package init(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use, _ sizes: MixtureSizes? = nil, arena: Arena) {
         self.mlpTokens = mlpTokens
+        mixture = sizes.map { MixtureMemory($0, tokens: tokens, mlpTokens: mlpTokens, spec, use, arena: arena) }
         let widths = Self.widths(spec, use)
         n1 = arena.tensor(tokens, widths.norm)
         n2 = arena.tensor(mlpTokens, widths.norm)

@@ -48,6 +48,8 @@ package enum AdapterError: Error, Equatable, Sendable {
     case unknownTask(String, tasks: [String])
     /// llama.cpp's adapters have no place for this.
     case notForGGUF(method: String)
+    /// PEFT has no such method.
+    case notForPEFT(method: String)
     /// It does more than other weights would.
     case notOfWeights(method: String)
     case badMetadata(key: String, found: String, expected: String)
@@ -86,6 +88,11 @@ extension AdapterError: CustomStringConvertible {
         case .notForGGUF(let method):
             "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
                 + "edgetune merge makes a model that has it"
+        case .notForPEFT(let method):
+            "PEFT has no \(method): as it is stored it has the keys of TUDB-Labs/MixLoRA (edgetune export --format artifact)"
+        case .notOfWeights(let method) where AdapterMethods.named(method)?.isOfPEFT == false:
+            "what \(method) does depends on each token, so it cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora "
+                + "only (src/llama-adapter.cpp); edgetune generate computes it as it is"
         case .notOfWeights(let method):
             "what \(method) does cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora only "
                 + "(src/llama-adapter.cpp); edgetune chat and PEFT load it as it is"
@@ -185,9 +192,9 @@ package struct AdapterArtifact: Equatable, Sendable {
             let file = try safetensors(artifact.stored, artifact.provenance)
             return try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
         }
-        if let tasks = try AdapterConfig(json: ByteRegion.map(path: directory + "/" + configName)).method.tasks {
-            throw AdapterError.needsTask(tasks.names)
-        }
+        let method = try AdapterConfig(json: ByteRegion.map(path: directory + "/" + configName)).method
+        if let tasks = method.tasks { throw AdapterError.needsTask(tasks.names) }
+        guard method.isOfPEFT else { throw AdapterError.notForPEFT(method: method.name) }
         let region = try tensorFile(of: directory)
         _ = try SafetensorsFile(region)
         try AtomicFile.write(to: path) { try region.withBytes($0.write) }

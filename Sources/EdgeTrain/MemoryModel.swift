@@ -237,7 +237,7 @@ package struct MemoryModel {
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
-            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: factorRank))
+            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: factorRank), MixtureSizes(layouts))
             + .floats(shape.tokens * widestDropped) + .floats(scaledCount(tokens: shape.tokens))
     }
 

@@ -47,6 +47,8 @@ package struct JobMicroBatch {
     package let batch: MicroBatch
     /// What the gradients are of: so many times Σ nll.
     package let lossScale: Float
+    /// And so much of each sample's own part of the loss, of a method that has one.
+    package let sampleShare: Float
     /// Nil: no dropout.
     package let masks: DropoutMasks?
     /// What the step has drawn, of a method that draws one; nil: all ranks.
@@ -57,13 +59,14 @@ package struct JobMicroBatch {
     package var loss: Double
 
     package init(
-        job: Int = 0, _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil, cached: CachedSamples? = nil,
+        job: Int = 0, _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks? = nil, rank: Int? = nil, cached: CachedSamples? = nil,
         addingTo loss: Double = 0
     ) {
         self.cached = cached
         self.job = job
         self.batch = batch
         self.lossScale = lossScale
+        self.sampleShare = sampleShare
         self.masks = masks
         self.rank = rank
         self.loss = loss
@@ -158,7 +161,8 @@ package final class TrainStep {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.factorRank), arena: arena),
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.factorRank), MixtureSizes(memory.layouts),
+                    arena: arena),
                 memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
                 arena.floats(memory.scaledCount(tokens: shape.tokens))
             )
@@ -268,9 +272,9 @@ package final class TrainStep {
 
     /// `accumulate` of the only job.
     package func accumulate(
-        _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
+        _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
     ) throws {
-        var work = [JobMicroBatch(batch, lossScale: lossScale, masks: masks, rank: rank, addingTo: loss)]
+        var work = [JobMicroBatch(batch, lossScale: lossScale, sampleShare: sampleShare, masks: masks, rank: rank, addingTo: loss)]
         try accumulate(&work)
         loss = work[0].loss
     }
@@ -368,7 +372,7 @@ package final class TrainStep {
         var watch: DecoderLayer.InputWatch?
         switch pass {
         case .training(let work):
-            jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?.layers[index]) }
+            jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?.layers[index], sampleShare: $0.sampleShare) }
             rounding = self.rounding
         case .evaluation(let job): jobs = [LayerJob(adapters[job])]
         case .measuringSmoothing: measured = smoothing?.layers[index]
@@ -379,6 +383,7 @@ package final class TrainStep {
             index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), jobs: jobs, rotaries: rotaries,
             dropped: dropped, scaledRows: scaledRows, rounding: rounding, measured: measured, pool: pool)
         layer.watch = watch
+        layer.mixture = jobs.isEmpty ? nil : workspace.mixture
         return layer
     }
 

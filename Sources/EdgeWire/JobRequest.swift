@@ -41,6 +41,10 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// MTLoRA: what the samples' `task` may be, and the rank of what a task has for itself; nil: lora_r.
     package var tasks: [String]?
     package var taskR: Int?
+    /// MixLoRA: how many experts an MLP has (nil: 8), how many of them a token (nil: 2), and what their balance weighs in the loss (nil: 0.01).
+    package var numExperts: Int?
+    package var topK: Int?
+    package var routerAuxLossCoef: Double?
     /// Prefix and prompt tuning: how many tokens there are before each sample's own; nil: 20. And what they begin as; nil: samples.
     package var numVirtualTokens: Int?
     package var promptTuningInit: PromptStart?
@@ -126,6 +130,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, tasks, taskR, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten, originalModel
         case numVirtualTokens, promptTuningInit
+        case numExperts, topK, routerAuxLossCoef
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -164,6 +169,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.useCayleyNeumann, into: &useCayleyNeumann)
         try read(.tasks, into: &tasks)
         try read(.taskR, into: &taskR)
+        try read(.numExperts, into: &numExperts)
+        try read(.topK, into: &topK)
+        try read(.routerAuxLossCoef, into: &routerAuxLossCoef)
         try read(.numVirtualTokens, into: &numVirtualTokens)
         try read(.promptTuningInit, into: &promptTuningInit)
         try read(.targetR, into: &targetR)
@@ -336,6 +344,9 @@ extension JobRequest {
             try require(Set(tasks).count == tasks.count, .tasks, names, "each name once")
         }
         if let taskR { try require((1...512).contains(taskR), .taskR, taskR, "1 to 512") }
+        if let numExperts { try require((1...64).contains(numExperts), .numExperts, numExperts, "1 to 64") }
+        if let topK { try require((1...64).contains(topK), .topK, topK, "1 to num_experts") }
+        if let weight = routerAuxLossCoef { try require(weight >= 0 && weight <= 1024, .routerAuxLossCoef, weight, "0 (none) to 1024") }
         if let numVirtualTokens { try require((1...512).contains(numVirtualTokens), .numVirtualTokens, numVirtualTokens, "1 to 512") }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {

@@ -81,6 +81,18 @@ extension AdapterSpec {
             let rank = request.loraR ?? method.defaultRank
             method = MTLoRA(tasks: tasks, taskRank: request.taskR == rank ? nil : request.taskR)
         }
+        for (key, isGiven) in [
+            ("num_experts", request.numExperts != nil), ("top_k", request.topK != nil),
+            ("router_aux_loss_coef", request.routerAuxLossCoef != nil),
+        ] { try refuse(key, isGiven, unless: method is MixLoRA, "experts") }
+        if method is MixLoRA {
+            let experts = request.numExperts ?? MixLoRA.defaultExperts, chosen = request.topK ?? min(MixLoRA.defaultChosen, experts)
+            guard chosen <= experts else {
+                throw Problem(.invalidValue, "top_k: \(chosen) is not allowed; with num_experts: \(experts) use 1 to \(experts)")
+            }
+            try refuse("layers_to_transform", request.layersToTransform != nil, unless: false, "layers to choose: its files have all of them")
+            method = MixLoRA(experts: experts, chosen: chosen, balance: request.routerAuxLossCoef ?? MixLoRA.defaultBalance)
+        }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }

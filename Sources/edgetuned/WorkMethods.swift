@@ -33,7 +33,7 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
         var row = MethodTable.Row(
             name: method.name, rank: method.configKeys.rank.map { _ in spec.adapter.rank },
             trainableParameters: memory.layout.trainableCount, peakBytes: 0, fits: false, tokensPerSecond: nil,
-            adapterBytes: UInt64(memory.layout.fileBytes), exports: ["peft"] + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
+            adapterBytes: UInt64(memory.layout.fileBytes), exports: (method.isOfPEFT ? ["peft"] : []) + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
         let own = sample.behindVirtualTokens(spec.adapter.method.promptTokens(spec.adapter))
         let dataset = Dataset(training: [TokenizedSample](repeating: own, count: order.request.samplesPerStep), heldOut: [])
         do {

@@ -216,6 +216,7 @@ private let modelJSON =
         (full.decomposeFactor, full.decomposeBoth) = (8, true)
         (full.oftBlockSize, full.useCayleyNeumann) = (8, false)
         (full.tasks, full.taskR) = (["a"], 2)
+        (full.numExperts, full.topK, full.routerAuxLossCoef) = (4, 2, 0.1)
         (full.numVirtualTokens, full.promptTuningInit) = (8, .random)
         (full.targetR, full.tinit, full.tfinal, full.deltaT) = (4, 1, 1, 1)
         (full.beta1, full.beta2, full.orthRegWeight) = (0.5, 0.5, 0.1)

@@ -17,7 +17,7 @@ package enum AdapterMethods {
 
     package static let all: [any AdapterMethod] = [
         lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(),
-        PrefixTuning(), PromptTuning(), MTLoRA(),
+        PrefixTuning(), PromptTuning(), MTLoRA(), MixLoRA(),
     ]
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
@@ -239,6 +239,14 @@ package protocol AdapterMethod: Equatable, Sendable {
 
     /// Whether it changes linears, which a job's targets then name.
     var adaptsLinears: Bool { get }
+    /// Whether a linear that a job's targets name is one that it changes.
+    func adapts(_ module: LinearModule) -> Bool
+    /// What a tensor of a linear is called on file; nil: as PEFT has it.
+    func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String?
+    /// Whether PEFT has it.
+    var isOfPEFT: Bool { get }
+    /// Of the MLP; nil: it is the base's.
+    var mixture: ExpertMixture? { get }
     /// What is stored beside the linears, those of a layer together.
     func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart]
     /// Whether all that it does is another weight for each linear, so that a model can have it.
@@ -258,6 +266,10 @@ package protocol AdapterMethod: Equatable, Sendable {
 
 extension AdapterMethod {
     package var adaptsLinears: Bool { true }
+    package func adapts(_ module: LinearModule) -> Bool { true }
+    package func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String? { nil }
+    package var isOfPEFT: Bool { true }
+    package var mixture: ExpertMixture? { nil }
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] { [] }
     package var changesWeightsOnly: Bool { true }
     package var beginsAsBase: Bool { true }

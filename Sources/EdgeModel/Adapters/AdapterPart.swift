@@ -7,6 +7,8 @@ package enum AdapterSite: Hashable, Sendable {
     case prefix
     /// Before the embeddings of a sample's own tokens: one matrix.
     case prompt
+    /// In a layer's MLP: the router's matrix, and those of each expert.
+    case experts
 }
 
 /// What a method stores for one such place.
