@@ -75,7 +75,8 @@ package struct MixtureMemory {
 
     package init(_ sizes: MixtureSizes, tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: LayerWorkspace.Use, arena: Arena) {
         self.sizes = sizes
-        tile = Self.tile(mlpTokens)
+        let tile = Self.tile(mlpTokens)
+        self.tile = tile
         probabilities = arena.floats(tokens * sizes.experts)
         experts = arena.integers(tokens * sizes.chosen)
         weights = arena.floats(tokens * sizes.chosen)
@@ -87,7 +88,7 @@ package struct MixtureMemory {
         gate = arena.tensor(tile, spec.intermediateSize)
         up = arena.tensor(tile, spec.intermediateSize)
         activated = arena.tensor(tile, spec.intermediateSize)
-        z = (0..<Self.zCount).map { [tile] _ in arena.floats(tile * sizes.rank) }
+        z = (0..<Self.zCount).map { _ in arena.floats(tile * sizes.rank) }
         guard case .training = use else {
             backward = nil
             return

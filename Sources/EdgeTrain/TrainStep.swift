@@ -59,8 +59,8 @@ package struct JobMicroBatch {
     package var loss: Double
 
     package init(
-        job: Int = 0, _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks? = nil, rank: Int? = nil, cached: CachedSamples? = nil,
-        addingTo loss: Double = 0
+        job: Int = 0, _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks? = nil, rank: Int? = nil,
+        cached: CachedSamples? = nil, addingTo loss: Double = 0
     ) {
         self.cached = cached
         self.job = job

@@ -54,8 +54,8 @@ extension AdapterSpec {
         if method is PromptTuning { method = PromptTuning(virtualTokenStart) }
         try refuse("lora_alpha", request.loraAlpha != nil, unless: keys.alpha != nil, "alpha")
         try refuse("lora_dropout", request.loraDropout > 0, unless: method.hasDropout, "dropout here")
-        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
-        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
+        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil && method.mixture == nil, "such scaling")
+        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil && method.mixture == nil, "B of its own")
         try refuse("init_lora_weights", request.initLoraWeights != nil, unless: method.peftType == AdapterMethods.lora.peftType, "such start")
         try refuse("decompose_factor", request.decomposeFactor != nil, unless: method is LoKr, "matrices of such sizes")
         try refuse("decompose_both", request.decomposeBoth == true, unless: method is LoKr, "such matrices")

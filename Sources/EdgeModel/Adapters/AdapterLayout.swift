@@ -50,7 +50,7 @@ package struct AdapterLayout {
     /// Rows and keys before each sample's own.
     package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
     /// Layers whose MLP is a mixture of experts.
-    package var mixedLayers: Int { parts.count { $0.part.site == .experts } }
+    package var mixedLayers: Int { parts.filter { $0.part.site == .experts }.count }
     /// Whether what goes into the first layer has a gradient.
     package var hasPrompt: Bool { parts.contains { $0.part.site == .prompt } }
     /// Elements of the derived factors of the modules that work together.
@@ -140,9 +140,10 @@ package struct AdapterLayout {
         self.slots = slots
         factorCount = largest
         factorRank = slots.map(\.factorRank).max() ?? 0
-        let ofMixtures = method.mixture.map { Self.elements(of: $0, rank: adapter.rank, spec) } ?? 0
-        factorElements = placedParts.count { $0.part.site == .experts } * ofMixtures + slots.reduce(0) { $0 + $1.factorRank * ((method.foldsInputs ? 0 : $1.inFeatures) + $1.outFeatures) }
-        trainedFactorElements = placedParts.count { $0.part.site == .experts } * ofMixtures + slots.reduce(0) { sum, slot in
+        let ofMixtures = parts.filter { $0.site == .experts }.count
+            * (method.mixture.map { Self.elements(of: $0, rank: adapter.rank, spec) } ?? 0)
+        factorElements = slots.reduce(ofMixtures) { $0 + $1.factorRank * ((method.foldsInputs ? 0 : $1.inFeatures) + $1.outFeatures) }
+        trainedFactorElements = slots.reduce(ofMixtures) { sum, slot in
             let isTrained = method.storedFactors.map { slot.places[$0.a].matrix.isTrained } ?? !method.foldsInputs
             return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
         }

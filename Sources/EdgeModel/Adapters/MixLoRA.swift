@@ -70,7 +70,7 @@ package struct MixLoRA: AdapterMethod {
     package var storedFactors: (a: Int, b: Int)? { (0, 1) }
     package func adapts(_ module: LinearModule) -> Bool { !module.isOfMLP }
     package func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String? {
-        "mixlora." + modulePath.dropFirst("model.".count) + "." + matrix.name
+        "mixlora.\(modulePath.dropFirst("model.".utf8.count)).\(matrix.name)"
     }
 
     package var mixture: ExpertMixture? { ExpertMixture(experts: experts, chosen: chosen, balance: Float(balance)) }
