@@ -2,6 +2,7 @@
 // values. The bytes depend on the values alone: no times, no host names. What is published has been read back
 // and compared bit for bit.
 import EdgeFormats
+import EdgeModel
 import EdgeTensor
 
 /// A tensor of an adapter file, rows and columns in Hugging Face's order.
