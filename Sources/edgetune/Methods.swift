@@ -7,9 +7,9 @@ struct Methods: AsyncParsableCommand {
         abstract: "What each PEFT method would cost here, for one model.",
         discussion: """
             Computed as a job's plan is, for samples of one length; nothing is trained. `adapter:` in a job file takes a name of the
-            first column. EXPORTS says who loads the adapter: peft, and gguf (llama.cpp) where it is exactly a LoRA; every one can be
-            merged. mtlora's row is of two tasks, each of which is exported by itself. use_rslora and loraplus_lr_ratio change a LoRA's
-            scaling and learning rate, and cost nothing.
+            first column. EXPORTS says who else loads the adapter: peft, and gguf (llama.cpp) where it is exactly a LoRA; what changes
+            nothing but weights can be merged. mtlora's row is of two tasks, each of which is exported by itself. use_rslora and
+            loraplus_lr_ratio change a LoRA's scaling and learning rate, and cost nothing.
             """)
     @OptionGroup var daemon: DaemonOptions
     @OptionGroup var output: OutputOptions
