@@ -95,8 +95,8 @@ extension AdapterSpec {
         }
         try refuse("lora_alpha", request.loraAlpha != nil, unless: keys.alpha != nil, "alpha")
         try refuse("lora_dropout", request.loraDropout > 0, unless: method.hasDropout, "dropout here")
-        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
-        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
+        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil && method.mixture == nil, "such scaling")
+        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil && method.mixture == nil, "B of its own")
         try refuse("init_lora_weights", request.initLoraWeights != nil, unless: method.peftType == AdapterMethods.lora.peftType, "such start")
         try refuse("decompose_factor", request.decomposeFactor != nil, unless: method is LoKr, "matrices of such sizes")
         try refuse("decompose_both", request.decomposeBoth == true, unless: method is LoKr, "such matrices")
@@ -129,6 +129,18 @@ extension AdapterSpec {
         ]
         for (key, isGiven) in ofBottleneck { try refuse(key, isGiven, unless: method.bottleneck != nil, "bottleneck") }
         if let hub = method as? HubAdapter { method = hub.with { $0.take(request) }.with(prefixTokens: request.numVirtualTokens, virtualTokenStart) }
+        for (key, isGiven) in [
+            ("num_experts", request.numExperts != nil), ("top_k", request.topK != nil),
+            ("router_aux_loss_coef", request.routerAuxLossCoef != nil),
+        ] { try refuse(key, isGiven, unless: method is MixLoRA, "experts") }
+        if method is MixLoRA {
+            let experts = request.numExperts ?? MixLoRA.defaultExperts, chosen = request.topK ?? min(MixLoRA.defaultChosen, experts)
+            guard chosen <= experts else {
+                throw Problem(.invalidValue, "top_k: \(chosen) is not allowed; with num_experts: \(experts) use 1 to \(experts)")
+            }
+            try refuse("layers_to_transform", request.layersToTransform != nil, unless: false, "layers to choose: its files have all of them")
+            method = MixLoRA(experts: experts, chosen: chosen, balance: request.routerAuxLossCoef ?? MixLoRA.defaultBalance)
+        }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }

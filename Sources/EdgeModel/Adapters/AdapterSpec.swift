@@ -213,7 +213,7 @@ extension AdapterSpec {
         let asked: String
         switch targets {
         case .allLinear:
-            return all
+            return all.filter { method.adapts($0.module) }
         case .names(let names):
             asked = names.joined(separator: ", ")
             for name in names where !all.contains(where: { matches($0, name) }) {
@@ -233,7 +233,7 @@ extension AdapterSpec {
         guard !chosen.isEmpty else {
             throw AdapterTargetError.noModule(targets: asked, available: available)
         }
-        return chosen
+        return chosen.filter { method.adapts($0.module) }
     }
 
     /// `q_proj` of `model.layers.3.self_attn.q_proj`.
