@@ -8,6 +8,8 @@ package struct NormTuning: AdapterMethod {
     package let peftType = "LN_TUNING"
     package let configKeys = AdapterConfigKeys(rank: nil, alpha: nil, dropout: nil)
 
+    package init() {}
+
     /// What follows a norm's path in the names of files' tensors: its weight's, and layer normalisation's bias's.
     package static let tensorNames = ["ln_tuning_layers.weight", "ln_tuning_layers.bias"]
 
