@@ -92,7 +92,9 @@ package struct MergedModel {
             let change = tensor.linear.flatMap { changes.removeValue(forKey: $0) }
             // No other program reads the container's 4 bits.
             let rows = rows[tensor.name] ?? [:]
-            guard change != nil || !rows.isEmpty || !tensor.isWhole else { return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy) }
+            guard change != nil || !rows.isEmpty || !tensor.isWhole else {
+                return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy)
+            }
             guard tensor.shape[1] % format.blockElements == 0 else {
                 throw MergeError.notWholeBlocks(
                     tensor: tensor.name, columns: tensor.shape[1], format: format.name, block: format.blockElements)
@@ -290,7 +292,8 @@ extension MergedModel {
 
     /// - Parameter places: of the rows, in the adapter's B.
     private func write(
-        _ matrix: QuantizedMatrix, _ change: LoRATensors?, _ own: [Int: [Float]], _ places: [Int], named name: String, _ scratch: Scratch, _ sink: Sink
+        _ matrix: QuantizedMatrix, _ change: LoRATensors?, _ own: [Int: [Float]], _ places: [Int], named name: String, _ scratch: Scratch,
+        _ sink: Sink
     ) throws {
         let values = Tensor(scratch.values, rows: matrix.outFeatures, columns: matrix.inFeatures)
         for row in 0..<matrix.outFeatures { scratch.rows[row] = Int32(row) }

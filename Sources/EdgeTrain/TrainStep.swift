@@ -121,8 +121,8 @@ package final class TrainStep {
         }
     }
 
-    /// What trained tokens that are rows of the head, too, need of it for their gradients, which come sample by sample: with the embeddings'
-    /// own. By loss token of the batch.
+    /// What trained tokens that are rows of the head, too, need of it for their gradients, which come sample by sample: with the
+    /// embeddings' own. By loss token of the batch.
     private struct TokenHead {
         /// What the head read.
         let normed: Tensor
@@ -218,7 +218,8 @@ package final class TrainStep {
             // The head's input, where gradients will be.
             let normed = dH.prefix(batch.tokenCount)
             normalizeForHead(
-                checkpoints.input(of: model.spec.layerCount), [HeadRows(job: nil, rows: 0..<batch.tokenCount)], into: normed, inverse: activations.logSumExp.base)
+                checkpoints.input(of: model.spec.layerCount), [HeadRows(job: nil, rows: 0..<batch.tokenCount)], into: normed,
+                inverse: activations.logSumExp.base)
             EdgeTensor.measureSmoothing(normed, into: smoothing.head, on: pool)
         }
     }
@@ -502,9 +503,9 @@ package final class TrainStep {
                 let first = next
                 while next < losses, rows.contains(Int(lossRows[next])) { next += 1 }
                 if let tokenHead {
-                    addOuterProduct(
-                        tokenHead.logits(first..<next, jobStart: jobStart, width: trained.tokens.count), tokenHead.normed.rows(first..<next),
-                        [SamplePart(rows: 0..<next - first, sample: 0, firstToken: 0)], into: trained.gradient, on: pool)
+                    let dLogits = tokenHead.logits(first..<next, jobStart: jobStart, width: trained.tokens.count)
+                    let whole = SamplePart(rows: 0..<next - first, sample: 0, firstToken: 0)
+                    addOuterProduct(dLogits, tokenHead.normed.rows(first..<next), [whole], into: trained.gradient, on: pool)
                 }
                 trained.addGradients(loadedTokens(rows), dH.rows(rows), scale: model.spec.embeddingScale)
             }
@@ -538,9 +539,8 @@ package final class TrainStep {
     /// A job's trained tokens that are rows of the head, and the memory for their logits.
     private func headTokens(_ part: HeadRows) -> (rows: TokenRows, logits: Tensor, normed: Tensor)? {
         guard let tokenHead, let rows = part.job.flatMap({ adapters[$0].tokenRows }) else { return nil }
-        return (
-            rows, tokenHead.logits(part.lossTokens, jobStart: part.jobStart, width: rows.tokens.count), tokenHead.normed.rows(part.lossTokens)
-        )
+        let logits = tokenHead.logits(part.lossTokens, jobStart: part.jobStart, width: rows.tokens.count)
+        return (rows, logits, tokenHead.normed.rows(part.lossTokens))
     }
 
     /// - Parameters:
