@@ -41,6 +41,7 @@ METHODS = {
     "lokr-peft": {"adapter": "lokr", "decompose_factor": -1}, "ia3": {"adapter": "ia3"},
     "prefix-tuning": {"adapter": "prefix-tuning"}, "prompt-tuning": {"adapter": "prompt-tuning"},
     "oft": {"adapter": "oft"}, "oft-exact": {"adapter": "oft", "oft_block_size": 16, "use_cayley_neumann": False},
+    "shira": {"adapter": "shira", "lora_r": 4}, "bitfit": {"adapter": "bitfit"},
     "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
     "ln-tuning": {"adapter": "ln-tuning"}, "trainable-tokens": {"adapter": "trainable-tokens", "token_indices": [28, 198, 253, 260, 282]},
 }
@@ -69,7 +70,8 @@ def main():
     parser.add_argument("--bin", type=Path, default=Path(".build/release"))
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    # A model without biases has none to train: bitfit is to be asked for.
+    parser.add_argument("--methods", default=",".join(method for method in METHODS if method != "bitfit"))
     parser.add_argument("--dense", type=Path)
     options = parser.parse_args()
     text = next(line["text"] for line in licences() if 300 < len(line["text"]) < 900)

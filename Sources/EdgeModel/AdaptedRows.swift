@@ -17,10 +17,12 @@ package struct LayerJob {
     }
 }
 
-/// The rows of a job in a batch, or in a chunk of one: what tensors and `parts` of that are given, this takes its own of.
+/// The rows of a job, or of one of its tasks, in a batch, or in a chunk of one: what tensors and `parts` of that are given, this takes its own of.
 struct AdaptedRows {
     let layer: DecoderLayer
     let job: LayerJob
+    /// Of a job that has some.
+    let task: Int?
     let rows: Range<Int>
     /// With rows counted from the first of `rows`.
     let parts: [SamplePart]
@@ -54,8 +56,8 @@ struct AdaptedRows {
     /// Those with factors, which are made here.
     private func adaptedModules(_ modules: [LinearModule]) -> [AdaptedModule] {
         let slots = slots(modules)
-        adapters.derive(slots, on: pool)
-        return slots.compactMap { slot in adapters.factors(slot).map { AdaptedModule(slot: slot, factors: $0) } }
+        adapters.derive(slots, task: task, on: pool)
+        return slots.compactMap { slot in adapters.factors(slot, task: task).map { AdaptedModule(slot: slot, factors: $0) } }
     }
 
     /// What a product of a fused linear has of its B, or of B's gradient.
@@ -216,7 +218,7 @@ struct AdaptedRows {
                     addB(one, [run], into: gradients.b)
                     if !foldsInputs { addOuterProduct(one.dz, input, [run], into: gradients.a, on: pool) }
                 }
-                pool.run(together.count) { index, _ in adapters.chain(together[index].module.slot) }
+                pool.run(together.count) { index, _ in adapters.chain(together[index].module.slot, task: task) }
             }
         }
     }

@@ -65,11 +65,14 @@ package struct DecoderLayer {
         project([(.query, q), (.key, k), (.value, v)], x, batch.parts, projected: a.projected)
         if spec.headNorm == .none {
             rotate(q, k, batch.positions, .forward)
-        } else {
+        } else if w.gradients != nil {
             normalizeHeads(batch, a, w)
+        } else {
+            normalizeHeads(q, k, batch.parts, into: q, k, a)
+            rotate(q, k, batch.positions, .forward)
         }
         let heads = attentionHeads(a, w, tokens)
-        attend(h, q: heads.q, k: heads.k, v: v, batch.spans, prefixes(batch.parts), batch.parts, a)
+        attend(h, q: heads.q, k: heads.k, v: v, batch.spans, prefixes(batch.parts), batch.parts, a, w)
     }
 
     /// What the attention's backward needs again of a layer that has kept its products.
@@ -112,7 +115,7 @@ package struct DecoderLayer {
 
     /// What attention multiplies.
     private func attentionHeads(_ a: LayerActivations, _ w: LayerWorkspace, _ tokens: Int) -> (q: Tensor, k: Tensor) {
-        spec.headNorm == .none
+        spec.headNorm == .none || w.gradients == nil
             ? (a.q.prefix(tokens), a.k.prefix(tokens)) : (w.q.prefix(tokens), w.k.prefix(tokens))
     }
 
@@ -142,7 +145,7 @@ package struct DecoderLayer {
         rotate(q, k, positions, .forward)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
         // A prefix is in the cache.
-        attend(h, q: q, k: keyCache, v: valueCache, [span], [], parts, a)
+        attend(h, q: q, k: keyCache, v: valueCache, [span], [], parts, a, w)
         mlp(TokenChunk(rows: 0..<tokens, parts: parts), a, w, into: output)
     }
 
@@ -159,27 +162,31 @@ package struct DecoderLayer {
     /// From rotated q, k and v to the middle of the layer.
     private func attend(
         _ h: Tensor, q: Tensor, k: Tensor, v: Tensor, _ spans: [AttentionSpan], _ prefixes: [AttentionPrefix?], _ parts: [SamplePart],
-        _ a: LayerActivations
+        _ a: LayerActivations, _ w: LayerWorkspace
     ) {
         let attended = a.attended.prefix(h.rows), middle = a.middle.prefix(h.rows)
         attention.forward(
             q: q, k: k, v: v, spans: spans, prefixes: prefixes, into: attended, logSumExp: a.logSumExp.prefix(h.rows), on: pool)
         addToResidual(
             .output, attended, parts, residual: h, into: middle, norm: weights.attentionOutput,
-            output: a.attentionOutput.prefix(h.rows), inverse: a.inverses.attentionOutput, projected: a.projected)
+            output: a.attentionOutput.prefix(h.rows), inverse: a.inverses.attentionOutput, projected: a.projected,
+            kept: a.read.afterAttention(h.rows), w)
     }
 
-    /// sum = residual + scale · norm(x · Wᵀ).
+    /// sum = residual + scale · norm(x · Wᵀ), and what bottlenecks give to it.
     ///
-    /// - Parameter output: x · Wᵀ is kept there where there is a norm.
+    /// - Parameters:
+    ///   - output: x · Wᵀ is kept there where there is a norm.
+    ///   - kept: what bottlenecks read is kept there, where there is room.
     private func addToResidual(
         _ module: LinearModule, _ x: Tensor, _ parts: [SamplePart], residual: Tensor, into sum: Tensor, norm: Norm?,
-        output: Tensor, inverse: UnsafeMutablePointer<Float>, projected: [Tensor]
+        output: Tensor, inverse: UnsafeMutablePointer<Float>, projected: [Tensor], kept: Tensor, _ w: LayerWorkspace
     ) {
         watch?(index, module, x, parts)
+        let bottlenecks = module.site.map { self.bottlenecks($0, parts) } ?? []
         for run in alike([module], parts) {
             let (ownSum, ownResidual) = (sum.rows(run.rows), residual.rows(run.rows))
-            guard spec.hasOwnOutputs || run.scalesOutput else {
+            guard spec.hasOwnOutputs || run.separatesOutput else {
                 ownSum.copy(from: ownResidual)
                 project([(module, sum)], x, run, .add, projected: projected)
                 continue
@@ -191,7 +198,36 @@ package struct DecoderLayer {
                 project([(module, sum)], x, run, projected: projected)
             }
             multiply(ownSum, by: spec.residualScale, on: pool)
+            addBottlenecks(bottlenecks.filter { run.rows.contains($0.rows.lowerBound) }, reading: .output, sum, to: sum, kept: kept, w)
             addScaled(ownResidual, to: ownSum, on: pool)
+        }
+        addBottlenecks(bottlenecks, reading: .residual, residual, to: sum, kept: kept, w)
+        addBottlenecks(bottlenecks, reading: .sum, sum, to: sum, kept: kept, w)
+    }
+
+    /// What bottlenecks after the MLP have read, to the same bits: what they do not leave behind costs the product once more.
+    ///
+    /// - Parameter output: x · Wᵀ, where there is a norm.
+    private func readAgain(
+        _ bottlenecks: [BottleneckRows], _ x: Tensor, _ chunk: TokenChunk, output: Tensor, inverse: UnsafeMutablePointer<Float>,
+        projected: [Tensor], residual: Tensor, into kept: Tensor
+    ) {
+        for run in alike([.down], chunk.parts) {
+            let readers = bottlenecks.filter { run.rows.contains($0.rows.lowerBound) && $0.form.input != .residual }
+            guard !readers.isEmpty else { continue }
+            let own = kept.rows(run.rows)
+            guard spec.hasOwnOutputs || run.separatesOutput else {
+                own.copy(from: residual.rows(run.rows))
+                project([(.down, kept)], x, run, .add, projected: projected)
+                continue
+            }
+            if let norm = weights.mlpOutput {
+                normalize(output, .mlpOutput, norm, chunk.parts, run.rows, into: kept, inverse: inverse)
+            } else {
+                project([(.down, kept)], x, run, projected: projected)
+            }
+            multiply(own, by: spec.residualScale, on: pool)
+            for one in readers where one.form.input == .sum { addScaled(residual.rows(one.rows), to: kept.rows(one.rows), on: pool) }
         }
     }
 
@@ -204,7 +240,7 @@ package struct DecoderLayer {
         addToResidual(
             .down, activated, chunk.parts, residual: chunk.of(a.middle), into: output, norm: weights.mlpOutput,
             output: chunk.of(a.mlpOutput), inverse: a.inverses.mlpOutput + chunk.rows.lowerBound,
-            projected: a.projected.map(chunk.of))
+            projected: a.projected.map(chunk.of), kept: chunk.of(a.read.afterMLP), w)
     }
 
     /// The input of gate and up.
@@ -246,6 +282,7 @@ package struct DecoderLayer {
             let activated = w.activated.prefix(count), dActivated = g.dActivated.prefix(count)
             let projected = a.projected.map(chunk.of), inverse = a.inverses.mlpOutput + chunk.rows.lowerBound
             let output = chunk.of(a.mlpOutput)
+            let bottlenecks = bottlenecks(.afterMLP, chunk.parts), middle = chunk.of(a.middle), read = chunk.of(a.read.afterMLP)
             let x = mlpInput(chunk, a, w)
             if kept == .input { gates(chunk, x, a) }
             activate(spec.activation, gate: gate, up: up, into: activated, on: pool)
@@ -257,12 +294,16 @@ package struct DecoderLayer {
                 } else {
                     projectNarrow([.down], activated, chunk.parts, projected: projected)
                 }
+                readAgain(
+                    bottlenecks, activated, chunk, output: output, inverse: inverse, projected: projected, residual: middle, into: read)
             }
-            let dOutput = ofOutput(.down, dH, output, chunk.parts, weights.mlpOutput, inverse, into: dNormed)
+            let dAdded = bottlenecksBackward(bottlenecks, dH: dH, residual: middle, kept: read, w, g)
+            let dOutput = ofOutput(.down, dAdded, output, chunk.parts, weights.mlpOutput, inverse, into: dNormed)
             projectBackward([(.down, dOutput)], x: activated, chunk.parts, into: dActivated, projected, g)
+            addResidualGradients(bottlenecks, to: dH, g)
             activateBackward(spec.activation, dy: dActivated, gate: gate, up: up, on: pool)
             throughInput(
-                [(.gate, gate), (.up, up)], x: x, input: chunk.of(a.middle), chunk.parts, .mlpInput, weights.mlpInput,
+                [(.gate, gate), (.up, up)], x: x, input: middle, chunk.parts, .mlpInput, weights.mlpInput,
                 a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g)
         }
     }
@@ -281,9 +322,12 @@ package struct DecoderLayer {
         let dNormed = g.own.dNormed.prefix(tokens)
         let dQ = g.attention.dQ.prefix(tokens), dK = g.attention.dK.prefix(tokens), dV = g.attention.dV.prefix(tokens)
         let dAttended = g.attention.dAttended.prefix(tokens)
+        let bottlenecks = bottlenecks(.afterAttention, parts)
+        let dAdded = bottlenecksBackward(bottlenecks, dH: dH, residual: h, kept: a.read.afterAttention(tokens), w, g)
         let dOutput = ofOutput(
-            .output, dH, a.attentionOutput.prefix(tokens), parts, weights.attentionOutput, a.inverses.attentionOutput, into: dNormed)
+            .output, dAdded, a.attentionOutput.prefix(tokens), parts, weights.attentionOutput, a.inverses.attentionOutput, into: dNormed)
         projectBackward([(.output, dOutput)], x: a.attended.prefix(tokens), parts, into: dAttended, a.projected, g)
+        if below == .needsGradient { addResidualGradients(bottlenecks, to: dH, g) }
         let heads = attentionHeads(a, w, tokens)
         attention.backward(
             dO: dAttended, q: heads.q, k: heads.k, v: a.v.prefix(tokens),

@@ -8,6 +8,7 @@ package struct LayerActivations {
     package let middle: Tensor, gate: Tensor, up: Tensor
     /// What attention and MLP gave, before it was normalised; of models that do so.
     package let attentionOutput: Tensor, mlpOutput: Tensor
+    let read: ReadByBottlenecks
     /// 1 / rms, or 1 / deviation, of the rows of each norm.
     package let inverses: Inverses
     /// `[tokens, rank]` per linear, at its leader; empty rows where no layer adapts it.
@@ -41,9 +42,27 @@ package struct LayerActivations {
         }
     }
 
+    /// What bottlenecks have read after attention and MLP; empty where none has, or what they read is there in any case.
+    struct ReadByBottlenecks {
+        private let ofAttention: Tensor
+        let afterMLP: Tensor
+
+        static func bytes(tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory, _ spec: DecoderSpec) -> ByteCount {
+            .floats(bottlenecks.keepsAfterAttention ? tokens * spec.hiddenSize : 0)
+                + .floats(bottlenecks.keepsAfterMLP ? mlpTokens * spec.hiddenSize : 0)
+        }
+
+        init(tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory, _ spec: DecoderSpec, arena: Arena) {
+            ofAttention = arena.tensor(bottlenecks.keepsAfterAttention ? tokens : 0, spec.hiddenSize)
+            afterMLP = arena.tensor(bottlenecks.keepsAfterMLP ? mlpTokens : 0, spec.hiddenSize)
+        }
+
+        func afterAttention(_ tokens: Int) -> Tensor { ofAttention.prefix(min(tokens, ofAttention.rows)) }
+    }
+
     /// - Parameter mlpTokens: rows of what belongs to the MLP: all, or those that it does at once.
     package static func bytes(
-        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec
+        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec
     ) -> ByteCount {
         let output = spec.hasOutputNorms ? spec.hiddenSize : 0
         let widths = [
@@ -52,11 +71,13 @@ package struct LayerActivations {
         ]
         let attention = widths.reduce(Inverses.bytes(tokens: tokens, spec)) { $0 + .floats(tokens * $1) }
         let mlp = [spec.intermediateSize, spec.intermediateSize, output].reduce(.zero) { $0 + .floats(mlpTokens * $1) }
-        return adapted.reduce(attention + mlp) { $0 + .floats(($1.isOfMLP ? mlpTokens : tokens) * rank) }
+        let read = ReadByBottlenecks.bytes(tokens: tokens, mlpTokens: mlpTokens, bottlenecks, spec)
+        return adapted.reduce(attention + mlp + read) { $0 + .floats(($1.isOfMLP ? mlpTokens : tokens) * rank) }
     }
 
     package init(
-        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ spec: DecoderSpec, arena: Arena
+        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec,
+        arena: Arena
     ) {
         q = arena.tensor(tokens, spec.queryWidth)
         k = arena.tensor(tokens, spec.keyValueWidth)
@@ -68,6 +89,7 @@ package struct LayerActivations {
         up = arena.tensor(mlpTokens, spec.intermediateSize)
         attentionOutput = arena.tensor(tokens, spec.hasOutputNorms ? spec.hiddenSize : 0)
         mlpOutput = arena.tensor(mlpTokens, spec.hasOutputNorms ? spec.hiddenSize : 0)
+        read = ReadByBottlenecks(tokens: tokens, mlpTokens: mlpTokens, bottlenecks, spec, arena: arena)
         inverses = Inverses(tokens: tokens, spec, arena: arena)
         projected = LinearModule.allCases.map {
             arena.tensor(adapted.contains($0) ? ($0.isOfMLP ? mlpTokens : tokens) : 0, rank)
@@ -85,6 +107,8 @@ package struct LayerWorkspace {
     package let activated: Tensor
     /// Normalised and rotated, in models that normalise q and k; empty where there is no backward.
     let q: Tensor, k: Tensor
+    /// `[tokens, width]`: what is between a bottleneck's matrices.
+    let bottleneck: Tensor
     /// Nil where there is no backward.
     package let gradients: LayerGradients?
 
@@ -98,20 +122,26 @@ package struct LayerWorkspace {
         return (spec.hasInputNorms ? spec.hiddenSize : 0, heads.0, heads.1)
     }
 
-    package static func bytes(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use) -> ByteCount {
+    package static func bytes(
+        tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec, _ use: Use
+    ) -> ByteCount {
         let widths = widths(spec, use)
-        let n = ByteCount.floats(tokens * widths.norm) + .floats(mlpTokens * widths.norm)
+        let bottleneck = ByteCount.floats(tokens * bottlenecks.width)
+        let n = ByteCount.floats(tokens * widths.norm) + .floats(mlpTokens * widths.norm) + bottleneck
         let heads = ByteCount.floats(tokens * widths.q) + .floats(tokens * widths.k)
         let i = ByteCount.floats(mlpTokens * spec.intermediateSize)
         return switch use {
         case .forwardOnly: n + heads + i
         case .training(let rank):
-            n + heads + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
+            n + heads + bottleneck + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
                 + max(i + i, LayerGradients.attentionBytes(tokens: tokens, spec))
         }
     }
 
-    package init(tokens: Int, mlpTokens: Int, _ spec: DecoderSpec, _ use: Use, arena: Arena) {
+    package init(
+        tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec, _ use: Use, arena: Arena
+    ) {
+        bottleneck = arena.tensor(tokens, bottlenecks.width)
         self.mlpTokens = mlpTokens
         let widths = Self.widths(spec, use)
         n1 = arena.tensor(tokens, widths.norm)
@@ -123,7 +153,7 @@ package struct LayerWorkspace {
             activated = arena.tensor(mlpTokens, spec.intermediateSize)
             gradients = nil
         case .training(let rank):
-            let own = LayerGradients.Own(tokens: tokens, rank: rank, spec, arena: arena)
+            let own = LayerGradients.Own(tokens: tokens, rank: rank, bottlenecks, spec, arena: arena)
             // The MLP's backward is over when the attention's begins.
             let (mlp, attention) = arena.either {
                 (arena.tensor(mlpTokens, spec.intermediateSize), arena.tensor(mlpTokens, spec.intermediateSize))
@@ -142,8 +172,11 @@ package struct LayerGradients {
         let dNormed: Tensor
         /// One per module that reads the same input.
         let dProjected: [Tensor]
+        /// `[tokens, width]`.
+        let dBottleneck: Tensor
 
-        init(tokens: Int, rank: Int, _ spec: DecoderSpec, arena: Arena) {
+        init(tokens: Int, rank: Int, _ bottlenecks: BottleneckMemory, _ spec: DecoderSpec, arena: Arena) {
+            dBottleneck = arena.tensor(tokens, bottlenecks.width)
             dNormed = arena.tensor(tokens, spec.hiddenSize)
             dProjected = (0..<mostTogether).map { _ in arena.tensor(tokens, rank) }
         }

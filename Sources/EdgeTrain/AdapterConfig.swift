@@ -23,6 +23,8 @@ package struct AdapterConfig: Equatable, Sendable {
     private var downTargets: [String] = []
     /// Of a method that has virtual tokens.
     private var virtualTokens: VirtualTokenSizes?
+    /// Of a method of the adapters library's.
+    var hub: HubFile?
 
     package init(
         rank: Int, loraAlpha: Double, loraDropout: Double, targetModules: [String], layersToTransform: [Int]?,
@@ -56,9 +58,10 @@ package struct AdapterConfig: Equatable, Sendable {
         fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method.asOnFile : AdapterMethods.named(spec.method.fileMethod)!)
         (rankPattern, alphaPattern) = (spec.rankPattern, spec.alphaPattern)
         virtualTokens = spec.method.virtualTokenSizes(model)
+        if spec.method is HubAdapter { hub = .of(model) }
         if !hasLayers {
             layersToTransform = nil
-            downTargets = targets { $0 == .down }.sorted()
+            if method is IA3 { downTargets = targets { $0 == .down }.sorted() }
         }
     }
 
@@ -88,6 +91,11 @@ package struct AdapterConfig: Equatable, Sendable {
     }
     private var hasLayers: Bool { method.hasLayers }
 
+    /// Whether a tensor of this name has whole numbers.
+    func isInteger(_ name: String) -> Bool {
+        method.matrices(.smallest, spec).contains { $0.isInteger && name.hasSuffix(".\($0.name)") }
+    }
+
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
         guard method.storedFactors != nil else { return method.configKeys.alpha == nil ? 1 : loraAlpha / (Double(self.rank) + method.rankMargin) }
@@ -110,6 +118,7 @@ package struct AdapterConfig: Equatable, Sendable {
 
     /// `json.dumps(config, indent=2, sort_keys=True)`.
     package var json: [UInt8] {
+        if let hub, let method = method as? HubAdapter { return hubJSON(method, hub) }
         let keys = method.configKeys
         var members: [JSONText.Member] = [
             .init("base_model_name_or_path", baseModelNameOrPath.map(JSONText.string) ?? .null),
@@ -143,6 +152,12 @@ package struct AdapterConfig: Equatable, Sendable {
     /// - Throws: `JSONTextError` or `AdapterError`.
     package init(json: ByteRegion) throws {
         let document = try json.withBytes { try JSONText(parsing: $0) }
+        if let (method, file, baseModel) = try Self.hub(document) {
+            (rank, loraAlpha, loraDropout, targetModules, layersToTransform) = (1, 1, 0, [], nil)
+            (baseModelNameOrPath, usesRankStabilizedScaling) = (baseModel, false)
+            (fileMethod, hub) = (FileMethod(method), file)
+            return
+        }
         let method: any AdapterMethod
         do {
             method = try Self.method(of: document)
@@ -175,7 +190,7 @@ package struct AdapterConfig: Equatable, Sendable {
         rankPattern = try Self.read("rank_pattern", document, default: rankPattern) { Self.patterns($0) { $0.integer } }
     }
 
-    fileprivate static func positive(_ key: String, _ document: JSONText) throws(AdapterError) -> Int {
+    static func positive(_ key: String, _ document: JSONText) throws(AdapterError) -> Int {
         guard let count = document[key]?.integer, (1...largestSize).contains(count) else {
             throw .badConfig(key: key, value: text(document[key]))
         }
@@ -184,7 +199,7 @@ package struct AdapterConfig: Equatable, Sendable {
     private static let largestSize = 1 << 24
 
     private static func method(of document: JSONText) throws -> any AdapterMethod {
-        guard let type = document["peft_type"]?.string, let method = AdapterMethods.all.first(where: { $0.peftType == type }) else {
+        guard let type = document["peft_type"]?.string, let method = AdapterMethods.all.first(where: { $0.peftType == type && !($0 is HubAdapter) }) else {
             throw AdapterError.unsupported(key: "peft_type", value: text(document["peft_type"]))
         }
         // DoRA is a kind of LoRA to PEFT.
@@ -246,7 +261,7 @@ package struct AdapterConfig: Equatable, Sendable {
         .number(Int(exactly: value).map { "\($0)" } ?? "\(value)")
     }
 
-    private static func text(_ value: JSONText?) -> String {
+    static func text(_ value: JSONText?) -> String {
         guard let value else { return "missing" }
         return String(decoding: value.indented().dropLast(), as: UTF8.self)
     }

@@ -38,6 +38,8 @@ package final class Generator {
     private let context: Int
     /// Of the adapter: keys before the prompt's, and rows.
     private let prefixTokens: Int
+    /// Keys of the cache that do not make positions higher.
+    private let unshifted: Int
     private let promptTokens: Int
     private let keys: [Tensor], values: [Tensor]
     private let activations: LayerActivations
@@ -61,12 +63,16 @@ package final class Generator {
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
         return cache + ofAdapter + hidden + hidden
             + LayerActivations.bytes(
-                tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], spec)
+                tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], bottlenecks(spec, adapter), spec)
             + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
-            + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, spec, .forwardOnly)
+            + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, bottlenecks(spec, adapter), spec, .forwardOnly)
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, adapter, context: context))
             + RotaryEmbedding.bytes(positions: context, spec)
+    }
+
+    private static func bottlenecks(_ spec: DecoderSpec, _ adapter: AdapterLayout?) -> BottleneckMemory {
+        BottleneckMemory(adapter?.spec.method.bottleneck.map { [$0] } ?? [], of: spec).forwardOnly
     }
 
     private static func scratchFloats(_ spec: DecoderSpec, _ adapter: AdapterLayout?, context: Int) -> Int {
@@ -85,6 +91,7 @@ package final class Generator {
         self.context = context
         let layout = adapter?.layout
         prefixTokens = layout.map { $0.spec.method.prefixTokens($0.spec) } ?? 0
+        unshifted = prefixTokens - (layout?.positionShift ?? 0)
         promptTokens = layout.map { $0.spec.method.promptTokens($0.spec) } ?? 0
         arena = try Arena(capacity: Self.bytes(spec, layout, context: context, threads: threads))
         pool = WorkerPool(
@@ -109,11 +116,11 @@ package final class Generator {
             }
         }
         activations = LayerActivations(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [], spec,
-            arena: arena)
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [],
+            Self.bottlenecks(spec, layout), spec, arena: arena)
         scaledRows = arena.floats(layout?.scaledCount(tokens: Self.promptChunk, isTrained: false) ?? 0)
         workspace = LayerWorkspace(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, spec, .forwardOnly, arena: arena)
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, Self.bottlenecks(spec, layout), spec, .forwardOnly, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseNorm = arena.floats(1)
@@ -157,7 +164,7 @@ package final class Generator {
         let spec = model.spec
         for (offset, token) in new.enumerated() {
             tokens[offset] = token
-            positions[offset] = rotaries.row(position: past + offset, length: context)
+            positions[offset] = rotaries.row(position: past - unshifted + offset, length: context)
         }
         var (input, output) = (hidden.0.prefix(new.count), hidden.1.prefix(new.count))
         decodeRows(model.embedding, tokens, into: input, on: pool)

@@ -11,6 +11,8 @@ package struct LoadedAdapter: Sendable {
     package let scaling: Double
     /// Plain LoRA where the adapter is exactly that; else its own.
     private let method: any AdapterMethod
+    /// What its configuration says, where the change has no factors.
+    private let configRank: Int
     let tensors: [LoRATensors]
     /// Of a method that is more than a change of weights, whose `tensors` are none.
     private let whole: AdapterArtifact?
@@ -35,19 +37,21 @@ package struct LoadedAdapter: Sendable {
             guard let config else { throw LoadedAdapterError.noConfig }
             let artifact = try AdapterArtifact.open(
                 config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
-            try self.init(artifact, of: spec, limitBytes: limitBytes)
+            try self.init(artifact.task(nil), of: spec, limitBytes: limitBytes)
         }
     }
 
     /// Plain LoRA, scaled by nothing.
     init(_ tensors: [LoRATensors], rank: Int) {
         (self.tensors, self.rank) = (tensors, rank)
-        (scaling, method, whole) = (1, AdapterMethods.lora, nil)
+        (scaling, method, configRank, whole) = (1, AdapterMethods.lora, 1, nil)
     }
 
-    /// - Parameter directory: an artifact as `publish` leaves it.
-    package init(directory: String, of spec: DecoderSpec) throws {
-        try self.init(try AdapterArtifact.open(directory: directory), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
+    /// - Parameters:
+    ///   - directory: an artifact as `publish` leaves it.
+    ///   - task: of an adapter that has tasks, the one whose LoRA it is.
+    package init(directory: String, task: String? = nil, of spec: DecoderSpec) throws {
+        try self.init(try AdapterArtifact.open(directory: directory).task(task), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
     }
 
     private init(_ artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
@@ -57,18 +61,21 @@ package struct LoadedAdapter: Sendable {
         }
         let tensors = try artifact.lora(limitBytes: limitBytes) { path in
             let id = try ModuleID(path: path, in: spec)
-            return (id.inFeatures(spec), id.outFeatures(spec))
+            return (id.inFeatures(spec), id.outFeatures(spec), spec.biases.contains(id.module))
         }
         let scalings = try artifact.config.scalings(of: tensors)
         let method = artifact.config.method
-        try self.init(tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, limitBytes: limitBytes) {
+        try self.init(
+            tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, configRank: artifact.config.rank,
+            limitBytes: limitBytes
+        ) {
             scalings[$0.modulePath]!
         }
     }
 
     private init(whole artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
         let artifact = try artifact.withoutTiedCopy(in: spec).targetingNorms(of: spec)
-        (rank, scaling, tensors, method, whole) = (artifact.config.rank, 1, [], artifact.config.method, artifact)
+        (rank, scaling, tensors, method, configRank, whole) = (artifact.config.rank, 1, [], artifact.config.method, 1, artifact)
         let own = artifact.config.wholeSpec
         let layout = AdapterLayout(own, modules: try own.modules(of: spec), of: spec)
         guard layout.fileBytes <= limitBytes else { throw LoadedAdapterError.tooLarge(bytes: layout.fileBytes, limitBytes: limitBytes) }
@@ -82,10 +89,9 @@ package struct LoadedAdapter: Sendable {
     }
 
     private init(
-        _ tensors: [LoRATensors], _ method: any AdapterMethod, limitBytes: Int, scaling: (LoRATensors) -> Double
+        _ tensors: [LoRATensors], _ method: any AdapterMethod, configRank: Int = 1, limitBytes: Int, scaling: (LoRATensors) -> Double
     ) throws {
-        self.method = method
-        whole = nil
+        (self.method, self.configRank, whole) = (method, configRank, nil)
         let largest = tensors.max { $0.rank < $1.rank }!
         let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
         for one in tensors where !Float(scaling(one) * Double(rank)).isFinite {
@@ -116,13 +122,18 @@ package struct LoadedAdapter: Sendable {
         }
         let modules = try modules(of: spec)
         let layers = Set(modules.map(\.layer)).sorted()
-        guard rank > 0 else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
+        guard rank > 0 || tensors.allSatisfy({ $0.added != nil }) else {
+            throw AdapterError.unsupported(key: "peft_type", value: method.peftType)
+        }
         var own = self.spec
         own.layers = layers.count == spec.layerCount ? nil : layers
         var config = AdapterConfig(own, modules: modules, of: spec, baseModelNameOrPath: baseModel)
-        config.loraAlpha = scaling * Double(rank)
+        if rank > 0 { config.loraAlpha = scaling * Double(rank) }
+        let stored = zip(modules, tensors).flatMap { id, one in
+            one.added?.stored(own, spec.shape(id.module), one.modulePath) ?? one.stored
+        }
         try AdapterArtifact.publish(
-            to: directory, tensors: tensors.flatMap(\.stored), config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
+            to: directory, tensors: stored, config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
             modelCard: "# An adapter for \(baseModel)\n\n\(note): \(own.summary).\n")
     }
 
@@ -165,12 +176,16 @@ package struct LoadedAdapter: Sendable {
     /// As it is computed with.
     package var spec: AdapterSpec {
         whole?.config.wholeSpec
-            ?? AdapterSpec(method: method, rank: max(1, rank), alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+            ?? AdapterSpec(
+                method: method, rank: rank > 0 ? rank : configRank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
     }
 
     /// Of all its values.
     package var byteCount: ByteCount {
-        ByteCount((whole?.stored.reduce(0) { $0 + 4 * $1.values.count } ?? 0) + tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count + ($1.rotation?.skew.count ?? 0)) })
+        let ofLinears = tensors.reduce(0) { sum, one in
+            sum + one.loraA.count + one.loraB.count + (one.rotation?.skew.count ?? 0) + (one.added?.count ?? 0)
+        }
+        return ByteCount(4 * (ofLinears + (whole?.stored.reduce(0) { $0 + $1.values.count } ?? 0)))
     }
 
     /// The largest of its rotations, and of their blocks; 0: it has none.

@@ -8,6 +8,8 @@ package struct MicroBatch {
     package let tokens: [TokenID]
     package let positions: [Int32]
     package let spans: [AttentionSpan]
+    /// Of the samples, numbers of their tasks.
+    package let tasks: [Int?]
     /// Rows whose next token counts, and that token.
     package let lossRows: [Int32]
     package let targets: [Int32]
@@ -32,6 +34,7 @@ package struct MicroBatch {
         self.tokens = tokens
         self.positions = positions
         self.spans = spans
+        tasks = samples.map(\.task)
         self.lossRows = lossRows
         self.targets = targets
     }
@@ -44,6 +47,8 @@ package struct JobMicroBatch {
     package let batch: MicroBatch
     /// What the gradients are of: so many times Σ nll.
     package let lossScale: Float
+    /// Where the adapter is meanwhile, in a step that has no backward; nil: where it is.
+    package let perturbation: Perturbation?
     /// Nil: no dropout.
     package let masks: DropoutMasks?
     /// What the step has drawn, of a method that draws one; nil: all ranks.
@@ -55,8 +60,9 @@ package struct JobMicroBatch {
 
     package init(
         job: Int = 0, _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil, cached: CachedSamples? = nil,
-        addingTo loss: Double = 0
+        perturbation: Perturbation? = nil, addingTo loss: Double = 0
     ) {
+        self.perturbation = perturbation
         self.cached = cached
         self.job = job
         self.batch = batch
@@ -82,6 +88,7 @@ package final class TrainStep {
     /// What every other layer uses.
     private let activations: LayerActivations
     private let workspace: LayerWorkspace
+    /// Empty where there is no backward.
     private let dH: Tensor
     private let dropped: Tensor?
     private let scaledRows: UnsafeMutablePointer<Float>
@@ -105,7 +112,7 @@ package final class TrainStep {
         }
     }
 
-    /// What the head needs for one chunk of loss tokens.
+    /// What the head needs for one chunk of loss tokens; `dInput` is empty where there is no backward.
     private struct HeadMemory {
         let logits: Tensor, input: Tensor, normed: Tensor, dInput: Tensor
         let inverseNorm: UnsafeMutablePointer<Float>
@@ -115,7 +122,7 @@ package final class TrainStep {
             logits = arena.tensor(shape.lossChunk, spec.vocabularySize)
             input = arena.tensor(shape.lossChunk, spec.hiddenSize)
             normed = arena.tensor(shape.lossChunk, spec.hiddenSize)
-            dInput = arena.tensor(shape.lossChunk, spec.hiddenSize)
+            dInput = arena.tensor(shape.hasBackward ? shape.lossChunk : 0, spec.hiddenSize)
             inverseNorm = arena.floats(shape.lossChunk)
             losses = arena.floats(shape.lossChunk)
         }
@@ -161,7 +168,7 @@ package final class TrainStep {
         adapters = zip(memory.layouts, parameters).map { layout, parameters in
             AdapterSet(
                 layout, of: spec, parameters: parameters, gradients: arena.floats(layout.gradientCount(shape.gradients)),
-                factorSpace: arena.floats(layout.factorCount(isTrained: true)), shape.gradients)
+                factorSpace: arena.floats(layout.factorCount(isTrained: shape.hasBackward)), shape.gradients)
         }
         pool = WorkerPool(
             kernels: kernels, threadCount: shape.threads, scratchFloats: memory.scratchFloats(shape), arena: arena)
@@ -169,20 +176,21 @@ package final class TrainStep {
         rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
         weights = WeightStream(model, shape.weights, arena: arena)
         checkpoints = try LayerCheckpoints(
-            shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestLayer, spec, directory: spillDirectory,
+            shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestKeptInput(shape), spec, directory: spillDirectory,
             arena: arena)
         func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
-                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.factorRank, adapted: memory.adaptedModules, spec, arena: arena)
+                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.factorRank, adapted: memory.adaptedModules, memory.bottlenecks, spec,
+                arena: arena)
         }
         kept = (0..<shape.keptLayers).map { _ in layerActivations(mlpTokens: shape.tokens) }
         let (layer, head) = arena.either {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, spec, .training(rank: memory.factorRank), arena: arena),
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, memory.layerUse(shape), arena: arena),
                 memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
-                arena.floats(memory.scaledCount(tokens: shape.tokens))
+                arena.floats(memory.scaledCount(shape))
             )
         } or: {
             HeadMemory(shape, spec, arena: arena)
@@ -190,7 +198,7 @@ package final class TrainStep {
         (activations, workspace, dropped, scaledRows) = layer
         self.head = head
         tokenHead = TokenHead(shape, memory, arena: arena)
-        dH = arena.tensor(shape.tokens, spec.hiddenSize)
+        dH = arena.tensor(shape.hasBackward ? shape.tokens : 0, spec.hiddenSize)
         smoothing = shape.compute == .int8 ? Smoothing(spec, arena: arena) : nil
         embeddingRow = arena.bytes(.wholeLines(model.embedding.rowBytes)).baseAddress!
         tokens = arena.integers(shape.tokens)
@@ -215,10 +223,10 @@ package final class TrainStep {
         for some in packed(samples, tokenBudget: shape.tokens, tokens: \.tokens.count) {
             let batch = load([(MicroBatch(some), nil)])
             try forward(batch, .measuringSmoothing)
-            // The head's input, where gradients will be.
-            let normed = dH.prefix(batch.tokenCount)
+            // The head's input, in the place of the last layer's, which has been read.
+            let normed = checkpoints.input(of: model.spec.layerCount - 1)
             normalizeForHead(
-                checkpoints.input(of: model.spec.layerCount), [HeadRows(job: nil, rows: 0..<batch.tokenCount)], into: normed,
+                checkpoints.input(of: model.spec.layerCount), [HeadRows(adapters: nil, rows: 0..<batch.tokenCount)], into: normed,
                 inverse: activations.logSumExp.base)
             EdgeTensor.measureSmoothing(normed, into: smoothing.head, on: pool)
         }
@@ -259,8 +267,8 @@ package final class TrainStep {
         adapters.parametersChanged()
     }
 
-    /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`. Every number is what
-    /// it would be if the job were alone.
+    /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`: where there is no
+    /// backward, only that, of the adapter as it is perturbed. Every number is what it would be if the job were alone.
     ///
     /// - Parameters:
     ///   - work: at most one micro-batch of each job.
@@ -275,6 +283,8 @@ package final class TrainStep {
         let batch = load(work.map { ($0.batch, $0.job) })
         let pass = Pass.training(work)
         precondition(work.count == 1 || work.allSatisfy { $0.cached == nil })
+        precondition(work.allSatisfy { ($0.perturbation == nil) == shape.hasBackward })
+        guard shape.hasBackward else { return try probe(&work, batch) }
         try forward(batch, pass, work[0].cached)
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()
@@ -304,6 +314,14 @@ package final class TrainStep {
         for one in work where !adapters[one.job].layout.modelRange.isEmpty { try finished(model.spec.layerCount, one) }
     }
 
+    /// What is derived from the adapters and kept is, meanwhile, that of the perturbed ones.
+    private func probe(_ work: inout [JobMicroBatch], _ batch: PackedBatch) throws {
+        for one in work { adapters[one.job].parametersChanged() }
+        defer { for one in work { adapters[one.job].parametersChanged() } }
+        try forward(batch, .training(work), work[0].cached)
+        try headLoss(&work, .trainingLoss, after: .attention(0))
+    }
+
     /// `accumulate` of the only job.
     package func accumulate(
         _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
@@ -317,7 +335,7 @@ package final class TrainStep {
     package func evaluate(_ microBatch: MicroBatch, job: Int = 0, cached: CachedSamples? = nil, loss: inout Double) throws {
         try forward(load([(microBatch, job)]), .evaluation(job: job), cached)
         var work = [JobMicroBatch(job: job, microBatch, lossScale: 0, addingTo: loss)]
-        try headLoss(&work, .lossOnly, after: .attention(0))
+        try headLoss(&work, .heldOutLoss, after: .attention(0))
         loss = work[0].loss
     }
 
@@ -349,7 +367,7 @@ package final class TrainStep {
         for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, batch.tokenCount - first)
             let logits = try headLogits(
-                first: first, [HeadRows(job: 0, rows: 0..<rows, chunkStart: first)], .unrounded, smoothing: nil, after: .headSlice(0))
+                first: first, [HeadRows(adapters: adapters[0], rows: 0..<rows, chunkStart: first)], .unrounded, smoothing: nil, after: .headSlice(0))
             if let cap = model.spec.logitCap { softCap(logits, cap, on: pool) }
             body(first, logits)
         }
@@ -366,7 +384,7 @@ package final class TrainStep {
         var spans: [AttentionSpan] = []
         for (batch, job) in microBatches {
             // Its keys are before the first.
-            let before = job.map { adapters[$0].spec.method.prefixTokens(adapters[$0].spec) } ?? 0
+            let before = job.map { adapters[$0].layout.positionShift } ?? 0
             precondition(
                 count + batch.tokens.count <= shape.tokens, "\(count + batch.tokens.count) tokens in a step planned for \(shape.tokens)")
             let first = count
@@ -386,7 +404,8 @@ package final class TrainStep {
             count += batch.tokens.count
         }
         return PackedBatch(
-            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.batch.spans.count))
+            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.batch.spans.count),
+            tasks: microBatches.flatMap(\.batch.tasks))
     }
 
     private enum Pass {
@@ -406,7 +425,11 @@ package final class TrainStep {
         var watch: DecoderLayer.InputWatch?
         switch pass {
         case .training(let work):
-            jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?.layers[index]) }
+            jobs = work.map { one in
+                let own = adapters[one.job]
+                return LayerJob(
+                    one.perturbation == nil ? own : own.perturbed(layer: index), masks: one.masks, smoothing: smoothing?.layers[index])
+            }
             rounding = self.rounding
         case .evaluation(let job): jobs = [LayerJob(adapters[job])]
         case .measuringSmoothing: measured = smoothing?.layers[index]
@@ -442,6 +465,7 @@ package final class TrainStep {
         for index in first...last {
             if let cached, index == cached.layer, first < index { try cached.keep(checkpoints.input(of: index), batch.spans, on: pool) }
             let activations = activations(of: index)
+            perturb(index, pass)
             try weights.use(.attention(index), next: .mlp(index))
             layer(index, pass).attentionForward(checkpoints.input(of: index), batch, activations, workspace)
             if case .keepingKeys(let keep) = pass {
@@ -457,14 +481,15 @@ package final class TrainStep {
     /// Virtual tokens are rows of the batch, whose embeddings are the adapter's.
     private func embed(_ batch: PackedBatch, _ pass: Pass, into h: Tensor) throws {
         try decodeEmbeddings(tokens, into: h)
-        let jobs: [Int] = switch pass {
-        case .training(let work): work.map(\.job)
-        case .evaluation(let job): [job]
+        perturb(model.spec.layerCount, pass)
+        let jobs: [AdapterSet] = switch pass {
+        case .training(let work): work.map(modelAdapters)
+        case .evaluation(let job): [adapters[job]]
         case .measuringSmoothing, .watchingInputs, .keepingKeys: []
         }
         for (prompt, rows) in prompts(of: jobs, batch) { h.rows(rows).copy(from: prompt.matrix) }
         for (index, job) in jobs.enumerated() {
-            guard let trained = adapters[job].tokenRows else { continue }
+            guard let trained = job.tokenRows else { continue }
             for rows in batch.samples(job: index) { trained.replace(loadedTokens(rows), in: h.rows(rows)) }
         }
         multiply(h, by: model.spec.embeddingScale, on: pool)
@@ -472,18 +497,33 @@ package final class TrainStep {
 
     /// The rows of virtual tokens of each sample, in the samples' order.
     ///
-    /// - Parameter jobs: of the batch, in its order.
-    private func prompts(of jobs: [Int], _ batch: PackedBatch) -> [(prompt: (matrix: Tensor, gradient: Tensor), rows: Range<Int>)] {
-        jobs.enumerated().flatMap { index, job in
-            guard let prompt = adapters[job].part(.prompt, layer: nil).first else { return [] as [(prompt: (matrix: Tensor, gradient: Tensor), rows: Range<Int>)] }
-            return batch.firstRows(job: index).map { (prompt, $0..<$0 + prompt.matrix.rows) }
+    /// - Parameter jobs: their adapters, in the batch's order.
+    private func prompts(of jobs: [AdapterSet], _ batch: PackedBatch) -> [(prompt: AdapterSet.PartMatrix, rows: Range<Int>)] {
+        var prompts: [(prompt: AdapterSet.PartMatrix, rows: Range<Int>)] = []
+        for (index, job) in jobs.enumerated() {
+            guard let prompt = job.part(.prompt, layer: nil).first else { continue }
+            prompts += batch.firstRows(job: index).map { (prompt, $0..<$0 + prompt.matrix.rows) }
         }
+        return prompts
     }
 
     /// Of what the first layer read.
     private func addPromptGradients(_ work: [JobMicroBatch], _ batch: PackedBatch) {
-        for (prompt, rows) in prompts(of: work.map(\.job), batch) {
+        for (prompt, rows) in prompts(of: work.map { adapters[$0.job] }, batch) {
             addScaled(dH.rows(rows), scale: model.spec.embeddingScale, to: prompt.gradient, on: pool)
+        }
+    }
+
+    /// A job's adapter, or what it is perturbed to, with what is no layer's.
+    private func modelAdapters(_ one: JobMicroBatch) -> AdapterSet {
+        one.perturbation == nil ? adapters[one.job] : adapters[one.job].perturbed(layer: model.spec.layerCount)
+    }
+
+    /// Of each job whose adapter is perturbed: that of the layer which is to run, or what is no layer's.
+    private func perturb(_ index: Int, _ pass: Pass) {
+        guard case .training(let work) = pass else { return }
+        for one in work {
+            if let perturbation = one.perturbation { adapters[one.job].perturb(layer: index, perturbation, on: pool) }
         }
     }
 
@@ -524,9 +564,9 @@ package final class TrainStep {
         }
     }
 
-    /// Rows that go through the head together, of one job, or, where that is nil, of the base alone.
+    /// Rows that go through the head together, of one job, or, where there are no adapters, of the base alone.
     private struct HeadRows {
-        let job: Int?
+        let adapters: AdapterSet?
         /// In the chunk.
         let rows: Range<Int>
         /// Loss tokens of the batch before the chunk's first, and before the job's.
@@ -538,9 +578,10 @@ package final class TrainStep {
 
     /// A job's trained tokens that are rows of the head, and the memory for their logits.
     private func headTokens(_ part: HeadRows) -> (rows: TokenRows, logits: Tensor, normed: Tensor)? {
-        guard let tokenHead, let rows = part.job.flatMap({ adapters[$0].tokenRows }) else { return nil }
-        let logits = tokenHead.logits(part.lossTokens, jobStart: part.jobStart, width: rows.tokens.count)
-        return (rows, logits, tokenHead.normed.rows(part.lossTokens))
+        guard let tokenHead, let rows = part.adapters?.tokenRows else { return nil }
+        return (
+            rows, tokenHead.logits(part.lossTokens, jobStart: part.jobStart, width: rows.tokens.count), tokenHead.normed.rows(part.lossTokens)
+        )
     }
 
     /// - Parameters:
@@ -571,14 +612,14 @@ package final class TrainStep {
     /// A factor of the logits is one of what the head reads.
     private func normalizeForHead(_ hidden: Tensor, _ parts: [HeadRows], into normed: Tensor, inverse: UnsafeMutablePointer<Float>) {
         for part in parts {
-            let norm = ownFinalNorm(part.job)?.norm ?? model.outputNorm
+            let norm = ownFinalNorm(part)?.norm ?? model.outputNorm
             normalize(hidden.rows(part.rows), norm, into: normed.rows(part.rows), inverse: inverse + part.rows.lowerBound, on: pool)
         }
         multiply(normed, by: model.spec.logitScale, on: pool)
     }
 
-    private func ownFinalNorm(_ job: Int?) -> TrainedNorm? {
-        job.flatMap { adapters[$0].norm(.final, layer: nil, insteadOf: model.outputNorm, model.spec) }
+    private func ownFinalNorm(_ part: HeadRows) -> TrainedNorm? {
+        part.adapters?.norm(.final, layer: nil, insteadOf: model.outputNorm, model.spec)
     }
 
     /// The gradients of what the norm read, and of jobs' own norms. A row carries loss once, and each is added by itself: however loss
@@ -586,7 +627,7 @@ package final class TrainStep {
     private func finalNormBackward(_ dNormed: Tensor, _ parts: [HeadRows], into dInput: Tensor) {
         for part in parts {
             let (dNormed, input, inverse) = (dNormed.rows(part.rows), head.input.rows(part.rows), head.inverseNorm + part.rows.lowerBound)
-            let own = ownFinalNorm(part.job)
+            let own = ownFinalNorm(part)
             own?.addGradients(dNormed, input, inverse: inverse, (0..<part.rows.count).map { $0..<$0 + 1 }, on: pool)
             normalizeBackward(
                 dNormed, input, own?.norm ?? model.outputNorm, inverse: inverse, into: dInput.rows(part.rows), .overwrite, on: pool)
@@ -603,7 +644,13 @@ package final class TrainStep {
         }
     }
 
-    private enum HeadWork { case lossOnly, gradient }
+    private enum HeadWork {
+        /// In f32.
+        case heldOutLoss
+        /// Computed as in training, without gradients.
+        case trainingLoss
+        case gradient
+    }
 
     /// Loss tokens that go through the head together, and those of them that each of some micro-batches has.
     private struct LossChunk {
@@ -634,22 +681,23 @@ package final class TrainStep {
         for (index, chunk) in chunks.enumerated() {
             let (first, rows) = (chunk.rows.lowerBound, chunk.rows.count)
             let afterChunk = index + 1 < chunks.count ? .headSlice(0) : next
-            let isTraining = kind == .gradient
+            let isTraining = kind != .heldOutLoss, hasGradient = kind == .gradient
             let rounding = isTraining ? self.rounding : .unrounded
             let smoothed = isTraining ? smoothing.map { UnsafePointer($0.head) } : nil
             let parts = chunk.parts.map {
                 HeadRows(
-                    job: work[$0.work].job, rows: $0.rows.lowerBound - first..<$0.rows.upperBound - first, chunkStart: first,
+                    adapters: kind == .heldOutLoss ? adapters[work[$0.work].job] : modelAdapters(work[$0.work]),
+                    rows: $0.rows.lowerBound - first..<$0.rows.upperBound - first, chunkStart: first,
                     jobStart: counts.prefix($0.work).reduce(0, +))
             }
-            let logits = try headLogits(first: first, parts, rounding, smoothing: smoothed, after: isTraining ? .headSlice(0) : afterChunk)
+            let logits = try headLogits(first: first, parts, rounding, smoothing: smoothed, after: hasGradient ? .headSlice(0) : afterChunk)
             for part in chunk.parts {
                 crossEntropy(
                     logits: logits.rows(part.rows.lowerBound - first..<part.rows.upperBound - first), targets: targets + part.rows.lowerBound,
-                    gradientScale: isTraining ? work[part.work].lossScale : 0, cap: model.spec.logitCap, losses: head.losses,
+                    gradientScale: hasGradient ? work[part.work].lossScale : 0, cap: model.spec.logitCap, losses: head.losses,
                     addingTo: &work[part.work].loss, on: pool)
             }
-            guard isTraining else { continue }
+            guard hasGradient else { continue }
             let dInput = head.dInput.prefix(rows)
             let dNormed = head.normed.prefix(rows)  // its values are not needed again
             for part in parts {

@@ -4,7 +4,7 @@ import Foundation
 
 struct AdapterSource {
     static let configName = "adapter_config.json"
-    private static let tensorNames = ["adapter_model.safetensors", "adapter_model.safetensors.lz4"]
+    private static let tensorNames = ["adapter_model.safetensors", "adapter_model.safetensors.lz4", "adapter.safetensors"]
 
     private let name: String
     private let tensors: LocalFile
@@ -21,7 +21,8 @@ struct AdapterSource {
         let found = try Self.tensorNames.compactMap { try LocalFile(path: "\(path)/\($0)") }
         guard let tensors = found.first, found.count == 1 else {
             throw CommandFailure(
-                .usage, "\(path) has \(found.isEmpty ? "neither" : "both") \(Self.tensorNames.joined(separator: found.isEmpty ? " nor " : " and "))")
+                .usage, "\(path) has \(found.isEmpty ? "none" : "several") of \(Self.tensorNames.joined(separator: ", "))",
+                hint: found.isEmpty ? "the adapters library writes them with save_adapter(…, use_safetensors=True)" : nil)
         }
         (name, self.tensors, self.config) = (URL(fileURLWithPath: path).lastPathComponent + ".peft", tensors, config)
     }

@@ -27,6 +27,34 @@ extension TrainingSpec {
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience, optimizer: OptimizerState(request.optimizer))
         activationCache = request.activationCache.map { $0 == .bf16 ? .bf16 : .int8 }
+        try readZerothOrder(request)
+    }
+
+    /// - Throws: `Problem` for what steps without a backward have no use for.
+    private mutating func readZerothOrder(_ request: JobRequest) throws {
+        switch request.zerothOrder {
+        case nil, .never:
+            guard request.mezoEps == nil else {
+                throw Problem(.invalidValue, "mezo_eps: every step has a backward", hint: "use it with zeroth_order: auto or always")
+            }
+            return
+        case .auto: zerothOrder = .whereNothingElseFits
+        case .always:
+            zerothOrder = .always
+            guard optimizer == nil else {
+                throw Problem(
+                    .invalidValue, "optimizer: \(request.optimizer.rawValue) has moments, and steps without a backward have none",
+                    hint: "leave optimizer out, or use zeroth_order: auto")
+            }
+        }
+        let method = adapter.method
+        guard ZerothOrder.isPossible(with: method) else {
+            throw Problem(
+                .invalidValue,
+                "zeroth_order: \(method.name) needs a backward: \(method.drawsRank ? "its steps train a number of ranks that they draw" : "it takes ranks away by every parameter's own gradient")",
+                hint: "adapter: lora, or leave zeroth_order out")
+        }
+        zerothOrderEpsilon = request.mezoEps.map { Float($0) } ?? zerothOrderEpsilon
     }
 }
 
@@ -83,6 +111,24 @@ extension AdapterSpec {
                 .size(request.oftBlockSize ?? OFT.defaultBlockSize),
                 request.useCayleyNeumann == false ? .exact : .neumann(terms: OFT.defaultTerms))
         }
+        try refuse("tasks", request.tasks != nil, unless: method is MTLoRA, "tasks")
+        try refuse("task_r", request.taskR != nil, unless: method is MTLoRA, "tasks")
+        if method is MTLoRA {
+            guard let tasks = request.tasks else {
+                throw Problem(
+                    .invalidValue, "tasks: missing; mtlora trains something for each task that the data sets' lines name",
+                    hint: "tasks: [NAME, …], and \"task\": \"NAME\" in every line")
+            }
+            let rank = request.loraR ?? method.defaultRank
+            method = MTLoRA(tasks: tasks, taskRank: request.taskR == rank ? nil : request.taskR)
+        }
+        let ofBottleneck: [(String, Bool)] = [
+            ("reduction_factor", request.reductionFactor != nil), ("non_linearity", request.nonLinearity != nil),
+            ("adapter_scaling", request.adapterScaling != nil), ("mh_adapter", request.mhAdapter != nil),
+            ("output_adapter", request.outputAdapter != nil),
+        ]
+        for (key, isGiven) in ofBottleneck { try refuse(key, isGiven, unless: method.bottleneck != nil, "bottleneck") }
+        if let hub = method as? HubAdapter { method = hub.with { $0.take(request) }.with(prefixTokens: request.numVirtualTokens, virtualTokenStart) }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }
@@ -173,6 +219,23 @@ extension TrainingSpec {
             throw Problem(.invalidValue, "trainable_tokens: \(tokens.count) tokens are more than \(TrainableTokens.counts.upperBound)")
         }
         adapter.method = TrainableTokens(tokens)
+    }
+}
+
+extension Bottleneck {
+    fileprivate mutating func take(_ request: JobRequest) {
+        reductionFactor = request.reductionFactor ?? reductionFactor
+        scaling = request.adapterScaling ?? scaling
+        followsAttention = request.mhAdapter ?? followsAttention
+        followsMLP = request.outputAdapter ?? followsMLP
+        switch request.nonLinearity {
+        case nil: break
+        case .relu: nonLinearity = .relu
+        case .swish: nonLinearity = .swish
+        case .gelu: nonLinearity = .gelu
+        case .geluNew: nonLinearity = .geluNew
+        case .tanh: nonLinearity = .tanh
+        }
     }
 }
 

@@ -251,7 +251,7 @@ struct MethodTests {
         #expect(try Self.gradientBits(method, batches: [samples], threads: 3) == expected)
     }
 
-    @Test("every method that can begins as the base, and every one learns", arguments: AdapterMethods.all.map(\.name))
+    @Test("every method that can begins as the base, and every one learns", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func starts(_ name: String) throws {
         let method = try #require(AdapterMethods.tested(name))
         let spec = AdapterSpec(
@@ -268,7 +268,7 @@ struct MethodTests {
 
     @Test(
         "linears that share an input with ones that have no adapter begin as the base, and learn",
-        arguments: AdapterMethods.all.filter(\.adaptsLinears).map(\.name))
+        arguments: AdapterMethods.ofAnyModel.filter(\.adaptsLinears).map(\.name))
     func partlyAdapted(_ name: String) throws {
         let method = try #require(AdapterMethods.named(name))
         let spec = AdapterSpec(
@@ -331,7 +331,7 @@ struct MethodTests {
         return result.adapter
     }
 
-    @Test("a run of every method, stopped and resumed, ends with the same bits", arguments: AdapterMethods.all.map(\.name))
+    @Test("a run of every method, stopped and resumed, ends with the same bits", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func resume(_ name: String) throws {
         let expected = try Self.adapter(of: Self.run(name))
         var piecemeal = try Self.run(name)
@@ -348,7 +348,7 @@ struct MethodTests {
         }
     }
 
-    @Test("what a plan trades for memory leaves every method's bits as they are", arguments: AdapterMethods.all.map(\.name))
+    @Test("what a plan trades for memory leaves every method's bits as they are", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func trades(_ name: String) throws {
         let free = try Self.adapter(of: Self.run(name))
         var tight = try Self.run(name)

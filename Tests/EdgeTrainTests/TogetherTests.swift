@@ -36,7 +36,7 @@ struct TinyGroup {
     func run(
         in path: String, _ conversations: [TinyRun.Conversation]
     ) throws -> [(outcome: Result<RunOutcome, any Error>, adapter: [UInt32])] {
-        let model = try BaseModel.open(path: TinyRun.modelPath)
+        let model = try BaseModel.open(path: runs[0].modelPath)
         let (memory, plan) = try #require(try plan(model))
         let jobs = try runs.indices.map {
             try runs[$0].job(in: "\(path)/\($0)", tokenBudget: plan.tokenBudgets[$0], conversations[$0])
@@ -86,6 +86,9 @@ struct TogetherTests {
             Case(methods: ["loha", "miss", "dylora", "dora"], testDescription: "derived factors"),
             Case(methods: ["lora", "oft", "ia3", "oft"], testDescription: "inputs that are turned, scaled, and as they are"),
             Case(methods: ["prefix-tuning", "lora", "prompt-tuning", "prefix-tuning"], testDescription: "tokens that there are not"),
+            Case(methods: ["rlrr", "shira", "lora", "rlrr"], testDescription: "terms beside the product"),
+            Case(methods: ["shira", "rlrr", "ia3"], precision: .bf16, testDescription: "bf16, terms beside the product"),
+            Case(methods: ["rlrr", "lora", "shira"], precision: .int8, testDescription: "int8, terms beside the product"),
             Case(methods: ["ln-tuning", "lora", "ln-tuning", "prompt-tuning"], testDescription: "norms of their own"),
             Case(methods: ["trainable-tokens", "ln-tuning", "trainable-tokens", "lora"], testDescription: "tokens of their own"),
             Case(
@@ -96,6 +99,9 @@ struct TogetherTests {
                     $0.checkpoints = .file
                     $0.lossChunk = 5
                 }, testDescription: "norms and tokens, streamed, nothing kept"),
+            Case(methods: ["seq_bn", "lora", "double_seq_bn", "par_bn"], testDescription: "bottlenecks"),
+            Case(methods: ["mam", "prefix-tuning", "mam"], testDescription: "a mix beside prefixes"),
+            Case(methods: ["double_seq_bn", "ia3", "seq_bn"], precision: .bf16, testDescription: "bf16, bottlenecks"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
             Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),
             Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, with one smoothing"),

@@ -4,8 +4,8 @@
 //
 // A `[factorRank, in]` and B `[out, factorRank]` are the factors, o `[out]` the output's scale, and t multiplies the input by a vector or by a
 // block-diagonal rotation. A method says which of these it has and how they come from the matrices that it stores; the products and their
-// gradients are the layer's, once for all. A method has an input's transform or factors, not both. Beside the linears a method may have
-// parts (AdapterPart.swift).
+// gradients are the layer's, once for all. A method has an input's transform or factors, not both; or it adds other terms to a linear that
+// is left as it is (AddedTerms.swift). Beside the linears it may have parts (AdapterPart.swift).
 // A method is one file, and one line in `AdapterMethods.all`.
 import EdgeFormats
 import EdgeTensor
@@ -16,9 +16,13 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(),
-        PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(),
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(), MTLoRA(),
+        PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
+        HubAdapter.mam,
     ]
+
+    /// Those that a model can have whatever its linears are.
+    package static var ofAnyModel: [any AdapterMethod] { all.filter { !$0.needsBias } }
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
 }
@@ -31,13 +35,16 @@ package struct LinearShape: Equatable, Sendable {
     package let isDown: Bool
     /// Output i is Hugging Face's `rowOrder[i]`, which is what shared matrices go by; nil: the same order.
     package var rowOrder: [Int]?
+    /// The base adds a bias.
+    package let hasBias: Bool
 
     /// For what is the same of every linear.
-    static let smallest = LinearShape(inFeatures: 1, outFeatures: 1, isDown: false)
+    package static let smallest = LinearShape(inFeatures: 1, outFeatures: 1, isDown: false)
 
-    package init(inFeatures: Int, outFeatures: Int, isDown: Bool, rowOrder: [Int]? = nil) {
+    package init(inFeatures: Int, outFeatures: Int, isDown: Bool, rowOrder: [Int]? = nil, hasBias: Bool = false) {
         self.inFeatures = inFeatures
         self.outFeatures = outFeatures
+        self.hasBias = hasBias
         self.isDown = isDown
         self.rowOrder = rowOrder
     }
@@ -52,6 +59,9 @@ package struct AdapterMatrix: Equatable, Sendable {
         case normal(deviation: Float)
         /// A and B of a LoRA together.
         case orthogonal
+        /// Of a sparse matrix of this size: rows, then columns, of one random place in each of as many equal stretches as there are
+        /// entries.
+        case places(rows: Int, columns: Int)
         /// What the base's weights, or its activations, say, once they are in memory; zero until then.
         case measured
     }
@@ -66,6 +76,8 @@ package struct AdapterMatrix: Equatable, Sendable {
     package var isVector = false
     package var isTrained = true
     package var isOnFile = true
+    /// Of whole numbers below 2^24: I32 on file, and exact in f32.
+    package var isInteger = false
     package var outputs: OutputAxis?
     package let start: Start
     /// The learning rate is multiplied by it.
@@ -108,6 +120,17 @@ package struct AdapterFactors {
         self.a = a
         self.b = b
     }
+}
+
+/// Of a method whose samples belong to tasks: what is stored for a linear is the matrices that all tasks share, and then as many of each.
+package struct AdapterTasks: Equatable, Sendable {
+    package let names: [String]
+    /// Matrices that all tasks share, and that each has for itself.
+    let shared: Int
+    let own: Int
+
+    /// Numbers of the matrices that a sample of this task sees.
+    package func matrices(of task: Int) -> [Int] { Array(0..<shared) + (0..<own).map { shared + task * own + $0 } }
 }
 
 /// What adapter_config.json says of an adapter, whatever its method.
@@ -171,6 +194,8 @@ package protocol AdapterMethod: Equatable, Sendable {
     var name: String { get }
     /// `peft_type` of its files.
     var peftType: String { get }
+    /// Whether PEFT has a class of this type.
+    var isPEFTs: Bool { get }
     var configKeys: AdapterConfigKeys { get }
     /// The method that its files are read as.
     var fileMethod: String { get }
@@ -189,6 +214,10 @@ package protocol AdapterMethod: Equatable, Sendable {
     func defaultAlpha(rank: Int) -> Double
     /// The largest rank that a job can ask for.
     var largestRank: Int { get }
+    /// That this linear can have; nil: any.
+    func largestRank(_ linear: LinearShape) -> Int?
+    /// Whether a job can adapt only linears with a bias.
+    var needsBias: Bool { get }
 
     /// What is stored for a linear.
     func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix]
@@ -218,11 +247,14 @@ package protocol AdapterMethod: Equatable, Sendable {
     var foldsInputs: Bool { get }
     /// Whether every step trains a number of ranks that it draws.
     var drawsRank: Bool { get }
+    /// The tasks that its samples belong to, of a method that derives factors; nil: a sample belongs to none.
+    var tasks: AdapterTasks? { get }
 
     /// Whether adapter_config.json can name layers.
     var hasLayers: Bool { get }
     func inputTransform(_ linear: LinearShape) -> InputTransform?
     func outputScale(_ linear: LinearShape) -> OutputScale?
+    func addedTerms(_ linear: LinearShape) -> AddedTerms
 
     /// Whether it changes linears, which a job's targets then name.
     var adaptsLinears: Bool { get }
@@ -253,6 +285,10 @@ package protocol AdapterMethod: Equatable, Sendable {
     func promptTokens(_ spec: AdapterSpec) -> Int
     /// Keys before each sample's own, in every layer.
     func prefixTokens(_ spec: AdapterSpec) -> Int
+    /// Whether keys before a sample's own make the positions of its tokens higher.
+    var prefixShiftsPositions: Bool { get }
+    /// Of its parts after attention and MLP; nil: it has none.
+    var bottleneck: Bottleneck? { get }
 }
 
 extension AdapterMethod {
@@ -270,9 +306,14 @@ extension AdapterMethod {
     package var rankWord: String { "rank" }
     package func promptTokens(_ spec: AdapterSpec) -> Int { 0 }
     package func prefixTokens(_ spec: AdapterSpec) -> Int { 0 }
+    package var bottleneck: Bottleneck? { nil }
+    package var prefixShiftsPositions: Bool { true }
     package var defaultRank: Int { 16 }
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }
+    package func largestRank(_ linear: LinearShape) -> Int? { nil }
+    package var needsBias: Bool { false }
+    package var isPEFTs: Bool { true }
     package func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
     package func configured(by config: JSONText) throws -> any AdapterMethod { self }
     package func fileNames(_ spec: AdapterSpec) -> [String] { matrices(.smallest, spec).filter(\.isOnFile).map(\.name) }
@@ -287,10 +328,12 @@ extension AdapterMethod {
     ) {}
     package var foldsInputs: Bool { false }
     package var drawsRank: Bool { false }
+    package var tasks: AdapterTasks? { nil }
     /// PEFT's class for (IA)³, which has no rank, has no layers either.
     package var hasLayers: Bool { configKeys.rank != nil }
     package func inputTransform(_ linear: LinearShape) -> InputTransform? { nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }
+    package func addedTerms(_ linear: LinearShape) -> AddedTerms { .none }
     package var fileMethod: String { name }
     package var asOnFile: any AdapterMethod { self }
     package var hasDropout: Bool { configKeys.dropout != nil }
@@ -298,12 +341,12 @@ extension AdapterMethod {
     /// What a job calls its rank.
     package var rankKey: String { virtualTokenStart == nil ? "lora_r" : "num_virtual_tokens" }
 
-    /// Whether what it makes of a linear is a plain LoRA, exactly.
+    /// Whether what it makes of a linear is a plain LoRA, exactly: of tasks each is one.
     package func isLoRA(_ spec: AdapterSpec) -> Bool {
-        adaptsLinears && changesWeightsOnly && hasFactors(spec)
+        tasks == nil && adaptsLinears && changesWeightsOnly && hasFactors(spec)
             && [true, false].allSatisfy { isDown in
                 let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
-                return inputTransform(linear) == nil && outputScale(linear) == nil
+                return inputTransform(linear) == nil && outputScale(linear) == nil && addedTerms(linear).isEmpty
             }
     }
 

@@ -11,6 +11,8 @@ package enum AdapterSite: Hashable, Sendable {
     case norm(NormPlace)
     /// Instead of some tokens' embeddings: one matrix.
     case tokens
+    /// Where a layer's attention, or its MLP, is added to the residual: a bottleneck's matrices (Bottleneck.swift).
+    case afterAttention, afterMLP
 }
 
 /// What a method stores for one such place.

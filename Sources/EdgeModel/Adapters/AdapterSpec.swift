@@ -122,6 +122,17 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
     case noModule(targets: String, available: [String])
     case layerOutOfRange(Int, layerCount: Int)
     case badPattern(String, reason: String)
+    /// `targets` is nil where the model has no bias at all.
+    case noBias(method: String, targets: String?, available: [String])
+    case rankTooLarge(method: String, rank: Int, module: String, largest: Int)
+
+    /// Another method could have what was asked for.
+    package var isOfMethod: Bool {
+        switch self {
+        case .noBias, .rankTooLarge: true
+        case .noModule, .layerOutOfRange, .badPattern, .tokenOutOfRange: false
+        }
+    }
     case tokenOutOfRange(Int, vocabularySize: Int)
 
     package var description: String {
@@ -135,6 +146,12 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
             "token_indices names token \(token); the model has tokens 0 to \(vocabularySize - 1)"
         case .badPattern(let pattern, let reason):
             "lora_target_modules \"\(pattern)\" is not a regular expression: \(reason)"
+        case .noBias(let method, nil, _):
+            "\(method) trains biases, and no linear of this model has one; as few parameters have ia3, a vector a linear, and rlrr, two"
+        case .noBias(let method, .some(let targets), let available):
+            "\(method) trains biases, and lora_target_modules \(targets) names linears without; \(available.joined(separator: ", ")) have one"
+        case .rankTooLarge(let method, let rank, let module, let largest):
+            "lora_r: \(rank) is not allowed; with \(method) \(module) can have 1 to \(largest)"
         }
     }
 }
@@ -150,6 +167,32 @@ extension AdapterSpec {
             try method.checkTargets(spec, self)
             return []
         }
+        let chosen = try targeted(of: spec)
+        for id in chosen {
+            let rank = own(id.path(spec)).rank
+            if let largest = method.largestRank(spec.shape(id.module)), rank > largest {
+                throw AdapterTargetError.rankTooLarge(method: method.name, rank: rank, module: id.path(spec), largest: largest)
+            }
+        }
+        return method.needsBias ? try withBias(chosen, spec) : chosen
+    }
+
+    /// Those of `chosen`; what was named must have one.
+    private func withBias(_ chosen: [ModuleID], _ spec: DecoderSpec) throws -> [ModuleID] {
+        let have = chosen.filter { spec.biases.contains($0.module) }
+        guard have.count < chosen.count else { return have }
+        let available = spec.linears.filter { spec.biases.contains($0.leader) }.map(\.name)
+        if available.isEmpty { throw AdapterTargetError.noBias(method: method.name, targets: nil, available: []) }
+        let asked: String
+        switch targets {
+        case .allLinear: return have
+        case .names(let names): asked = names.joined(separator: ", ")
+        case .pattern(let pattern): asked = pattern
+        }
+        throw AdapterTargetError.noBias(method: method.name, targets: asked, available: available)
+    }
+
+    private func targeted(of spec: DecoderSpec) throws -> [ModuleID] {
         let linears = spec.linears
         let available = linears.map(\.name)
         let all = (0..<spec.layerCount).filter { layers?.contains($0) ?? true }.flatMap { layer in

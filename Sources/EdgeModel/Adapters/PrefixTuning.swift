@@ -37,10 +37,15 @@ package struct PrefixTuning: AdapterMethod {
         return self
     }
 
-    /// Of PEFT's one tensor, whose row is a token's key and value of each layer.
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] {
+        Self.parts(model, AdapterMatrix(name: "prompt_embeddings", rows: spec.rank, columns: model.keyValueWidth, start: start.matrixStart))
+    }
+
+    /// Of one tensor, whose row is a token's key and value of each layer.
+    ///
+    /// - Parameter matrix: `[tokens, keyValueWidth]`: as each of the keys' and the values' is.
+    static func parts(_ model: DecoderSpec, _ matrix: AdapterMatrix) -> [AdapterPart] {
         let width = model.keyValueWidth
-        let matrix = AdapterMatrix(name: "prompt_embeddings", rows: spec.rank, columns: width, start: start.matrixStart)
         return (0..<model.layerCount).map { layer in
             AdapterPart(
                 .prefix, layer: layer,
