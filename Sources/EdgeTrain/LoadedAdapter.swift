@@ -256,10 +256,11 @@ extension AdapterArtifact {
     /// PEFT writes trained tokens that are rows of a tied head a second time, under its name.
     fileprivate func withoutTiedCopy(in spec: DecoderSpec) -> AdapterArtifact {
         guard spec.tiesEmbeddings == true else { return self }
-        func values(_ path: String) -> [Float]? { stored.first { $0.name == "\(Self.keyPrefix)\(path).\(TrainableTokens.tensorName)" }?.values }
-        guard let copy = values(TrainableTokens.headPath), copy == values(TrainableTokens.embeddingPath) else { return self }
-        let rest = stored.filter { $0.name != "\(Self.keyPrefix)\(TrainableTokens.headPath).\(TrainableTokens.tensorName)" }
-        return AdapterArtifact(config: config, provenance: provenance, stored: rest)
+        func name(_ path: String) -> String { "\(Self.keyPrefix)\(path).\(TrainableTokens.tensorName)" }
+        func values(_ path: String) -> [Float]? { stored.first { $0.name == name(path) }?.values }
+        let head = TrainableTokens.headPath
+        guard let copy = values(head), copy == values(TrainableTokens.embeddingPath) else { return self }
+        return AdapterArtifact(config: config, provenance: provenance, stored: stored.filter { $0.name != name(head) })
     }
 
     /// With the targets that its tensors are of, where its configuration names others: PEFT leaves a norm without tensors as it is.

@@ -131,8 +131,8 @@ package final class TrainStep {
         }
     }
 
-    /// What trained tokens that are rows of the head, too, need of it for their gradients, which come sample by sample: with the embeddings'
-    /// own. By loss token of the batch.
+    /// What trained tokens that are rows of the head, too, need of it for their gradients, which come sample by sample: with the
+    /// embeddings' own. By loss token of the batch.
     private struct TokenHead {
         /// What the head read.
         let normed: Tensor
@@ -549,9 +549,9 @@ package final class TrainStep {
                 let first = next
                 while next < losses, rows.contains(Int(lossRows[next])) { next += 1 }
                 if let tokenHead {
-                    addOuterProduct(
-                        tokenHead.logits(first..<next, jobStart: jobStart, width: trained.tokens.count), tokenHead.normed.rows(first..<next),
-                        [SamplePart(rows: 0..<next - first, sample: 0, firstToken: 0)], into: trained.gradient, on: pool)
+                    let dLogits = tokenHead.logits(first..<next, jobStart: jobStart, width: trained.tokens.count)
+                    let whole = SamplePart(rows: 0..<next - first, sample: 0, firstToken: 0)
+                    addOuterProduct(dLogits, tokenHead.normed.rows(first..<next), [whole], into: trained.gradient, on: pool)
                 }
                 trained.addGradients(loadedTokens(rows), dH.rows(rows), scale: model.spec.embeddingScale)
             }

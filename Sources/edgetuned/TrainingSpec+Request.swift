@@ -82,8 +82,8 @@ extension AdapterSpec {
         if method is PrefixTuning { method = PrefixTuning(virtualTokenStart) }
         if method is PromptTuning { method = PromptTuning(virtualTokenStart) }
         let asksForTokens = request.tokenIndices != nil || request.trainableTokens != nil
-        try refuse(
-            request.tokenIndices == nil ? "trainable_tokens" : "token_indices", asksForTokens, unless: method is TrainableTokens, "tokens to choose")
+        let tokensKey = request.tokenIndices == nil ? "trainable_tokens" : "token_indices"
+        try refuse(tokensKey, asksForTokens, unless: method is TrainableTokens, "tokens to choose")
         if method is TrainableTokens {
             guard asksForTokens else {
                 throw Problem(
@@ -216,12 +216,14 @@ extension TrainingSpec {
         for text in texts {
             let ids = tokenizer.encode(text, specialTokens: .parse)
             guard ids.count == 1 else {
+                let listed = ids.prefix(8).map { "\($0)" }.joined(separator: ", ")
                 throw Problem(
-                    .invalidValue, "trainable_tokens: \"\(text)\" is \(ids.count) tokens (\(ids.prefix(8).map { "\($0)" }.joined(separator: ", "))), not one",
+                    .invalidValue, "trainable_tokens: \"\(text)\" is \(ids.count) tokens (\(listed)), not one",
                     hint: "name each token by itself, or by its number in token_indices")
             }
             guard !tokens.contains(ids[0]) else {
-                throw Problem(.invalidValue, "trainable_tokens: \"\(text)\" is token \(ids[0]), which is named already", hint: "leave it out")
+                throw Problem(
+                    .invalidValue, "trainable_tokens: \"\(text)\" is token \(ids[0]), which is named already", hint: "leave it out")
             }
             tokens.append(ids[0])
         }
