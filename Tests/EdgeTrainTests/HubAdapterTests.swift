@@ -188,6 +188,18 @@ struct HubAdapterTests {
         }
     }
 
+    @Test("of a mix, a prefix that a network makes, and gates, are refused by name", arguments: [
+        ("\"flat\": true", "\"flat\": false", "flat", "false"),
+        ("\"use_gating\": false", "\"use_gating\": true", "use_gating", "true"),
+    ])
+    func refusedMixes(_ from: String, _ to: String, key: String, value: String) throws {
+        let scratch = try TemporaryDirectory(), model = try BaseModel.open(path: TinyRun.modelPath)
+        try Self.hubDirectory(#require(HubCase.all.last), scratch.path + "/hub") { $0.replacingOccurrences(of: from, with: to) }
+        #expect(throws: AdapterError.unsupported(key: "config: " + key, value: value)) {
+            try LoadedAdapter(directory: scratch.path + "/hub", of: model.spec)
+        }
+    }
+
     // MARK: generation
 
     @Test("generation continues with the argmax of the training path's logits, token by token", arguments: HubCase.all)
