@@ -49,9 +49,12 @@ extension TrainingSpec {
         }
         let method = adapter.method
         guard ZerothOrder.isPossible(with: method) else {
+            let reason =
+                method.mixture != nil
+                ? "the balance of its experts is a part of the loss that only a backward has"
+                : method.drawsRank ? "its steps train a number of ranks that they draw" : "it takes ranks away by every parameter's own gradient"
             throw Problem(
-                .invalidValue,
-                "zeroth_order: \(method.name) needs a backward: \(method.drawsRank ? "its steps train a number of ranks that they draw" : "it takes ranks away by every parameter's own gradient")",
+                .invalidValue, "zeroth_order: \(method.name) needs a backward: \(reason)",
                 hint: "adapter: lora, or leave zeroth_order out")
         }
         zerothOrderEpsilon = request.mezoEps.map { Float($0) } ?? zerothOrderEpsilon

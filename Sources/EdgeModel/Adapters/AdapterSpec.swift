@@ -198,7 +198,7 @@ extension AdapterSpec {
         let all = (0..<spec.layerCount).filter { layers?.contains($0) ?? true }.flatMap { layer in
             linears.map { ModuleID(layer: layer, module: $0.leader) }
         }
-        return try chosen(of: all, available: available) { $0.path(spec) }
+        return try chosen(of: all, available: available) { $0.path(spec) }.filter { method.adapts($0.module) }
     }
 
     /// The modules among these that the targets name; of `allLinear` all.
@@ -214,7 +214,7 @@ extension AdapterSpec {
         let asked: String
         switch targets {
         case .allLinear:
-            return all.filter { method.adapts($0.module) }
+            return all
         case .names(let names):
             asked = names.joined(separator: ", ")
             for name in names where !all.contains(where: { matches($0, name) }) {
@@ -234,7 +234,7 @@ extension AdapterSpec {
         guard !chosen.isEmpty else {
             throw AdapterTargetError.noModule(targets: asked, available: available)
         }
-        return chosen.filter { method.adapts($0.module) }
+        return chosen
     }
 
     /// `q_proj` of `model.layers.3.self_attn.q_proj`.
