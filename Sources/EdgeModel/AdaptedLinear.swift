@@ -96,10 +96,14 @@ extension DecoderLayer {
             job.renewRotations(names)
         }
         let terms = run.jobs.map { $0.lowRankTerms(names, x, projected: projected, from: run.rows.lowerBound) }
+        // Of down alone, which no other linear shares its input with.
+        let mixed =
+            mixture == nil || names != [.down] ? [] : run.jobs.compactMap { MixedRows(self, $0) }.flatMap { $0.terms(from: run.rows.lowerBound) }
         for together in sharingInput(names, run) {
             let input = transformedInput(names[together[0]], x, run)
             let outputs = together.map { index in
-                LinearOutput(weight: weights[names[index]], adapters: terms.compactMap { $0[index] }, y: modules[index].y.rows(run.rows))
+                LinearOutput(
+                    weight: weights[names[index]], adapters: terms.compactMap { $0[index] } + mixed, y: modules[index].y.rows(run.rows))
             }
             // One token is a generated one (a training sample has at least two): then decoding bounds the product.
             if input.rows == 1 {

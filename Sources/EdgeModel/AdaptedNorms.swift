@@ -27,14 +27,17 @@ extension AdapterSet {
         let bias = stored.dropFirst().first
         let kind: NormKind = base.kind == .layer ? .layer : .rootMeanSquare(weightOffset: spec.hubNormOffset)
         return TrainedNorm(
-            norm: Norm(kind, epsilon: base.epsilon, width: base.width, weight: weight.matrix.base, bias: bias.map { UnsafePointer($0.matrix.base) }),
+            norm: Norm(
+                kind, epsilon: base.epsilon, width: base.width, weight: weight.matrix.base, bias: bias.map { UnsafePointer($0.matrix.base) }),
             weightGradient: weight.gradient, biasGradient: bias?.gradient)
     }
 
     /// Own norms become the base's.
     package func copyNorms(of base: BaseModel) {
         for placed in layout.parts {
-            guard case .norm(let place) = placed.part.site, let norm = base.norm(ModelNorm(place: place, layer: placed.part.layer)) else { continue }
+            guard case .norm(let place) = placed.part.site,
+                let norm = base.norm(ModelNorm(place: place, layer: placed.part.layer))
+            else { continue }
             let offset: Float = switch norm.kind {
             case .rootMeanSquare(let offset): offset - base.spec.hubNormOffset
             case .layer: 0
@@ -83,8 +86,8 @@ extension DecoderLayer {
         inverse: UnsafeMutablePointer<Float>
     ) {
         for one in normedRows(place, base, parts, rows) {
-            EdgeTensor.normalize(
-                x.rows(one.rows), one.norm, into: y.rows(one.rows), inverse: inverse + one.rows.lowerBound * (x.columns / base.width), on: pool)
+            let inverse = inverse + one.rows.lowerBound * (x.columns / base.width)
+            EdgeTensor.normalize(x.rows(one.rows), one.norm, into: y.rows(one.rows), inverse: inverse, on: pool)
         }
     }
 

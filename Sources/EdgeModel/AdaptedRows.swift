@@ -9,8 +9,11 @@ package struct LayerJob {
     let masks: DropoutMasks?
     /// What int8 products divide the channels of this job's inputs by; nil: nothing.
     let smoothing: LayerSmoothing?
+    /// What a sample counts in what is a mean over the step's samples.
+    let sampleShare: Float
 
-    package init(_ adapters: AdapterSet, masks: DropoutMasks? = nil, smoothing: LayerSmoothing? = nil) {
+    package init(_ adapters: AdapterSet, masks: DropoutMasks? = nil, smoothing: LayerSmoothing? = nil, sampleShare: Float = 0) {
+        self.sampleShare = sampleShare
         self.adapters = adapters
         self.masks = masks
         self.smoothing = smoothing

@@ -25,6 +25,8 @@ package struct DecoderLayer {
     /// Set while the base runs to find what its smoothing is to be.
     let measured: LayerSmoothing?
     let pool: WorkerPool
+    /// Of the workspace; nil where no job's MLP is a mixture of experts.
+    package var mixture: MixtureMemory?
     /// Sees what linears read; see `InputWatch`.
     package var watch: InputWatch?
 
@@ -237,10 +239,19 @@ package struct DecoderLayer {
         gates(chunk, x, a)
         let activated = w.activated.prefix(chunk.rows.count)
         activate(spec.activation, gate: chunk.of(a.gate), up: chunk.of(a.up), into: activated, on: pool)
+        for mixed in mixtures(chunk) {
+            mixed.route(x)
+            mixed.forward(x: x, gate: chunk.of(a.gate), up: chunk.of(a.up), into: activated)
+        }
         addToResidual(
             .down, activated, chunk.parts, residual: chunk.of(a.middle), into: output, norm: weights.mlpOutput,
             output: chunk.of(a.mlpOutput), inverse: a.inverses.mlpOutput + chunk.rows.lowerBound,
             projected: a.projected.map(chunk.of), kept: chunk.of(a.read.afterMLP), w)
+    }
+
+    /// The rows of jobs whose MLP is a mixture of experts.
+    private func mixtures(_ chunk: TokenChunk) -> [MixedRows] {
+        mixture == nil ? [] : jobRows(chunk.parts).compactMap { MixedRows(self, $0, offset: chunk.rows.lowerBound) }
     }
 
     /// The input of gate and up.
@@ -276,8 +287,17 @@ package struct DecoderLayer {
     ) {
         guard let g = w.gradients else { preconditionFailure("a workspace without room for gradients") }
         let dNormed = g.own.dNormed.prefix(batch.tokenCount)
+        if mixture != nil {
+            // Which experts a sample's tokens have is asked of all of them.
+            for chunk in batch.chunks(w.mlpTokens) {
+                let mixtures = mixtures(chunk)
+                guard !mixtures.isEmpty else { continue }
+                let x = mlpInput(chunk, a, w)
+                for mixed in mixtures { mixed.route(x) }
+            }
+        }
         for chunk in batch.chunks(w.mlpTokens) {
-            let count = chunk.rows.count
+            let mixtures = mixtures(chunk), count = chunk.rows.count
             let gate = chunk.of(a.gate), up = chunk.of(a.up), dH = chunk.of(dH), dNormed = chunk.of(dNormed)
             let activated = w.activated.prefix(count), dActivated = g.dActivated.prefix(count)
             let projected = a.projected.map(chunk.of), inverse = a.inverses.mlpOutput + chunk.rows.lowerBound
@@ -289,6 +309,7 @@ package struct DecoderLayer {
             if kept == .input {
                 // The norm's backward needs the product again; without one the adapter's narrow part of it is enough.
                 if let norm = weights.mlpOutput {
+                    for mixed in mixtures { mixed.forward(x: x, gate: gate, up: up, into: activated) }
                     project([(.down, output)], activated, chunk.parts, projected: projected)
                     normalize(output, .mlpOutput, norm, chunk.parts, into: dNormed, inverse: inverse)
                 } else {
@@ -301,10 +322,14 @@ package struct DecoderLayer {
             let dOutput = ofOutput(.down, dAdded, output, chunk.parts, weights.mlpOutput, inverse, into: dNormed)
             projectBackward([(.down, dOutput)], x: activated, chunk.parts, into: dActivated, projected, g)
             addResidualGradients(bottlenecks, to: dH, g)
+            for mixed in mixtures {
+                mixed.backward(x: x, gate: gate, up: up, dOutput: dOutput, dSum: dActivated, dGate: activated, batch.parts)
+            }
             activateBackward(spec.activation, dy: dActivated, gate: gate, up: up, on: pool)
+            for mixed in mixtures { mixed.place(dGate: activated, dUp: dActivated, into: gate, up) }
             throughInput(
                 [(.gate, gate), (.up, up)], x: x, input: middle, chunk.parts, .mlpInput, weights.mlpInput,
-                a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g)
+                a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g, mixtures)
         }
     }
 
@@ -369,13 +394,16 @@ package struct DecoderLayer {
     /// dH += the gradient of the half's input, by way of its products and its norm.
     private func throughInput(
         _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, input: Tensor, _ parts: [SamplePart], _ place: NormPlace, _ norm: Norm?,
-        _ inverse: UnsafePointer<Float>, dNormed: Tensor, addingTo dH: Tensor, _ projected: [Tensor], _ g: LayerGradients
+        _ inverse: UnsafePointer<Float>, dNormed: Tensor, addingTo dH: Tensor, _ projected: [Tensor], _ g: LayerGradients,
+        _ mixtures: [MixedRows] = []
     ) {
         guard let norm else {
             projectBackward(modules, x: x, parts, into: dH, projected, g, .add)
+            for mixed in mixtures { mixed.addInput(to: dH) }
             return
         }
         projectBackward(modules, x: x, parts, into: dNormed, projected, g)
+        for mixed in mixtures { mixed.addInput(to: dNormed) }
         normalizeBackward(dNormed, input, place, norm, parts, inverse: inverse, into: dH, .add)
     }
 }

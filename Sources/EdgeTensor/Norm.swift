@@ -90,8 +90,8 @@ package func normalizeBackward(
     }
 }
 
-/// The gradients of a norm's numbers, which are added to: dWeight += Σ dy ⊙ x̂, with x̂ = x / rms(x), or (x - mean(x)) / deviation(x); and
-/// dBias += Σ dy. Run by run, so that the order depends on the runs alone.
+/// The gradients of a norm's numbers, which are added to: dWeight += Σ dy ⊙ x̂, with x̂ = x / rms(x), or (x - mean(x)) / deviation(x);
+/// and dBias += Σ dy. Run by run, so that the order depends on the runs alone.
 ///
 /// - Parameters:
 ///   - dy, x: `[tokens, n · width]`: the gradient of the norm's result, and what was normalised.

@@ -95,6 +95,11 @@ extension AdapterError: CustomStringConvertible {
         case .notForGGUF(let method):
             "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
                 + "edgetune merge makes a model that has it"
+        case .notForPEFT(let method) where AdapterMethods.named(method)?.mixture != nil:
+            "PEFT has no class for \(method): as it is stored it has the keys of TUDB-Labs/MixLoRA (edgetune export --format artifact)"
+        case .notOfWeights(let method) where AdapterMethods.named(method)?.mixture != nil:
+            "what \(method) does depends on each token, so it cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora "
+                + "only (src/llama-adapter.cpp); edgetune generate computes it as it is"
         case .notOfWeights(let method):
             "what \(method) does cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora only "
                 + "(src/llama-adapter.cpp); edgetune chat loads it as it is, and so does the library that it is exported to"

@@ -34,7 +34,9 @@ extension AdapterConfig {
         do {
             return (try HubAdapter(hubConfig: config), file, document["model_name"]?.string)
         } catch {
-            throw .unsupported(key: "config: " + error.key, value: text(config[error.key]))
+            // In a union's, of the last that has it: its bottleneck.
+            let value = config[error.key] ?? config["configs"]?.array?.compactMap { $0[error.key] }.last
+            throw .unsupported(key: "config: " + error.key, value: text(value))
         }
     }
 }

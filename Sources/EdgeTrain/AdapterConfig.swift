@@ -41,7 +41,9 @@ package struct AdapterConfig: Equatable, Sendable {
 
     /// Of an adapter that was trained here.
     package init(_ spec: AdapterSpec, modules: [ModuleID], of model: DecoderSpec, baseModelNameOrPath: String?) {
-        let linears = Set(modules.map(\.module)).map { model.linear(doing: $0) }
+        // A mixture of experts is of the whole MLP.
+        let experts = spec.method.mixture == nil ? [] : model.linears.map(\.leader).filter(\.isOfMLP)
+        let linears = Set(modules.map(\.module) + experts).map { model.linear(doing: $0) }
         // PEFT's class for (IA)³ has no layers_to_transform: there a target is a whole path.
         let namesPaths = !spec.method.hasLayers && spec.layers != nil
         func targets(_ includes: (LinearModule) -> Bool) -> [String] {

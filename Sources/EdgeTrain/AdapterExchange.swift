@@ -135,7 +135,7 @@ extension AdapterSet {
         var shapes: [String: [Int]] = [:]
         for slot in layout.slots {
             for place in slot.places where place.matrix.isOnFile {
-                shapes[AdapterArtifact.keyPrefix + "\(slot.id.path(model)).\(place.matrix.name)"] = place.matrix.shape
+                shapes[name(place.matrix, of: slot, layout.spec.method, model)] = place.matrix.shape
             }
         }
         for part in layout.parts {
@@ -159,7 +159,12 @@ extension AdapterSet {
     }
 
     private func name(_ place: AdapterLayout.Place, of slot: Slot, _ model: DecoderSpec) -> String {
-        AdapterArtifact.keyPrefix + "\(slot.id.path(model)).\(place.matrix.name)"
+        Self.name(place.matrix, of: slot, spec.method, model)
+    }
+
+    private static func name(_ matrix: AdapterMatrix, of slot: Slot, _ method: any AdapterMethod, _ model: DecoderSpec) -> String {
+        let path = slot.id.path(model)
+        return method.fileKey(path, matrix) ?? AdapterArtifact.keyPrefix + "\(path).\(matrix.name)"
     }
 
     private func values(_ place: AdapterLayout.Place, _ order: [Int]?) -> [Float] {

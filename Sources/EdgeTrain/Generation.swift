@@ -65,7 +65,8 @@ package final class Generator {
             + LayerActivations.bytes(
                 tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], bottlenecks(spec, adapter), spec)
             + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
-            + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, bottlenecks(spec, adapter), spec, .forwardOnly)
+            + LayerWorkspace.bytes(
+                tokens: chunk, mlpTokens: chunk, bottlenecks(spec, adapter), spec, .forwardOnly, adapter.flatMap { MixtureSizes([$0]) })
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, adapter, context: context))
             + RotaryEmbedding.bytes(positions: context, spec)
@@ -120,7 +121,8 @@ package final class Generator {
             Self.bottlenecks(spec, layout), spec, arena: arena)
         scaledRows = arena.floats(layout?.scaledCount(tokens: Self.promptChunk, isTrained: false) ?? 0)
         workspace = LayerWorkspace(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, Self.bottlenecks(spec, layout), spec, .forwardOnly, arena: arena)
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, Self.bottlenecks(spec, layout), spec, .forwardOnly,
+            layout.flatMap { MixtureSizes([$0]) }, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseNorm = arena.floats(1)
@@ -176,10 +178,11 @@ package final class Generator {
         }
         multiply(input, by: spec.embeddingScale, on: pool)
         for index in 0..<spec.layerCount {
-            DecoderLayer(
+            var layer = DecoderLayer(
                 index: index, spec: spec, weights: model.layers[index], jobs: adapters.map { [LayerJob($0)] } ?? [], rotaries: rotaries,
-                dropped: nil, scaledRows: scaledRows, rounding: .unrounded, pool: pool
-            ).forwardCached(
+                dropped: nil, scaledRows: scaledRows, rounding: .unrounded, pool: pool)
+            layer.mixture = workspace.mixture
+            layer.forwardCached(
                 input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
                 workspace, into: output)
             swap(&input, &output)

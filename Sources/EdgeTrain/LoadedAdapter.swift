@@ -224,7 +224,7 @@ package struct LoadedAdapter: Sendable {
     /// - Throws: `LoadedAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
     ///   base has no such module, or one of another shape.
     package func check(_ lora: AdapterSpec, modules: [ModuleID], spec: DecoderSpec) throws {
-        guard lora.method.storedFactors != nil, lora.method.fileMethod == method.name else {
+        guard lora.method.storedFactors != nil, lora.method.mixture == nil, lora.method.fileMethod == method.name else {
             throw LoadedAdapterError.otherMethod(adapter: method.name, asked: lora.method.name)
         }
         guard lora.rankPattern.isEmpty, lora.alphaPattern.isEmpty else { throw LoadedAdapterError.patterns }
@@ -256,10 +256,11 @@ extension AdapterArtifact {
     /// PEFT writes trained tokens that are rows of a tied head a second time, under its name.
     fileprivate func withoutTiedCopy(in spec: DecoderSpec) -> AdapterArtifact {
         guard spec.tiesEmbeddings == true else { return self }
-        func values(_ path: String) -> [Float]? { stored.first { $0.name == "\(Self.keyPrefix)\(path).\(TrainableTokens.tensorName)" }?.values }
-        guard let copy = values(TrainableTokens.headPath), copy == values(TrainableTokens.embeddingPath) else { return self }
-        let rest = stored.filter { $0.name != "\(Self.keyPrefix)\(TrainableTokens.headPath).\(TrainableTokens.tensorName)" }
-        return AdapterArtifact(config: config, provenance: provenance, stored: rest)
+        func name(_ path: String) -> String { "\(Self.keyPrefix)\(path).\(TrainableTokens.tensorName)" }
+        func values(_ path: String) -> [Float]? { stored.first { $0.name == name(path) }?.values }
+        let head = TrainableTokens.headPath
+        guard let copy = values(head), copy == values(TrainableTokens.embeddingPath) else { return self }
+        return AdapterArtifact(config: config, provenance: provenance, stored: stored.filter { $0.name != name(head) })
     }
 
     /// With the targets that its tensors are of, where its configuration names others: PEFT leaves a norm without tensors as it is.

@@ -251,7 +251,8 @@ package struct MemoryModel {
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
-            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, bottlenecks, spec, layerUse(shape))
+            + LayerWorkspace.bytes(
+                tokens: shape.tokens, mlpTokens: shape.mlpTokens, bottlenecks, spec, layerUse(shape), MixtureSizes(layouts))
             + .floats(shape.tokens * widestDropped) + .floats(scaledCount(shape))
     }
 

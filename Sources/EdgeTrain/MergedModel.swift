@@ -130,7 +130,9 @@ package struct MergedModel {
             if change?.added?.isBiasAlone == true { change = nil }
             // No other program reads the container's 4 bits.
             let rows = rows[tensor.name] ?? [:]
-            guard change != nil || !rows.isEmpty || !tensor.isWhole else { return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy) }
+            guard change != nil || !rows.isEmpty || !tensor.isWhole else {
+                return Item(tensor: tensor, type: tensor.pieces[0].type, work: .copy)
+            }
             guard tensor.shape[1] % format.blockElements == 0 else {
                 throw MergeError.notWholeBlocks(
                     tensor: tensor.name, columns: tensor.shape[1], format: format.name, block: format.blockElements)

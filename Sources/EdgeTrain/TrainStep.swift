@@ -49,6 +49,8 @@ package struct JobMicroBatch {
     package let lossScale: Float
     /// Where the adapter is meanwhile, in a step that has no backward; nil: where it is.
     package let perturbation: Perturbation?
+    /// And so much of each sample's own part of the loss, of a method that has one.
+    package let sampleShare: Float
     /// Nil: no dropout.
     package let masks: DropoutMasks?
     /// What the step has drawn, of a method that draws one; nil: all ranks.
@@ -59,14 +61,15 @@ package struct JobMicroBatch {
     package var loss: Double
 
     package init(
-        job: Int = 0, _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil, cached: CachedSamples? = nil,
-        perturbation: Perturbation? = nil, addingTo loss: Double = 0
+        job: Int = 0, _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks? = nil, rank: Int? = nil,
+        cached: CachedSamples? = nil, perturbation: Perturbation? = nil, addingTo loss: Double = 0
     ) {
         self.perturbation = perturbation
         self.cached = cached
         self.job = job
         self.batch = batch
         self.lossScale = lossScale
+        self.sampleShare = sampleShare
         self.masks = masks
         self.rank = rank
         self.loss = loss
@@ -128,8 +131,8 @@ package final class TrainStep {
         }
     }
 
-    /// What trained tokens that are rows of the head, too, need of it for their gradients, which come sample by sample: with the embeddings'
-    /// own. By loss token of the batch.
+    /// What trained tokens that are rows of the head, too, need of it for their gradients, which come sample by sample: with the
+    /// embeddings' own. By loss token of the batch.
     private struct TokenHead {
         /// What the head read.
         let normed: Tensor
@@ -188,7 +191,8 @@ package final class TrainStep {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, memory.layerUse(shape), arena: arena),
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, memory.layerUse(shape),
+                    MixtureSizes(memory.layouts), arena: arena),
                 memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
                 arena.floats(memory.scaledCount(shape))
             )
@@ -324,9 +328,9 @@ package final class TrainStep {
 
     /// `accumulate` of the only job.
     package func accumulate(
-        _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
+        _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
     ) throws {
-        var work = [JobMicroBatch(batch, lossScale: lossScale, masks: masks, rank: rank, addingTo: loss)]
+        var work = [JobMicroBatch(batch, lossScale: lossScale, sampleShare: sampleShare, masks: masks, rank: rank, addingTo: loss)]
         try accumulate(&work)
         loss = work[0].loss
     }
@@ -428,7 +432,8 @@ package final class TrainStep {
             jobs = work.map { one in
                 let own = adapters[one.job]
                 return LayerJob(
-                    one.perturbation == nil ? own : own.perturbed(layer: index), masks: one.masks, smoothing: smoothing?.layers[index])
+                    one.perturbation == nil ? own : own.perturbed(layer: index), masks: one.masks, smoothing: smoothing?.layers[index],
+                    sampleShare: one.sampleShare)
             }
             rounding = self.rounding
         case .evaluation(let job): jobs = [LayerJob(adapters[job])]
@@ -440,6 +445,7 @@ package final class TrainStep {
             index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), jobs: jobs, rotaries: rotaries,
             dropped: dropped, scaledRows: scaledRows, rounding: rounding, measured: measured, pool: pool)
         layer.watch = watch
+        layer.mixture = jobs.isEmpty ? nil : workspace.mixture
         return layer
     }
 
@@ -543,9 +549,9 @@ package final class TrainStep {
                 let first = next
                 while next < losses, rows.contains(Int(lossRows[next])) { next += 1 }
                 if let tokenHead {
-                    addOuterProduct(
-                        tokenHead.logits(first..<next, jobStart: jobStart, width: trained.tokens.count), tokenHead.normed.rows(first..<next),
-                        [SamplePart(rows: 0..<next - first, sample: 0, firstToken: 0)], into: trained.gradient, on: pool)
+                    let dLogits = tokenHead.logits(first..<next, jobStart: jobStart, width: trained.tokens.count)
+                    let whole = SamplePart(rows: 0..<next - first, sample: 0, firstToken: 0)
+                    addOuterProduct(dLogits, tokenHead.normed.rows(first..<next), [whole], into: trained.gradient, on: pool)
                 }
                 trained.addGradients(loadedTokens(rows), dH.rows(rows), scale: model.spec.embeddingScale)
             }

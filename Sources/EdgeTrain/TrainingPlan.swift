@@ -507,6 +507,13 @@ private struct Planner {
             }
             rank /= 2
         }
+        if let hub = memory.adapter.method as? HubAdapter, let factor = hub.bottleneck?.reductionFactor {
+            for larger in [2, 4, 8, 16, 32].map({ $0 * factor }) where larger <= Double(memory.spec.hiddenSize) {
+                guard let changed = changed({ $0.method = hub.with { $0.reductionFactor = larger } }), fits(changed, longest: longest) else { continue }
+                changes.append(FittingChange(line: "reduction_factor: \(Int(larger))", note: "narrower bottlenecks"))
+                break
+            }
+        }
         if memory.adaptedModules.count > 2,
             let changed = changed({ $0.targets = .names(["q_proj", "v_proj"]) }), fits(changed, longest: longest)
         {

@@ -368,7 +368,7 @@ package final class TrainingRun {
     private func work(_ now: StepUnderWay) -> JobMicroBatch {
         let batch = now.batches[now.done]
         return JobMicroBatch(
-            job: job, MicroBatch(batch), lossScale: 1 / Float(max(1, now.lossTokens)),
+            job: job, MicroBatch(batch), lossScale: 1 / Float(max(1, now.lossTokens)), sampleShare: 1 / Float(now.indices.count),
             masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: now.stepKey, firstSample: now.doneSamples) : nil, rank: now.rank,
             cached: cached(Array(now.indices.dropFirst(now.doneSamples).prefix(batch.count))), perturbation: perturbation(now),
             addingTo: now.loss)

@@ -23,8 +23,11 @@ package enum ZerothOrder {
     package static let defaultEpsilon: Float = 1e-3
 
     /// Whether losses alone say where a method's parameters are to go: not AdaLoRA's, which takes ranks away by every parameter's own
-    /// gradient, nor those of a method that draws ranks, where z would move what the step's loss does not depend on.
-    package static func isPossible(with method: any AdapterMethod) -> Bool { !(method is AdaLoRA) && !method.drawsRank }
+    /// gradient, nor those of a method that draws ranks, where z would move what the step's loss does not depend on, nor MixLoRA's, whose
+    /// balance of experts has a gradient and no part in the losses.
+    package static func isPossible(with method: any AdapterMethod) -> Bool {
+        !(method is AdaLoRA) && !method.drawsRank && method.mixture == nil
+    }
 
     /// The stream of a step's z.
     package static func direction(seed: UInt64, step: Int) -> RandomSource { RandomSource(seed: seed, .direction, UInt64(step)) }

@@ -38,6 +38,10 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// OFT: the size of its blocks, or the linear's next divisor; nil: 32. And whether they are the Cayley transform's series (nil: yes), or it.
     package var oftBlockSize: Int?
     package var useCayleyNeumann: Bool?
+    /// MixLoRA: how many experts an MLP has (nil: 8), how many of them a token (nil: 2), and what their balance weighs in the loss (nil: 0.01).
+    package var numExperts: Int?
+    package var topK: Int?
+    package var routerAuxLossCoef: Double?
     /// Prefix and prompt tuning: how many tokens there are before each sample's own; nil: 20. And what they begin as; nil: samples.
     package var numVirtualTokens: Int?
     package var promptTuningInit: PromptStart?
@@ -142,6 +146,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case numVirtualTokens, promptTuningInit
         case tokenIndices, trainableTokens
         case reductionFactor, nonLinearity, adapterScaling, mhAdapter, outputAdapter
+        case numExperts, topK, routerAuxLossCoef
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
@@ -179,6 +184,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.decomposeBoth, into: &decomposeBoth)
         try read(.oftBlockSize, into: &oftBlockSize)
         try read(.useCayleyNeumann, into: &useCayleyNeumann)
+        try read(.numExperts, into: &numExperts)
+        try read(.topK, into: &topK)
+        try read(.routerAuxLossCoef, into: &routerAuxLossCoef)
         try read(.numVirtualTokens, into: &numVirtualTokens)
         try read(.promptTuningInit, into: &promptTuningInit)
         try read(.tasks, into: &tasks)
@@ -397,6 +405,9 @@ extension JobRequest {
             try require(adapterScaling > 0 && adapterScaling <= 1024, .adapterScaling, adapterScaling, "above 0, to 1024")
         }
         if mhAdapter != true { try require(outputAdapter != false, .outputAdapter, "false", "it with mh_adapter: true") }
+        if let numExperts { try require((1...64).contains(numExperts), .numExperts, numExperts, "1 to 64") }
+        if let topK { try require((1...64).contains(topK), .topK, topK, "1 to num_experts") }
+        if let weight = routerAuxLossCoef { try require(weight >= 0 && weight <= 1024, .routerAuxLossCoef, weight, "0 (none) to 1024") }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
             if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }

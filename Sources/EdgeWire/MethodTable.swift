@@ -57,7 +57,7 @@ package struct MethodTable: Codable, Equatable, Sendable {
         package var tokensPerSecond: Double?
         /// Of the tensors' file before it is compressed.
         package var adapterBytes: UInt64
-        /// Who loads the adapter: `peft` where it has the method, and `gguf` where it is exactly a LoRA. Every one can be merged.
+        /// Who else loads the adapter: `peft` or `adapters` where it has the method, and `gguf` where it is exactly a LoRA.
         package var exports: [String]
 
         package init(

@@ -49,9 +49,12 @@ extension TrainingSpec {
         }
         let method = adapter.method
         guard ZerothOrder.isPossible(with: method) else {
+            let reason =
+                method.mixture != nil
+                ? "the balance of its experts is a part of the loss that only a backward has"
+                : method.drawsRank ? "its steps train a number of ranks that they draw" : "it takes ranks away by every parameter's own gradient"
             throw Problem(
-                .invalidValue,
-                "zeroth_order: \(method.name) needs a backward: \(method.drawsRank ? "its steps train a number of ranks that they draw" : "it takes ranks away by every parameter's own gradient")",
+                .invalidValue, "zeroth_order: \(method.name) needs a backward: \(reason)",
                 hint: "adapter: lora, or leave zeroth_order out")
         }
         zerothOrderEpsilon = request.mezoEps.map { Float($0) } ?? zerothOrderEpsilon
@@ -82,8 +85,8 @@ extension AdapterSpec {
         if method is PrefixTuning { method = PrefixTuning(virtualTokenStart) }
         if method is PromptTuning { method = PromptTuning(virtualTokenStart) }
         let asksForTokens = request.tokenIndices != nil || request.trainableTokens != nil
-        try refuse(
-            request.tokenIndices == nil ? "trainable_tokens" : "token_indices", asksForTokens, unless: method is TrainableTokens, "tokens to choose")
+        let tokensKey = request.tokenIndices == nil ? "trainable_tokens" : "token_indices"
+        try refuse(tokensKey, asksForTokens, unless: method is TrainableTokens, "tokens to choose")
         if method is TrainableTokens {
             guard asksForTokens else {
                 throw Problem(
@@ -95,8 +98,8 @@ extension AdapterSpec {
         }
         try refuse("lora_alpha", request.loraAlpha != nil, unless: keys.alpha != nil, "alpha")
         try refuse("lora_dropout", request.loraDropout > 0, unless: method.hasDropout, "dropout here")
-        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
-        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
+        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil && method.mixture == nil, "such scaling")
+        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil && method.mixture == nil, "B of its own")
         try refuse("init_lora_weights", request.initLoraWeights != nil, unless: method.peftType == AdapterMethods.lora.peftType, "such start")
         try refuse("decompose_factor", request.decomposeFactor != nil, unless: method is LoKr, "matrices of such sizes")
         try refuse("decompose_both", request.decomposeBoth == true, unless: method is LoKr, "such matrices")
@@ -129,6 +132,18 @@ extension AdapterSpec {
         ]
         for (key, isGiven) in ofBottleneck { try refuse(key, isGiven, unless: method.bottleneck != nil, "bottleneck") }
         if let hub = method as? HubAdapter { method = hub.with { $0.take(request) }.with(prefixTokens: request.numVirtualTokens, virtualTokenStart) }
+        for (key, isGiven) in [
+            ("num_experts", request.numExperts != nil), ("top_k", request.topK != nil),
+            ("router_aux_loss_coef", request.routerAuxLossCoef != nil),
+        ] { try refuse(key, isGiven, unless: method is MixLoRA, "experts") }
+        if method is MixLoRA {
+            let experts = request.numExperts ?? MixLoRA.defaultExperts, chosen = request.topK ?? min(MixLoRA.defaultChosen, experts)
+            guard chosen <= experts else {
+                throw Problem(.invalidValue, "top_k: \(chosen) is not allowed; with num_experts: \(experts) use 1 to \(experts)")
+            }
+            try refuse("layers_to_transform", request.layersToTransform != nil, unless: false, "layers to choose: its files have all of them")
+            method = MixLoRA(experts: experts, chosen: chosen, balance: request.routerAuxLossCoef ?? MixLoRA.defaultBalance)
+        }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }
@@ -204,12 +219,14 @@ extension TrainingSpec {
         for text in texts {
             let ids = tokenizer.encode(text, specialTokens: .parse)
             guard ids.count == 1 else {
+                let listed = ids.prefix(8).map { "\($0)" }.joined(separator: ", ")
                 throw Problem(
-                    .invalidValue, "trainable_tokens: \"\(text)\" is \(ids.count) tokens (\(ids.prefix(8).map { "\($0)" }.joined(separator: ", "))), not one",
+                    .invalidValue, "trainable_tokens: \"\(text)\" is \(ids.count) tokens (\(listed)), not one",
                     hint: "name each token by itself, or by its number in token_indices")
             }
             guard !tokens.contains(ids[0]) else {
-                throw Problem(.invalidValue, "trainable_tokens: \"\(text)\" is token \(ids[0]), which is named already", hint: "leave it out")
+                throw Problem(
+                    .invalidValue, "trainable_tokens: \"\(text)\" is token \(ids[0]), which is named already", hint: "leave it out")
             }
             tokens.append(ids[0])
         }

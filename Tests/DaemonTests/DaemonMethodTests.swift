@@ -27,8 +27,8 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let rows = try Self.table(daemon).rows
         #expect(
             rows.map(\.name) == [
-                "lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "mtlora", "prefix-tuning",
-                "prompt-tuning", "ln-tuning", "trainable-tokens", "seq_bn", "double_seq_bn", "par_bn", "mam",
+                "lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "mtlora", "mixlora",
+                "prefix-tuning", "prompt-tuning", "ln-tuning", "trainable-tokens", "seq_bn", "double_seq_bn", "par_bn", "mam",
             ])
         for row in rows where row.name != "mtlora" {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")
@@ -210,6 +210,13 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         },
         Refusal(text: "output_adapter: false is not allowed; use it with mh_adapter: true") {
             ($0.adapter, $0.loraR, $0.outputAdapter, $0.loraDropout) = ("seq_bn", nil, false, 0)
+        },
+        Refusal(text: "num_experts: lora has no experts") { $0.numExperts = 4 },
+        Refusal(text: "top_k: 3 is not allowed; with num_experts: 2 use 1 to 2") {
+            ($0.adapter, $0.numExperts, $0.topK, $0.loraDropout) = ("mixlora", 2, 3, 0)
+        },
+        Refusal(text: "layers_to_transform: mixlora has no layers to choose") {
+            ($0.adapter, $0.layersToTransform, $0.loraDropout) = ("mixlora", [1], 0)
         },
         Refusal(text: "num_virtual_tokens: lora has no virtual tokens") { $0.numVirtualTokens = 8 },
         Refusal(text: "lora_r: prefix-tuning has no rank") { ($0.adapter, $0.loraR, $0.loraDropout) = ("prefix-tuning", 8, 0) },

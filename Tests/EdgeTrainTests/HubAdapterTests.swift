@@ -100,8 +100,8 @@ struct HubAdapterTests {
     @Test("an MLP that is done in parts has the same gradients", arguments: HubCase.all)
     func parts(_ one: HubCase) throws {
         let samples = [300, 280].map { length in
-            TokenizedSample(
-                tokens: (0..<length).map { TokenID(3 + $0 * 7 % 90) }, carriesLoss: (0..<length).map { $0 % 3 == 0 })
+            let tokens: [TokenID] = (0..<length).map { TokenID(3 + $0 * 7 % 90) }
+            return TokenizedSample(tokens: tokens, carriesLoss: (0..<length).map { $0 % 3 == 0 })
         }
         func bits(_ mlpTokens: Int) throws -> [UInt32] {
             let trainee = try Trainee(TinyRun.modelPath, lora: one.spec, tokens: 580, longest: 300, mlpTokens: mlpTokens)
@@ -183,6 +183,18 @@ struct HubAdapterTests {
     func refused(_ from: String, _ to: String, key: String, value: String) throws {
         let scratch = try TemporaryDirectory(), model = try BaseModel.open(path: TinyRun.modelPath)
         try Self.hubDirectory(HubCase.all[0], scratch.path + "/hub") { $0.replacingOccurrences(of: from, with: to) }
+        #expect(throws: AdapterError.unsupported(key: "config: " + key, value: value)) {
+            try LoadedAdapter(directory: scratch.path + "/hub", of: model.spec)
+        }
+    }
+
+    @Test("of a mix, a prefix that a network makes, and gates, are refused by name", arguments: [
+        ("\"flat\": true", "\"flat\": false", "flat", "false"),
+        ("\"use_gating\": false", "\"use_gating\": true", "use_gating", "true"),
+    ])
+    func refusedMixes(_ from: String, _ to: String, key: String, value: String) throws {
+        let scratch = try TemporaryDirectory(), model = try BaseModel.open(path: TinyRun.modelPath)
+        try Self.hubDirectory(#require(HubCase.all.last), scratch.path + "/hub") { $0.replacingOccurrences(of: from, with: to) }
         #expect(throws: AdapterError.unsupported(key: "config: " + key, value: value)) {
             try LoadedAdapter(directory: scratch.path + "/hub", of: model.spec)
         }

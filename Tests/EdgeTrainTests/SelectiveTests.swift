@@ -23,11 +23,13 @@ struct SelectiveCase: CustomTestStringConvertible, Sendable {
             SelectiveCase(name: "ln-tuning", adapter: spec(NormTuning())),
             SelectiveCase(
                 name: "ln-tuning-some", adapter: spec(NormTuning(), .names(["model.layers.1.post_attention_layernorm", "norm"]))),
-        ] + ["gemma2", "gemma3", "olmo2", "qwen3", "stablelm2"].map { SelectiveCase(name: "ln-tuning-\($0)", adapter: spec(NormTuning()), family: $0) }
+        ] + ["gemma2", "gemma3", "olmo2", "qwen3", "stablelm2"].map { (family: String) in
+            SelectiveCase(name: "ln-tuning-\(family)", adapter: spec(NormTuning()), family: family)
+        }
     static let tokens: [SelectiveCase] =
         [SelectiveCase(name: "trainable-tokens", adapter: spec(trained("trainable-tokens")))]
-        + ["llama", "gemma2", "granite"].map {
-            SelectiveCase(name: "trainable-tokens-\($0)", adapter: spec(trained("trainable-tokens-\($0)")), family: $0)
+        + ["llama", "gemma2", "granite"].map { (family: String) in
+            SelectiveCase(name: "trainable-tokens-\(family)", adapter: spec(trained("trainable-tokens-\(family)")), family: family)
         }
     static let all = norms + tokens
 

@@ -113,6 +113,8 @@ struct TogetherTests {
                     $0.checkpoints = .file
                     $0.lossChunk = 5
                 }, testDescription: "streamed, nothing kept"),
+            Case(methods: ["mixlora", "lora", "mixlora", "ia3"], testDescription: "experts beside none"),
+            Case(methods: ["mixlora", "dora"], precision: .bf16, testDescription: "bf16, experts"),
             Case(methods: ["lora", "vera", "loha"], clips: false, testDescription: "without clipping"),
         ]
     }

@@ -215,6 +215,7 @@ private let modelJSON =
         (full.rankPattern, full.alphaPattern) = (["q_proj": 4], ["k_proj": 2])
         (full.decomposeFactor, full.decomposeBoth) = (8, true)
         (full.oftBlockSize, full.useCayleyNeumann) = (8, false)
+        (full.numExperts, full.topK, full.routerAuxLossCoef) = (4, 2, 0.1)
         (full.numVirtualTokens, full.promptTuningInit) = (8, .random)
         (full.tasks, full.taskR) = (["a"], 2)
         (full.tokenIndices, full.trainableTokens) = ([1], ["<|im_end|>"])

@@ -28,7 +28,7 @@ SHARED = ".prefix_tuning.pool."
 
 
 def cases():
-    from adapters import DoubleSeqBnConfig, LoRAConfig, MAMConfig, ParBnConfig, PrefixTuningConfig, SeqBnConfig, UniPELTConfig
+    from adapters import DoubleSeqBnConfig, MAMConfig, ParBnConfig, PrefixTuningConfig, SeqBnConfig
 
     return {
         "seq_bn": SeqBnConfig(),
@@ -38,9 +38,6 @@ def cases():
         "par_bn": ParBnConfig(reduction_factor=8),
         "par_bn-both": ParBnConfig(mh_adapter=True, reduction_factor=16, non_linearity="gelu_new", scaling=2.5),
         "mam": MAMConfig(PrefixTuningConfig(flat=True, prefix_length=5), ParBnConfig(reduction_factor=8)),
-        "unipelt": UniPELTConfig(
-            PrefixTuningConfig(flat=True, prefix_length=4, use_gating=True), SeqBnConfig(use_gating=True, reduction_factor=16),
-            LoRAConfig(r=3, alpha=2, use_gating=True)),
     }
 
 
@@ -49,9 +46,9 @@ def randomise(parameters):
     random = np.random.default_rng(SEED)
     for name, parameter in sorted(parameters.items()):
         noise = torch.from_numpy(random.standard_normal(tuple(parameter.shape)).astype(np.float32))
-        if "control_trans" in name or "gate" in name:
+        if "control_trans" in name:
             parameter.copy_(0.5 * noise)
-        elif "adapter_down.0.weight" in name or "lora_A" in name:
+        elif "adapter_down.0.weight" in name:
             parameter.copy_(noise / parameter.shape[1] ** 0.5)
         else:
             parameter.copy_(0.1 * noise)

@@ -49,6 +49,8 @@ package struct AdapterLayout {
     package let lowestLayer: Int
     /// Rows and keys before each sample's own.
     package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
+    /// Layers whose MLP is a mixture of experts.
+    package var mixedLayers: Int { parts.filter { $0.part.site == .experts }.count }
     /// Of the two matrices of all bottlenecks.
     package var bottleneckElements: Int {
         parts.filter { [.afterAttention, .afterMLP].contains($0.part.site) }.flatMap(\.places).filter { !$0.matrix.isVector }
@@ -162,8 +164,10 @@ package struct AdapterLayout {
         self.slots = slots
         factorCount = largest
         factorRank = slots.map(\.factorRank).max() ?? 0
-        factorElements = slots.reduce(0) { $0 + $1.factorRank * ((method.foldsInputs ? 0 : $1.inFeatures) + $1.outFeatures) }
-        trainedFactorElements = slots.reduce(0) { sum, slot in
+        let ofMixtures = parts.filter { $0.site == .experts }.count
+            * (method.mixture.map { Self.elements(of: $0, rank: adapter.rank, spec) } ?? 0)
+        factorElements = slots.reduce(ofMixtures) { $0 + $1.factorRank * ((method.foldsInputs ? 0 : $1.inFeatures) + $1.outFeatures) }
+        trainedFactorElements = slots.reduce(ofMixtures) { sum, slot in
             let isTrained = method.storedFactors.map { slot.places[$0.a].matrix.isTrained } ?? !method.foldsInputs
             return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
         }
@@ -182,6 +186,12 @@ package struct AdapterLayout {
         widestScaledOutput = shapes.filter { method.outputScale($0) != nil }.map(\.outFeatures).max() ?? 0
         let hasMagnitude = shapes.contains { method.outputScale($0)?.isMagnitude ?? false }
         magnitudeCount = hasMagnitude ? factorRank * (widestScaledOutput + factorRank) : 0
+    }
+
+    /// What a token is multiplied by in a mixture: by the router, by its experts' factors, and by every expert's B of down.
+    private static func elements(of mixture: ExpertMixture, rank: Int, _ spec: DecoderSpec) -> Int {
+        let (hidden, intermediate) = (spec.hiddenSize, spec.intermediateSize)
+        return mixture.experts * hidden * (1 + rank) + mixture.chosen * rank * (2 * hidden + 3 * intermediate)
     }
 
     static func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }

@@ -16,7 +16,7 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(), MTLoRA(),
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(), MTLoRA(), MixLoRA(),
         PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
         HubAdapter.mam,
     ]
@@ -266,6 +266,12 @@ package protocol AdapterMethod: Equatable, Sendable {
     func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws
     /// Of such a method: what adapter_config.json calls its modules.
     func targetNames(_ model: DecoderSpec, _ spec: AdapterSpec) -> [String]
+    /// Whether a linear that a job's targets name is one that it changes.
+    func adapts(_ module: LinearModule) -> Bool
+    /// What a tensor of a linear is called on file; nil: as PEFT has it.
+    func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String?
+    /// Of the MLP; nil: it is the base's.
+    var mixture: ExpertMixture? { get }
     /// What is stored beside the linears, those of a layer together.
     func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart]
     /// Whether all that it does is another weight for each linear, so that a model can have it.
@@ -293,6 +299,9 @@ package protocol AdapterMethod: Equatable, Sendable {
 
 extension AdapterMethod {
     package var adaptsLinears: Bool { true }
+    package func adapts(_ module: LinearModule) -> Bool { true }
+    package func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String? { nil }
+    package var mixture: ExpertMixture? { nil }
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] { [] }
     package var hasTargets: Bool { adaptsLinears }
     package func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws {}

@@ -13,6 +13,8 @@ package enum AdapterSite: Hashable, Sendable {
     case tokens
     /// Where a layer's attention, or its MLP, is added to the residual: a bottleneck's matrices (Bottleneck.swift).
     case afterAttention, afterMLP
+    /// In a layer's MLP: the router's matrix, and those of each expert.
+    case experts
 }
 
 /// What a method stores for one such place.

@@ -138,7 +138,8 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
     package var description: String {
         switch self {
         case .noModule(let targets, let available):
-            "lora_target_modules \(targets) matches nothing of this model that the method can change; there are \(available.joined(separator: ", "))"
+            "lora_target_modules \(targets) matches nothing of this model that the method can change; there are "
+                + available.joined(separator: ", ")
         case .layerOutOfRange(let layer, let layerCount):
             "layers_to_transform names layer \(layer); the model has layers 0 to \(layerCount - 1)"
         case .tokenOutOfRange(let token, let vocabularySize):
@@ -197,7 +198,7 @@ extension AdapterSpec {
         let all = (0..<spec.layerCount).filter { layers?.contains($0) ?? true }.flatMap { layer in
             linears.map { ModuleID(layer: layer, module: $0.leader) }
         }
-        return try chosen(of: all, available: available) { $0.path(spec) }
+        return try chosen(of: all, available: available) { $0.path(spec) }.filter { method.adapts($0.module) }
     }
 
     /// The modules among these that the targets name; of `allLinear` all.

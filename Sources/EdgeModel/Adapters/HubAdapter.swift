@@ -104,7 +104,10 @@ package struct HubAdapter: AdapterMethod {
         switch config["architecture"]?.string {
         case nil: break
         case "union":
-            guard let configs = config["configs"]?.array, configs.count == 2 else { throw AdapterSettingError(key: "configs") }
+            let configs = config["configs"]?.array ?? []
+            // A gate is a mean over the whole sample, later tokens included, which a sample that is being generated does not have.
+            if configs.contains(where: { $0["use_gating"] == .bool(true) }) { throw AdapterSettingError(key: "use_gating") }
+            guard configs.count == 2 else { throw AdapterSettingError(key: "configs") }
             let order = configs[0]["architecture"]?.string == "prefix_tuning" ? (configs[0], configs[1]) : (configs[1], configs[0])
             guard order.0["architecture"]?.string == "prefix_tuning", order.1["architecture"] ?? .null == .null else {
                 throw AdapterSettingError(key: "configs")

@@ -8,6 +8,8 @@ package struct NormTuning: AdapterMethod {
     package let peftType = "LN_TUNING"
     package let configKeys = AdapterConfigKeys(rank: nil, alpha: nil, dropout: nil)
 
+    package init() {}
+
     /// What follows a norm's path in the names of files' tensors: its weight's, and layer normalisation's bias's.
     package static let tensorNames = ["ln_tuning_layers.weight", "ln_tuning_layers.bias"]
 
@@ -52,7 +54,8 @@ package struct NormTuning: AdapterMethod {
     /// The last one of the model is in no layer, and so in none that was chosen.
     private static func norms(_ model: DecoderSpec, _ spec: AdapterSpec) throws -> [ModelNorm] {
         let all = model.norms.filter { norm in spec.layers.map { layers in norm.layer.map(layers.contains) ?? false } ?? true }
-        return try spec.chosen(of: all, available: Set(model.norms.map { AdapterSpec.lastName($0.path(model)) }).sorted()) { $0.path(model) }
+        let names = Set(model.norms.map { AdapterSpec.lastName($0.path(model)) }).sorted()
+        return try spec.chosen(of: all, available: names) { $0.path(model) }
     }
 }
 
