@@ -461,6 +461,8 @@ package final class TrainStep {
     private func forward(_ batch: PackedBatch, _ pass: Pass, _ cached: CachedSamples? = nil) throws {
         let last = model.spec.layerCount - 1
         checkpoints.begin(tokens: batch.tokenCount)
+        // The head's norm is perturbed where the lower layers come from the cache, too.
+        perturb(model.spec.layerCount, pass)
         var first = 0
         if let cached, cached.areThere {
             first = cached.layer
@@ -487,7 +489,6 @@ package final class TrainStep {
     /// Virtual tokens are rows of the batch, whose embeddings are the adapter's.
     private func embed(_ batch: PackedBatch, _ pass: Pass, into h: Tensor) throws {
         try decodeEmbeddings(tokens, into: h)
-        perturb(model.spec.layerCount, pass)
         let jobs: [AdapterSet] = switch pass {
         case .training(let work): work.map(modelAdapters)
         case .evaluation(let job): [adapters[job]]
