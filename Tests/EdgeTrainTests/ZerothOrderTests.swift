@@ -43,12 +43,21 @@ struct Prober {
 }
 
 extension MethodCase {
-    static let forwardOnly = all.filter { ZerothOrder.isPossible(with: $0.adapter.method) }
+    /// But DoRA, whose backward takes the rows' lengths as constants: its slope is another than its gradient's.
+    static let forwardOnly = all.filter { ZerothOrder.isPossible(with: $0.adapter.method) && !($0.adapter.method is DoRA) }
+}
+
+extension TinyRun {
+    /// In a directory that is gone afterwards.
+    fileprivate func ended() throws -> Result {
+        let directory = try TemporaryDirectory()
+        return try run(in: directory.path)
+    }
 }
 
 @Suite(.serialized)
 struct ZerothOrderTests {
-    static let methods = AdapterMethods.all.filter(ZerothOrder.isPossible).map(\.name)
+    static let methods = AdapterMethods.ofAnyModel.filter(ZerothOrder.isPossible).map(\.name)
 
     // MARK: numbers
 
@@ -205,7 +214,7 @@ struct ZerothOrderTests {
             $0.shape.lossChunk = 3
             $0.tokenBudget = 30
         }
-        #expect(try tight.run(in: TemporaryDirectory().path).adapter == expected.adapter)
+        #expect(try tight.ended().adapter == expected.adapter)
     }
 
     @Test("what is planned is what is taken, and a stop loses nothing, in every type of products", arguments: ComputeType.allCases)
@@ -224,7 +233,7 @@ struct ZerothOrderTests {
             group.runs[index].spec.zerothOrder = .always
             group.runs[index].spec.learningRate = 1e-3
         }
-        let own = try group.runs.map { try $0.run(in: TemporaryDirectory().path) }
+        let own = try group.runs.map { try $0.ended() }
         let place = try TemporaryDirectory()
         let conversations = group.runs.map { _ in TinyRun.Conversation() }
         let together = try group.run(in: place.path, conversations)
@@ -241,7 +250,7 @@ struct ZerothOrderTests {
             var run = ActivationCacheTests.run(.bf16)
             run.spec.zerothOrder = .always
             run.cacheLimit = ByteCount(limit)
-            return try run.run(in: TemporaryDirectory().path).adapter
+            return try run.ended().adapter
         }
         #expect(try adapter(1 << 40) == adapter(0))
     }
@@ -251,12 +260,12 @@ struct ZerothOrderTests {
         var run = TinyRun()
         run.spec.adapter.dropout = 0
         run.spec.zerothOrder = .always
-        run.spec.epochs = 200
-        run.spec.evalSteps = 100
-        run.spec.learningRate = 2e-4
+        run.spec.epochs = 600
+        run.spec.evalSteps = 300
+        run.spec.learningRate = 1e-3
         // Held out is what is trained on.
         run.dataset = Dataset(training: TinyRun.samples(4), heldOut: TinyRun.samples(4))
-        guard case .finished(let finished) = try run.run(in: TemporaryDirectory().path).outcome else {
+        guard case .finished(let finished) = try run.ended().outcome else {
             Issue.record("did not finish")
             return
         }
@@ -299,7 +308,8 @@ struct ZerothOrderTests {
         for budget in [withBackward - 1, without] {
             let plan = try Self.plan(memory, budget, .whereNothingElseFits, longest: longest)
             #expect(!plan.shape.hasBackward && plan.peak.bytes <= budget)
-            #expect(plan.pools.reduce(ByteCount.zero) { $0 + $1.size } == plan.peak)
+            // The least of short samples is what publishing takes.
+            #expect(plan.pools.reduce(ByteCount.zero) { $0 + $1.size } <= plan.peak)
             let trade = try #require(plan.trades.first)
             #expect(trade.what.contains("no backward") && trade.costs == nil && trade.saves == ByteCount(withBackward - plan.peak.bytes))
         }
