@@ -41,7 +41,10 @@ METHODS = {
     "lokr-peft": {"adapter": "lokr", "decompose_factor": -1}, "ia3": {"adapter": "ia3"},
     "prefix-tuning": {"adapter": "prefix-tuning"}, "prompt-tuning": {"adapter": "prompt-tuning"},
     "oft": {"adapter": "oft"}, "oft-exact": {"adapter": "oft", "oft_block_size": 16, "use_cayley_neumann": False},
+    "shira": {"adapter": "shira", "lora_r": 4}, "bitfit": {"adapter": "bitfit"},
+    "mtlora": {"adapter": "mtlora", "lora_r": 8, "task_r": 4, "tasks": ["licences"]},
     "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
+    "ln-tuning": {"adapter": "ln-tuning"}, "trainable-tokens": {"adapter": "trainable-tokens", "token_indices": [28, 198, 253, 260, 282]},
 }
 
 
@@ -68,7 +71,8 @@ def main():
     parser.add_argument("--bin", type=Path, default=Path(".build/release"))
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    # A model without biases has none to train: bitfit is to be asked for.
+    parser.add_argument("--methods", default=",".join(method for method in METHODS if method != "bitfit"))
     parser.add_argument("--dense", type=Path)
     options = parser.parse_args()
     text = next(line["text"] for line in licences() if 300 < len(line["text"]) < 900)
@@ -78,7 +82,7 @@ def main():
     base = loss(model, ids)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        (scratch / "data.jsonl").write_text((json.dumps({"text": text}) + "\n") * 8)
+        (scratch / "data.jsonl").write_text((json.dumps({"text": text, "task": "licences"}) + "\n") * 8)
         with running_daemon(options.bin, scratch) as daemon:
             daemon.edgetune("models", "add", options.model.resolve(), "--name", "base")
             for label in options.methods.split(","):
@@ -88,7 +92,8 @@ def main():
                 listed = json.loads(daemon.edgetune("jobs", "--json"))["jobs"]
                 status = json.loads(daemon.edgetune("show", next(each["id"] for each in listed if each["name"] == name), "--json"))
                 ours = status["progress"]["best_eval_loss"]
-                daemon.edgetune("export", name, "--format", "peft", "--output", scratch / name)
+                task = [argument for each in METHODS[label].get("tasks", [])[:1] for argument in ("--task", each)]
+                daemon.edgetune("export", name, *task, "--format", "peft", "--output", scratch / name)
                 adapted = peft.PeftModel.from_pretrained(model, scratch / name).eval()
                 theirs = loss(adapted, ids)
                 model = adapted.get_base_model() if adapted.active_peft_config.is_prompt_learning else adapted.unload()
@@ -96,7 +101,7 @@ def main():
                     "method": label, "base": base, "here": ours, "peft": theirs, "peft_off_by": ours / theirs - 1,
                     "trainable": status["plan"]["trainable_parameters"]}
                 try:
-                    daemon.edgetune("export", name, "--format", "gguf", "--output", scratch / f"{name}.gguf")
+                    daemon.edgetune("export", name, *task, "--format", "gguf", "--output", scratch / f"{name}.gguf")
                     if options.dense:
                         line["llama_cpp"] = in_llama_cpp(options.dense, scratch / f"{name}.gguf", ids)
                         line["llama_cpp_off_by"] = ours / line["llama_cpp"] - 1

@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 
 MIB = 1 << 20
-METHODS = ("lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft")
+METHODS = ("lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "shira")
 
 
 def plan(options, model, method, budget):

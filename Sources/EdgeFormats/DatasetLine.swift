@@ -39,6 +39,11 @@ package struct DatasetError: Error, Equatable {
         case missingKey(String)
         case empty(key: String)
         case unsupportedKey(String)
+        /// Of a job whose samples belong to tasks.
+        case noTask(known: [String])
+        case unknownTask(String, known: [String])
+        /// No line has it.
+        case unusedTask(String)
     }
 }
 
@@ -60,6 +65,9 @@ extension DatasetError.Reason: CustomStringConvertible {
         case .missingKey(let key): "\(key) is missing"
         case .empty(let key): "\(key) is empty"
         case .unsupportedKey(let key): "\(key) is not supported"
+        case .noTask(let known): "needs a \"task\", one of the job's: \(known.joined(separator: ", "))"
+        case .unknownTask(let task, let known): "the job has no task \"\(task)\"; it has \(known.joined(separator: ", "))"
+        case .unusedTask(let task): "no line has the task \"\(task)\", of the job's tasks"
         }
     }
 }
@@ -68,11 +76,20 @@ package enum DatasetLine {
     /// Longest line that is read.
     package static let maximumBytes = 16 << 20
 
-    package static func sample(_ utf8: [UInt8]) throws(DatasetError.Reason) -> DatasetSample {
+    package static func sample(_ utf8: [UInt8]) throws(DatasetError.Reason) -> DatasetSample { try sampleAndTask(utf8).sample }
+
+    /// - Returns: the task is nil where the line has no `task`, or one that is no string: most jobs do not ask for it.
+    package static func sampleAndTask(_ utf8: [UInt8]) throws(DatasetError.Reason) -> (sample: DatasetSample, task: String?) {
         guard utf8.count <= maximumBytes else { throw .lineTooLong(limitBytes: maximumBytes) }
         let value: JinjaValue
         do { value = try JinjaValue(json: utf8) } catch { throw .notJSON(error) }
         guard case .object(let object) = value else { throw .notAnObject(found: value.typeName) }
+        let sample = try sample(of: object)
+        guard case .string(let task)? = object.value("task") else { return (sample, nil) }
+        return (sample, task)
+    }
+
+    private static func sample(of object: JinjaObject) throws(DatasetError.Reason) -> DatasetSample {
         if let messages = object.value("messages") {
             return .messages(try self.messages(messages), tools: try tools(object.value("tools")))
         }
@@ -178,6 +195,8 @@ package struct DatasetReader: ~Copyable {
     private var isAtEnd = false
     /// Of the line that was read last, from 1, blank lines included.
     package private(set) var lineNumber = 0
+    /// Of the sample that was read last.
+    package private(set) var task: String?
     private static let chunkBytes = 256 << 10
 
     package static func open(path: String) throws(DatasetError) -> DatasetReader {
@@ -208,7 +227,11 @@ package struct DatasetReader: ~Copyable {
     package mutating func next() throws(DatasetError) -> DatasetSample? {
         while let line = try nextLine() {
             if line.allSatisfy({ $0 == 0x20 || $0 == 0x09 }) { continue }
-            do { return try DatasetLine.sample(line) } catch { throw DatasetError(line: lineNumber, reason: error) }
+            do {
+                let read = try DatasetLine.sampleAndTask(line)
+                task = read.task
+                return read.sample
+            } catch { throw DatasetError(line: lineNumber, reason: error) }
         }
         return nil
     }

@@ -131,6 +131,15 @@ package struct SafetensorsTensor: Sendable {
 
     /// The values of an F32, F16 or BF16 tensor; nil for any other dtype.
     package func floats() -> [Float]? { withBytes { dtype.floats(in: $0) } }
+
+    /// The values of an I32 tensor that are below 2^24, which f32 holds; nil where there are others, and for any other dtype.
+    package func wholeNumbers() -> [Float]? {
+        guard dtype == .i32 else { return nil }
+        let values = withBytes { bytes in
+            (0..<bytes.count / 4).map { Int32(littleEndian: bytes.loadUnaligned(fromByteOffset: 4 * $0, as: Int32.self)) }
+        }
+        return values.allSatisfy { (0..<1 << 24).contains($0) } ? values.map(Float.init) : nil
+    }
 }
 
 package final class SafetensorsFile: Sendable {

@@ -33,6 +33,8 @@ package struct TokenizedSample: Sendable, Equatable {
     package var tokens: [TokenID]
     /// Whether predicting `tokens[i]` from `tokens[..<i]` counts. The first is false: nothing predicts it.
     package var carriesLoss: [Bool]
+    /// Number of its task among the job's; nil: the job has none.
+    package var task: Int?
 
     package init(tokens: [TokenID], carriesLoss: [Bool]) {
         self.tokens = tokens

@@ -67,7 +67,11 @@ extension JobQueue {
     private static func areCompatible(_ a: Job, _ b: Job) -> Bool {
         a.ownerUid == b.ownerUid && a.modelBlob == b.modelBlob && a.request.precision == b.request.precision
             && a.request.threads == b.request.threads && [a, b].allSatisfy { $0.request.activationCache == nil && $0.request.originalModel == nil }
+            && kindOfSteps(a) == kindOfSteps(b) && kindOfSteps(a) != .auto
     }
+
+    /// With `auto` what it is is known when the job is planned by itself, and then from its checkpoints.
+    private static func kindOfSteps(_ job: Job) -> ZerothOrderSteps { job.request.zerothOrder ?? .never }
 
     /// Nil: not together.
     private func planTogether(_ jobs: [Job]) async throws -> TogetherPlan? {

@@ -272,6 +272,8 @@ package enum WorkOrder: Codable, Sendable {
 
     package struct MergeOrder: Codable, Sendable {
         package var format: MergeFormat?
+        /// Of an adapter that has tasks, the one that is merged.
+        package var task: String?
         package var adapterDirectory: String
         package var modelPath: String
         package var outputDirectory: String
@@ -289,10 +291,11 @@ package enum WorkOrder: Codable, Sendable {
         }
 
         package init(
-            format: MergeFormat?, adapterDirectory: String, modelPath: String, outputDirectory: String, budgetBytes: UInt64,
+            format: MergeFormat?, task: String?, adapterDirectory: String, modelPath: String, outputDirectory: String, budgetBytes: UInt64,
             job: HeldOut?
         ) {
             self.format = format
+            self.task = task
             self.adapterDirectory = adapterDirectory
             self.modelPath = modelPath
             self.outputDirectory = outputDirectory
@@ -302,13 +305,16 @@ package enum WorkOrder: Codable, Sendable {
     }
 
     package struct ExportOrder: Codable, Sendable {
-        package enum Format: String, Codable, Sendable { case safetensors, hubSafetensors, gguf }
+        package enum Format: String, Codable, Sendable { case config, safetensors, hubSafetensors, gguf }
         package var format: Format
+        /// Of an adapter that has tasks, the one that is exported.
+        package var task: String?
         package var adapterDirectory: String
         package var modelPath: String
         package var outputPath: String
-        package init(format: Format, adapterDirectory: String, modelPath: String, outputPath: String) {
+        package init(format: Format, task: String?, adapterDirectory: String, modelPath: String, outputPath: String) {
             self.format = format
+            self.task = task
             self.adapterDirectory = adapterDirectory
             self.modelPath = modelPath
             self.outputPath = outputPath

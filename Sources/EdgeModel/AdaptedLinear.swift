@@ -3,8 +3,9 @@
 // Modules that read the same input run together, so that it is rounded once and the threads meet once; so do the rows of jobs that
 // train together, so that a weight is decoded once for all of them. Where a job transforms inputs (TransformedInput.swift), each linear
 // has its own, and runs by itself. The narrow products with A come first, job by job (AdaptedRows.swift); those with B are added while
-// the frozen product's result is in cache. Transforms, scales and factors are what the adapter's method makes of its matrices
-// (Adapters/AdapterMethod.swift); a method that transforms inputs has no factors.
+// the frozen product's result is in cache. What a method adds beside factors (AddedProducts.swift) comes last, job by job. Transforms,
+// scales and factors are what the adapter's method makes of its matrices (Adapters/AdapterMethod.swift); a method that transforms inputs
+// has no factors.
 //
 // A row's bits do not depend on the rows around it, so a job's are the same alone and with others.
 import EdgeTensor
@@ -30,15 +31,21 @@ struct AlikeRows {
 }
 
 extension DecoderLayer {
-    /// Each job's rows of a batch or a chunk; none where only the base runs.
+    /// The rows of each job, or of each run of samples of one of its tasks, in a batch or a chunk; none where only the base runs.
     func jobRows(_ parts: [SamplePart]) -> [AdaptedRows] {
         guard !jobs.isEmpty else { return [] }
-        return jobs.indices.compactMap { index in
-            // They follow each other.
-            let own = parts.filter { $0.job == index }
-            guard let first = own.first?.rows.lowerBound, let last = own.last?.rows.upperBound else { return nil }
+        var runs: [[SamplePart]] = []
+        for part in parts {
+            if let last = runs.last?.last, last.job == part.job, last.task == part.task {
+                runs[runs.count - 1].append(part)
+            } else {
+                runs.append([part])
+            }
+        }
+        return runs.map { own in
+            let first = own[0].rows.lowerBound, last = own[own.count - 1].rows.upperBound
             return AdaptedRows(
-                layer: self, job: jobs[index], rows: first..<last,
+                layer: self, job: jobs[own[0].job], task: own[0].task, rows: first..<last,
                 parts: own.map { part in
                     var moved = part
                     moved.rows = part.rows.lowerBound - first..<part.rows.upperBound - first
@@ -89,10 +96,14 @@ extension DecoderLayer {
             job.renewRotations(names)
         }
         let terms = run.jobs.map { $0.lowRankTerms(names, x, projected: projected, from: run.rows.lowerBound) }
+        // Of down alone, which no other linear shares its input with.
+        let mixed =
+            mixture == nil || names != [.down] ? [] : run.jobs.compactMap { MixedRows(self, $0) }.flatMap { $0.terms(from: run.rows.lowerBound) }
         for together in sharingInput(names, run) {
             let input = transformedInput(names[together[0]], x, run)
             let outputs = together.map { index in
-                LinearOutput(weight: weights[names[index]], adapters: terms.compactMap { $0[index] }, y: modules[index].y.rows(run.rows))
+                LinearOutput(
+                    weight: weights[names[index]], adapters: terms.compactMap { $0[index] } + mixed, y: modules[index].y.rows(run.rows))
             }
             // One token is a generated one (a training sample has at least two): then decoding bounds the product.
             if input.rows == 1 {
@@ -112,6 +123,7 @@ extension DecoderLayer {
                 addRows(bias, to: y.rows(run.rows), on: pool)
             }
         }
+        for job in run.jobs { job.addTerms(modules, x) }
     }
 
     /// The modules whose products have one input, by their places: all, or those of one linear where inputs are transformed.
@@ -170,6 +182,8 @@ extension DecoderLayer {
         let names = modules.map(\.module)
         for run in alike(names, parts) {
             let narrow = run.jobs.map { $0.narrowGradients(modules, x, projected: projected, dProjected: gradients.own.dProjected) }
+            // To what is in dx by then; and where nothing below needs dx there are gradients, too.
+            defer { for job in run.jobs { job.addedTermsBackward(modules, x, addingTo: dx) } }
             guard dx != nil || run.treatment.transformsInput else { continue }
             let dys = rounding(modules.map { $0.dy.rows(run.rows) }, on: pool), dx = dx?.rows(run.rows)
             var accumulation = accumulation

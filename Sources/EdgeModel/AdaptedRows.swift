@@ -9,18 +9,23 @@ package struct LayerJob {
     let masks: DropoutMasks?
     /// What int8 products divide the channels of this job's inputs by; nil: nothing.
     let smoothing: LayerSmoothing?
+    /// What a sample counts in what is a mean over the step's samples.
+    let sampleShare: Float
 
-    package init(_ adapters: AdapterSet, masks: DropoutMasks? = nil, smoothing: LayerSmoothing? = nil) {
+    package init(_ adapters: AdapterSet, masks: DropoutMasks? = nil, smoothing: LayerSmoothing? = nil, sampleShare: Float = 0) {
+        self.sampleShare = sampleShare
         self.adapters = adapters
         self.masks = masks
         self.smoothing = smoothing
     }
 }
 
-/// The rows of a job in a batch, or in a chunk of one: what tensors and `parts` of that are given, this takes its own of.
+/// The rows of a job, or of one of its tasks, in a batch, or in a chunk of one: what tensors and `parts` of that are given, this takes its own of.
 struct AdaptedRows {
     let layer: DecoderLayer
     let job: LayerJob
+    /// Of a job that has some.
+    let task: Int?
     let rows: Range<Int>
     /// With rows counted from the first of `rows`.
     let parts: [SamplePart]
@@ -54,8 +59,8 @@ struct AdaptedRows {
     /// Those with factors, which are made here.
     private func adaptedModules(_ modules: [LinearModule]) -> [AdaptedModule] {
         let slots = slots(modules)
-        adapters.derive(slots, on: pool)
-        return slots.compactMap { slot in adapters.factors(slot).map { AdaptedModule(slot: slot, factors: $0) } }
+        adapters.derive(slots, task: task, on: pool)
+        return slots.compactMap { slot in adapters.factors(slot, task: task).map { AdaptedModule(slot: slot, factors: $0) } }
     }
 
     /// What a product of a fused linear has of its B, or of B's gradient.
@@ -216,7 +221,7 @@ struct AdaptedRows {
                     addB(one, [run], into: gradients.b)
                     if !foldsInputs { addOuterProduct(one.dz, input, [run], into: gradients.a, on: pool) }
                 }
-                pool.run(together.count) { index, _ in adapters.chain(together[index].module.slot) }
+                pool.run(together.count) { index, _ in adapters.chain(together[index].module.slot, task: task) }
             }
         }
     }

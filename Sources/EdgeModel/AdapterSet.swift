@@ -14,6 +14,8 @@ package struct AdapterSet {
     /// `[layer · 7 + module]`, an index into `slots`.
     private let slotOfModule: [Int?]
     private let state = State()
+    /// The layer whose trained parameters are read where its gradients would be.
+    private var perturbedLayer: Int?
 
     package var spec: AdapterSpec { layout.spec }
     package var slots: [Slot] { layout.slots }
@@ -27,6 +29,9 @@ package struct AdapterSet {
         case allLayers
         /// One layer's, used again by the next: each is applied before the next layer's are computed. And those that are no layer's.
         case oneLayer
+        /// None, for there is no backward. In their place is what a layer at work has instead of its trained parameters
+        /// (PerturbedAdapters.swift).
+        case forwardOnly
     }
 
     /// - Parameters:
@@ -58,11 +63,26 @@ package struct AdapterSet {
     // MARK: matrices
 
     package func tensor(_ place: AdapterLayout.Place) -> Tensor {
-        Tensor(parameters + place.offset, rows: place.matrix.rows, columns: place.matrix.columns)
+        if let perturbedLayer, place.matrix.isTrained { return gradient(place, layer: perturbedLayer) }
+        return Tensor(parameters + place.offset, rows: place.matrix.rows, columns: place.matrix.columns)
     }
 
-    /// A module's matrices, as its method stores them.
-    package func stored(_ slot: Slot) -> [Tensor] { slot.places.map(tensor) }
+    /// The same adapter with the layer's trained parameters as `perturb` has left them. What is derived from them has the place that it
+    /// has with the adapter itself: `parametersChanged` is to be called between uses of the one and of the other.
+    package func perturbed(layer: Int) -> AdapterSet {
+        precondition(extent == .forwardOnly)
+        var own = self
+        own.perturbedLayer = layer
+        return own
+    }
+
+    /// A module's matrices, as its method stores them; of a method with tasks those of one.
+    package func stored(_ slot: Slot, task: Int? = nil) -> [Tensor] { places(slot, task).map(tensor) }
+    private func places(_ slot: Slot, _ task: Int?) -> [AdapterLayout.Place] {
+        guard let tasks = spec.method.tasks else { return slot.places }
+        guard let task else { preconditionFailure("a sample without a task") }
+        return tasks.matrices(of: task).map { slot.places[$0] }
+    }
     package var shared: [Tensor] { layout.shared.map(tensor) }
 
     /// Of a trained matrix of a layer.
@@ -71,36 +91,41 @@ package struct AdapterSet {
             layerGradients(layer) + place.offset - layerRanges[layer].lowerBound, rows: place.matrix.rows, columns: place.matrix.columns)
     }
 
-    /// Nil for what is not trained.
-    package func gradients(_ slot: Slot) -> [Tensor?] {
-        slot.places.map { $0.matrix.isTrained ? gradient($0, layer: slot.id.layer) : nil }
+    /// Nil for what is not trained; of a method with tasks those of one.
+    package func gradients(_ slot: Slot, task: Int? = nil) -> [Tensor?] {
+        places(slot, task).map { $0.matrix.isTrained ? gradient($0, layer: slot.id.layer) : nil }
     }
 
     /// A layer's gradients, as long as its `layerRanges`; behind the last layer those that are no layer's.
     package func layerGradients(_ layer: Int) -> UnsafeMutablePointer<Float> {
-        guard extent == .oneLayer else { return gradients + layerRanges[layer].lowerBound }
+        guard extent != .allLayers else { return gradients + layerRanges[layer].lowerBound }
         return layer + 1 == layerRanges.count ? gradients + layout.largestLayer : gradients
     }
 
     // MARK: parts
 
+    package typealias PartMatrix = (matrix: Tensor, gradient: Tensor)
+
     /// Matrices of a part, and the gradients of those; none where the method has no such part.
     ///
     /// - Parameter layer: nil: the whole model's.
-    package func part(_ site: AdapterSite, layer: Int?) -> [(matrix: Tensor, gradient: Tensor)] {
+    package func part(_ site: AdapterSite, layer: Int?) -> [PartMatrix] {
         guard let placed = layout.parts.first(where: { $0.part.site == site && $0.part.layer == layer }) else { return [] }
-        return placed.places.map { (tensor($0), gradient($0, layer: layer ?? layerRanges.count - 1)) }
+        return placed.places.map { place in
+            let gradient = gradient(place, layer: layer ?? layerRanges.count - 1)
+            return (perturbedLayer == nil ? tensor(place) : gradient, gradient)
+        }
     }
 
     // MARK: factors
 
-    /// A and B; nil where the method has none. Derived ones are those of the last `derive`.
-    package func factors(_ slot: Slot) -> AdapterFactors? {
+    /// A and B; nil where the method has none. Derived ones are those of the last `derive` of this task.
+    package func factors(_ slot: Slot, task: Int? = nil) -> AdapterFactors? {
         guard slot.factorRank > 0 else { return nil }
         if let stored = spec.method.storedFactors {
             return AdapterFactors(a: tensor(slot.places[stored.a]), b: tensor(slot.places[stored.b]))
         }
-        return derived(slot, from: factorSpace)
+        return derived(slot, from: factorSpace + layout.factorStart(task: task))
     }
 
     /// Gradients of derived factors.
@@ -116,10 +141,11 @@ package struct AdapterSet {
     }
 
     /// To be called before `factors` of modules that work together, again when others have.
-    func derive(_ slots: [Slot], on pool: WorkerPool) {
+    func derive(_ slots: [Slot], task: Int?, on pool: WorkerPool) {
         guard spec.method.derivesFactors(spec) else { return }
         pool.run(slots.count) { index, _ in
-            spec.method.derive(slots[index].shape, stored(slots[index]), shared, rank: usedRank(slots[index]), into: factors(slots[index])!)
+            let slot = slots[index]
+            spec.method.derive(slot.shape, stored(slot, task: task), shared, rank: usedRank(slot), into: factors(slot, task: task)!)
         }
     }
 
@@ -166,6 +192,31 @@ package struct AdapterSet {
         }
     }
 
+    /// What a linear has added, and the gradient of what is trained of it.
+    struct AddedParts {
+        /// Left, of all outputs, and right.
+        var rescaling: (left: Tensor, right: Tensor, dLeft: Tensor, dRight: Tensor)?
+        var sparse: (matrix: SparseMatrix, gradient: Tensor)?
+        var bias: (change: Tensor, gradient: Tensor)?
+    }
+
+    /// Nil where the method adds nothing.
+    func addedParts(_ slot: Slot) -> AddedParts? {
+        let terms = spec.method.addedTerms(slot.shape)
+        guard !terms.isEmpty else { return nil }
+        func part(_ index: Int) -> Tensor { tensor(slot.places[index]) }
+        func gradient(_ index: Int) -> Tensor { self.gradient(slot.places[index], layer: slot.id.layer) }
+        var parts = AddedParts()
+        parts.rescaling = terms.rescaling.map { (part($0.left), part($0.right), gradient($0.left), gradient($0.right)) }
+        parts.sparse = terms.sparse.map {
+            let matrix = SparseMatrix(
+                values: part($0.values), places: part($0.places), outFeatures: slot.outFeatures, inFeatures: slot.inFeatures)
+            return (matrix, gradient($0.values))
+        }
+        parts.bias = terms.bias.map { (part($0), gradient($0)) }
+        return parts
+    }
+
     /// To be called when parameters have changed: what is derived from them and the weights is made again.
     package func parametersChanged() { state.fresh = [] }
     func isFresh(_ slot: Slot) -> Bool { state.fresh.contains(slot.id) }
@@ -175,9 +226,9 @@ package struct AdapterSet {
     package func use(rank: Int?) { state.rank = rank }
 
     /// Adds what the gradients of a slot's derived factors say of what is stored.
-    func chain(_ slot: Slot) {
+    func chain(_ slot: Slot, task: Int?) {
         spec.method.chain(
-            slot.shape, stored(slot), shared, factorGradients(slot), rank: usedRank(slot), into: gradients(slot))
+            slot.shape, stored(slot, task: task), shared, factorGradients(slot), rank: usedRank(slot), into: gradients(slot, task: task))
     }
 
     private func usedRank(_ slot: Slot) -> Int { min(state.rank ?? slot.rank, slot.rank) }
@@ -218,10 +269,24 @@ package struct AdapterSet {
             case .normal(let deviation):
                 for i in 0..<tensor.count { tensor.base[i] = random.normal(drawn + i) * deviation }
                 drawn += tensor.count
+            case .places(let rows, let columns):
+                fillPlaces(tensor, rows: rows, columns: columns) { random.uniform(drawn + $0) }
+                drawn += tensor.columns
             case .measured, .orthogonal: break
             }
         }
         let together = places.filter { $0.matrix.start == .orthogonal }.map(tensor)
         if together.count == 2 { AdapterStart.fillOrthogonal(a: together[0], b: together[1], random) }
+    }
+
+    /// - Parameter uniform: of a number, one from 0 to below 1.
+    private func fillPlaces(_ places: Tensor, rows: Int, columns: Int, _ uniform: (Int) -> Float) {
+        let (entries, all) = (places.columns, rows * columns)
+        for entry in 0..<entries {
+            let first = all * entry / entries, end = all * (entry + 1) / entries
+            let place = min(first + Int(uniform(entry) * Float(end - first)), end - 1)
+            places.row(0)[entry] = Float(place / columns)
+            places.row(1)[entry] = Float(place % columns)
+        }
     }
 }

@@ -58,7 +58,9 @@ package struct BaseModel {
         outputNorm = try reader.norm(names.outputNorm, spec.normKind, width: spec.hiddenSize, spec)
         _ = reader.takeRanges()
         let headName = "\(names.head).weight"
-        if spec.tiesEmbeddings ?? !reader.has(headName) {
+        let isTied = spec.tiesEmbeddings ?? !reader.has(headName)
+        spec.tiesEmbeddings = isTied
+        if isTied {
             (head, headRange) = (embedding, embeddingRange)
             reader.leaveOut(headName)  // a copy of the embedding, where there is one
         } else {

@@ -25,6 +25,8 @@ package struct DecoderLayer {
     /// Set while the base runs to find what its smoothing is to be.
     let measured: LayerSmoothing?
     let pool: WorkerPool
+    /// Of the workspace; nil where no job's MLP is a mixture of experts.
+    package var mixture: MixtureMemory?
     /// Sees what linears read; see `InputWatch`.
     package var watch: InputWatch?
 
@@ -61,12 +63,15 @@ package struct DecoderLayer {
     package func attentionForward(_ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
         let tokens = batch.tokenCount
         let q = a.q.prefix(tokens), k = a.k.prefix(tokens), v = a.v.prefix(tokens)
-        let x = attentionInput(h, a, w)
+        let x = attentionInput(h, batch.parts, a, w)
         project([(.query, q), (.key, k), (.value, v)], x, batch.parts, projected: a.projected)
         if spec.headNorm == .none {
             rotate(q, k, batch.positions, .forward)
-        } else {
+        } else if w.gradients != nil {
             normalizeHeads(batch, a, w)
+        } else {
+            normalizeHeads(q, k, batch.parts, into: q, k, a)
+            rotate(q, k, batch.positions, .forward)
         }
         let heads = attentionHeads(a, w, tokens)
         attend(h, q: heads.q, k: heads.k, v: v, batch.spans, prefixes(batch.parts), batch.parts, a, w)
@@ -74,29 +79,29 @@ package struct DecoderLayer {
 
     /// What the attention's backward needs again of a layer that has kept its products.
     package func restoreAttention(_ h: Tensor, _ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
-        _ = attentionInput(h, a, w)
+        _ = attentionInput(h, batch.parts, a, w)
         if spec.headNorm != .none { normalizeHeads(batch, a, w) }
     }
 
     /// The input of q, k and v.
-    private func attentionInput(_ h: Tensor, _ a: LayerActivations, _ w: LayerWorkspace) -> Tensor {
+    private func attentionInput(_ h: Tensor, _ parts: [SamplePart], _ a: LayerActivations, _ w: LayerWorkspace) -> Tensor {
         guard let norm = weights.attentionInput else { return h }
         let n1 = w.n1.prefix(h.rows)
-        normalize(h, norm, into: n1, inverse: a.inverses.attentionInput, on: pool)
+        normalize(h, .attentionInput, norm, parts, into: n1, inverse: a.inverses.attentionInput)
         return n1
     }
 
     /// From what the products gave, which the backward needs, to the workspace.
     private func normalizeHeads(_ batch: PackedBatch, _ a: LayerActivations, _ w: LayerWorkspace) {
         let (q, k) = (w.q.prefix(batch.tokenCount), w.k.prefix(batch.tokenCount))
-        normalizeHeads(a.q.prefix(q.rows), a.k.prefix(k.rows), into: q, k, a)
+        normalizeHeads(a.q.prefix(q.rows), a.k.prefix(k.rows), batch.parts, into: q, k, a)
         rotate(q, k, batch.positions, .forward)
     }
 
-    private func normalizeHeads(_ q: Tensor, _ k: Tensor, into nq: Tensor, _ nk: Tensor, _ a: LayerActivations) {
+    private func normalizeHeads(_ q: Tensor, _ k: Tensor, _ parts: [SamplePart], into nq: Tensor, _ nk: Tensor, _ a: LayerActivations) {
         guard let ofQuery = weights.query, let ofKey = weights.key else { preconditionFailure("head norms without weights") }
-        normalize(q, ofQuery, into: nq, inverse: a.inverses.query, on: pool)
-        normalize(k, ofKey, into: nk, inverse: a.inverses.key, on: pool)
+        normalize(q, .query, ofQuery, parts, into: nq, inverse: a.inverses.query)
+        normalize(k, .key, ofKey, parts, into: nk, inverse: a.inverses.key)
     }
 
     private func rotate(_ q: Tensor, _ k: Tensor, _ positions: UnsafePointer<Int32>, _ direction: RotaryEmbedding.Direction) {
@@ -112,7 +117,7 @@ package struct DecoderLayer {
 
     /// What attention multiplies.
     private func attentionHeads(_ a: LayerActivations, _ w: LayerWorkspace, _ tokens: Int) -> (q: Tensor, k: Tensor) {
-        spec.headNorm == .none
+        spec.headNorm == .none || w.gradients == nil
             ? (a.q.prefix(tokens), a.k.prefix(tokens)) : (w.q.prefix(tokens), w.k.prefix(tokens))
     }
 
@@ -136,9 +141,9 @@ package struct DecoderLayer {
         let q = a.q.prefix(tokens)
         let k = Tensor(keyCache.row(past), rows: tokens, columns: keyCache.columns)
         let v = Tensor(valueCache.row(past), rows: tokens, columns: valueCache.columns)
-        let x = attentionInput(h, a, w)
+        let x = attentionInput(h, parts, a, w)
         project([(.query, q), (.key, k), (.value, v)], x, parts, projected: a.projected)
-        if spec.headNorm != .none { normalizeHeads(q, k, into: q, k, a) }
+        if spec.headNorm != .none { normalizeHeads(q, k, parts, into: q, k, a) }
         rotate(q, k, positions, .forward)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
         // A prefix is in the cache.
@@ -190,7 +195,7 @@ package struct DecoderLayer {
             }
             if let norm {
                 project([(module, output)], x, run, projected: projected)
-                normalize(output.rows(run.rows), norm, into: ownSum, inverse: inverse + run.rows.lowerBound, on: pool)
+                normalize(output, module.outputNorm, norm, parts, run.rows, into: sum, inverse: inverse)
             } else {
                 project([(module, sum)], x, run, projected: projected)
             }
@@ -219,7 +224,7 @@ package struct DecoderLayer {
                 continue
             }
             if let norm = weights.mlpOutput {
-                normalize(output.rows(run.rows), norm, into: own, inverse: inverse + run.rows.lowerBound, on: pool)
+                normalize(output, .mlpOutput, norm, chunk.parts, run.rows, into: kept, inverse: inverse)
             } else {
                 project([(.down, kept)], x, run, projected: projected)
             }
@@ -234,10 +239,19 @@ package struct DecoderLayer {
         gates(chunk, x, a)
         let activated = w.activated.prefix(chunk.rows.count)
         activate(spec.activation, gate: chunk.of(a.gate), up: chunk.of(a.up), into: activated, on: pool)
+        for mixed in mixtures(chunk) {
+            mixed.route(x)
+            mixed.forward(x: x, gate: chunk.of(a.gate), up: chunk.of(a.up), into: activated)
+        }
         addToResidual(
             .down, activated, chunk.parts, residual: chunk.of(a.middle), into: output, norm: weights.mlpOutput,
             output: chunk.of(a.mlpOutput), inverse: a.inverses.mlpOutput + chunk.rows.lowerBound,
             projected: a.projected.map(chunk.of), kept: chunk.of(a.read.afterMLP), w)
+    }
+
+    /// The rows of jobs whose MLP is a mixture of experts.
+    private func mixtures(_ chunk: TokenChunk) -> [MixedRows] {
+        mixture == nil ? [] : jobRows(chunk.parts).compactMap { MixedRows(self, $0, offset: chunk.rows.lowerBound) }
     }
 
     /// The input of gate and up.
@@ -245,7 +259,7 @@ package struct DecoderLayer {
         let middle = chunk.of(a.middle)
         guard let norm = weights.mlpInput else { return middle }
         let n2 = w.n2.prefix(chunk.rows.count)
-        normalize(middle, norm, into: n2, inverse: a.inverses.mlpInput + chunk.rows.lowerBound, on: pool)
+        normalize(middle, .mlpInput, norm, chunk.parts, into: n2, inverse: a.inverses.mlpInput + chunk.rows.lowerBound)
         return n2
     }
 
@@ -273,8 +287,17 @@ package struct DecoderLayer {
     ) {
         guard let g = w.gradients else { preconditionFailure("a workspace without room for gradients") }
         let dNormed = g.own.dNormed.prefix(batch.tokenCount)
+        if mixture != nil {
+            // Which experts a sample's tokens have is asked of all of them.
+            for chunk in batch.chunks(w.mlpTokens) {
+                let mixtures = mixtures(chunk)
+                guard !mixtures.isEmpty else { continue }
+                let x = mlpInput(chunk, a, w)
+                for mixed in mixtures { mixed.route(x) }
+            }
+        }
         for chunk in batch.chunks(w.mlpTokens) {
-            let count = chunk.rows.count
+            let mixtures = mixtures(chunk), count = chunk.rows.count
             let gate = chunk.of(a.gate), up = chunk.of(a.up), dH = chunk.of(dH), dNormed = chunk.of(dNormed)
             let activated = w.activated.prefix(count), dActivated = g.dActivated.prefix(count)
             let projected = a.projected.map(chunk.of), inverse = a.inverses.mlpOutput + chunk.rows.lowerBound
@@ -286,8 +309,9 @@ package struct DecoderLayer {
             if kept == .input {
                 // The norm's backward needs the product again; without one the adapter's narrow part of it is enough.
                 if let norm = weights.mlpOutput {
+                    for mixed in mixtures { mixed.forward(x: x, gate: gate, up: up, into: activated) }
                     project([(.down, output)], activated, chunk.parts, projected: projected)
-                    normalize(output, norm, into: dNormed, inverse: inverse, on: pool)
+                    normalize(output, .mlpOutput, norm, chunk.parts, into: dNormed, inverse: inverse)
                 } else {
                     projectNarrow([.down], activated, chunk.parts, projected: projected)
                 }
@@ -298,10 +322,14 @@ package struct DecoderLayer {
             let dOutput = ofOutput(.down, dAdded, output, chunk.parts, weights.mlpOutput, inverse, into: dNormed)
             projectBackward([(.down, dOutput)], x: activated, chunk.parts, into: dActivated, projected, g)
             addResidualGradients(bottlenecks, to: dH, g)
+            for mixed in mixtures {
+                mixed.backward(x: x, gate: gate, up: up, dOutput: dOutput, dSum: dActivated, dGate: activated, batch.parts)
+            }
             activateBackward(spec.activation, dy: dActivated, gate: gate, up: up, on: pool)
+            for mixed in mixtures { mixed.place(dGate: activated, dUp: dActivated, into: gate, up) }
             throughInput(
-                [(.gate, gate), (.up, up)], x: x, input: middle, chunk.parts, weights.mlpInput,
-                a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g)
+                [(.gate, gate), (.up, up)], x: x, input: middle, chunk.parts, .mlpInput, weights.mlpInput,
+                a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g, mixtures)
         }
     }
 
@@ -333,8 +361,8 @@ package struct DecoderLayer {
             headDK: g.attention.headDK.prefix(tokens), headDV: g.attention.headDV.prefix(tokens), dK: dK, dV: dV, on: pool)
         rotate(dQ, dK, batch.positions, .backward)
         if let ofQuery = weights.query, let ofKey = weights.key {
-            normalizeBackward(dQ, a.q.prefix(tokens), ofQuery, inverse: a.inverses.query, into: dQ, .overwrite, on: pool)
-            normalizeBackward(dK, a.k.prefix(tokens), ofKey, inverse: a.inverses.key, into: dK, .overwrite, on: pool)
+            normalizeBackward(dQ, a.q.prefix(tokens), .query, ofQuery, parts, inverse: a.inverses.query, into: dQ, .overwrite)
+            normalizeBackward(dK, a.k.prefix(tokens), .key, ofKey, parts, inverse: a.inverses.key, into: dK, .overwrite)
         }
         let x = weights.attentionInput == nil ? h : w.n1.prefix(tokens)
         let modules: [(LinearModule, Tensor)] = [(.query, dQ), (.key, dK), (.value, dV)]
@@ -343,8 +371,8 @@ package struct DecoderLayer {
             return
         }
         throughInput(
-            modules, x: x, input: h, parts, weights.attentionInput, a.inverses.attentionInput, dNormed: dNormed, addingTo: dH,
-            a.projected, g)
+            modules, x: x, input: h, parts, .attentionInput, weights.attentionInput, a.inverses.attentionInput, dNormed: dNormed,
+            addingTo: dH, a.projected, g)
     }
 
     /// The gradient of x · Wᵀ, given that of what became of it in the residual: the same, or made in `place`.
@@ -353,7 +381,7 @@ package struct DecoderLayer {
         into place: Tensor
     ) -> Tensor {
         if let norm {
-            normalizeBackward(dH, output, norm, inverse: inverse, into: place, .overwrite, on: pool)
+            normalizeBackward(dH, output, module.outputNorm, norm, parts, inverse: inverse, into: place, .overwrite)
         } else {
             // What is scaled is overwritten by the scale's backward.
             guard spec.hasOwnOutputs || alike([module], parts).contains(where: \.scalesOutput) else { return dH }
@@ -365,14 +393,22 @@ package struct DecoderLayer {
 
     /// dH += the gradient of the half's input, by way of its products and its norm.
     private func throughInput(
-        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, input: Tensor, _ parts: [SamplePart], _ norm: Norm?,
-        _ inverse: UnsafePointer<Float>, dNormed: Tensor, addingTo dH: Tensor, _ projected: [Tensor], _ g: LayerGradients
+        _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, input: Tensor, _ parts: [SamplePart], _ place: NormPlace, _ norm: Norm?,
+        _ inverse: UnsafePointer<Float>, dNormed: Tensor, addingTo dH: Tensor, _ projected: [Tensor], _ g: LayerGradients,
+        _ mixtures: [MixedRows] = []
     ) {
         guard let norm else {
             projectBackward(modules, x: x, parts, into: dH, projected, g, .add)
+            for mixed in mixtures { mixed.addInput(to: dH) }
             return
         }
         projectBackward(modules, x: x, parts, into: dNormed, projected, g)
-        normalizeBackward(dNormed, input, norm, inverse: inverse, into: dH, .add, on: pool)
+        for mixed in mixtures { mixed.addInput(to: dNormed) }
+        normalizeBackward(dNormed, input, place, norm, parts, inverse: inverse, into: dH, .add)
     }
+}
+
+extension LinearModule {
+    /// The norm of what it adds to the residual.
+    fileprivate var outputNorm: NormPlace { self == .down ? .mlpOutput : .attentionOutput }
 }

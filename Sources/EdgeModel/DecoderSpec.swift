@@ -21,6 +21,8 @@ package struct DecoderSpec: Equatable, Sendable {
 
     package var normKind = NormKind.rootMeanSquare(weightOffset: 0)
     package var normEpsilon: Float
+    /// What is added to the weights of norms as Hugging Face's files have them, and so PEFT's.
+    package var hubNormOffset: Float = 0
     /// Attention and MLP read the layer's input through a norm.
     package var hasInputNorms = true
     /// What attention and MLP add to the residual goes through a norm first.
@@ -46,7 +48,7 @@ package struct DecoderSpec: Equatable, Sendable {
     /// What attention and MLP add to the residual is multiplied by.
     package var residualScale: Float = 1
     package var logitScale: Float = 1
-    /// The head is the embedding; nil: where the file has no head of its own.
+    /// The head is the embedding; nil, until the file is opened: where that has no head of its own.
     package var tiesEmbeddings: Bool?
 
     package var queryWidth: Int { attentionHeadCount * headDim }

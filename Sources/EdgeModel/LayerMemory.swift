@@ -111,6 +111,8 @@ package struct LayerWorkspace {
     let bottleneck: Tensor
     /// Nil where there is no backward.
     package let gradients: LayerGradients?
+    /// Nil where no job's MLP is a mixture of experts.
+    package let mixture: MixtureMemory?
 
     package enum Use: Equatable, Sendable {
         case forwardOnly
@@ -123,26 +125,29 @@ package struct LayerWorkspace {
     }
 
     package static func bytes(
-        tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec, _ use: Use
+        tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec, _ use: Use, _ sizes: MixtureSizes? = nil
     ) -> ByteCount {
+        let mixture = sizes.map { MixtureMemory.bytes($0, tokens: tokens, mlpTokens: mlpTokens, spec, use) } ?? .zero
         let widths = widths(spec, use)
         let bottleneck = ByteCount.floats(tokens * bottlenecks.width)
         let n = ByteCount.floats(tokens * widths.norm) + .floats(mlpTokens * widths.norm) + bottleneck
         let heads = ByteCount.floats(tokens * widths.q) + .floats(tokens * widths.k)
         let i = ByteCount.floats(mlpTokens * spec.intermediateSize)
         return switch use {
-        case .forwardOnly: n + heads + i
+        case .forwardOnly: n + heads + i + mixture
         case .training(let rank):
-            n + heads + bottleneck + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
+            n + heads + bottleneck + mixture + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
                 + max(i + i, LayerGradients.attentionBytes(tokens: tokens, spec))
         }
     }
 
     package init(
-        tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec, _ use: Use, arena: Arena
+        tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec, _ use: Use,
+        _ sizes: MixtureSizes? = nil, arena: Arena
     ) {
         bottleneck = arena.tensor(tokens, bottlenecks.width)
         self.mlpTokens = mlpTokens
+        mixture = sizes.map { MixtureMemory($0, tokens: tokens, mlpTokens: mlpTokens, spec, use, arena: arena) }
         let widths = Self.widths(spec, use)
         n1 = arena.tensor(tokens, widths.norm)
         n2 = arena.tensor(mlpTokens, widths.norm)

@@ -10,16 +10,21 @@ package struct PackedBatch {
     /// Every sample whole.
     let parts: [SamplePart]
 
-    /// - Parameter jobs: how many of the spans are each job's.
-    package init(tokenCount: Int, positions: UnsafePointer<Int32>, spans: [AttentionSpan], jobs: [Int]) {
+    /// - Parameters:
+    ///   - jobs: how many of the spans are each job's.
+    ///   - tasks: of every span.
+    package init(tokenCount: Int, positions: UnsafePointer<Int32>, spans: [AttentionSpan], jobs: [Int], tasks: [Int?]) {
         self.tokenCount = tokenCount
         self.positions = positions
         self.spans = spans
-        var rest = spans[...]
+        precondition(tasks.count == spans.count)
+        var rest = spans.indices[...]
         parts = jobs.enumerated().flatMap { job, count in
             defer { rest = rest.dropFirst(count) }
-            return rest.prefix(count).enumerated().map { sample, span in
-                SamplePart(rows: span.firstQuery..<span.firstQuery + span.queryCount, job: job, sample: sample, firstToken: 0)
+            return rest.prefix(count).enumerated().map { sample, index in
+                let span = spans[index]
+                return SamplePart(
+                    rows: span.firstQuery..<span.firstQuery + span.queryCount, job: job, task: tasks[index], sample: sample, firstToken: 0)
             }
         }
         precondition(rest.isEmpty)
@@ -27,6 +32,9 @@ package struct PackedBatch {
 
     /// The first row of each sample of a job.
     package func firstRows(job: Int) -> [Int] { parts.filter { $0.job == job }.map(\.rows.lowerBound) }
+
+    /// The rows of a job's samples, each sample's.
+    package func samples(job: Int) -> [Range<Int>] { parts.filter { $0.job == job }.map(\.rows) }
 
     /// The tokens parted into runs of at most `limit`, for what can be done token by token. Samples are cut where their outer
     /// products' sums are, so that the runs add up to the whole's bits.
@@ -61,7 +69,7 @@ struct TokenChunk {
         if let last = parts.last, last.job == sample.job, last.sample == sample.sample {
             parts[parts.count - 1].rows = last.rows.lowerBound..<own.upperBound
         } else {
-            parts.append(SamplePart(rows: own, job: sample.job, sample: sample.sample, firstToken: firstToken))
+            parts.append(SamplePart(rows: own, job: sample.job, task: sample.task, sample: sample.sample, firstToken: firstToken))
         }
     }
 

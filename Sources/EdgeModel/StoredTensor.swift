@@ -10,6 +10,8 @@ package struct StoredTensor {
     package let matrices: [QuantizedMatrix]
     /// The linear whose weight it is; nil outside the layers.
     package let linear: ModuleID?
+    /// The linear whose bias it is; nil: it is none.
+    package let biasOf: ModuleID?
     /// In the model's file.
     package fileprivate(set) var pieces: [GGUFTensor]
 
@@ -25,11 +27,12 @@ extension BaseModel {
         var matrices: [String: (linear: ModuleID?, parts: [QuantizedMatrix])] = [:]
         matrices["\(names.head).weight"] = (nil, [head])
         matrices["\(names.embedding).weight"] = (nil, [embedding])
+        var biases: [String: ModuleID] = [:]
         for (layer, weights) in layers.enumerated() {
             for linear in spec.linears {
-                matrices["\(names.linear(linear, layer: layer)).weight"] = (
-                    ModuleID(layer: layer, module: linear.leader), linear.parts.map { weights[$0] }
-                )
+                let id = ModuleID(layer: layer, module: linear.leader), name = names.linear(linear, layer: layer)
+                matrices["\(name).weight"] = (id, linear.parts.map { weights[$0] })
+                biases["\(name).bias"] = id
             }
         }
         var stored: [StoredTensor] = []
@@ -45,7 +48,8 @@ extension BaseModel {
             place[name] = stored.count
             stored.append(
                 StoredTensor(
-                    name: name, shape: shape, matrices: matrix?.parts ?? [], linear: matrix?.linear, pieces: [tensor]))
+                    name: name, shape: shape, matrices: matrix?.parts ?? [], linear: matrix?.linear, biasOf: biases[name],
+                    pieces: [tensor]))
         }
         return stored
     }

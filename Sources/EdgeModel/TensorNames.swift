@@ -1,10 +1,13 @@
 // What a model's files call its tensors: llama.cpp's names, or Hugging Face's.
 
+/// The norms of a layer, and the model's last.
+package enum NormPlace: Hashable, CaseIterable, Sendable { case attentionInput, attentionOutput, mlpInput, mlpOutput, query, key, final }
+
 enum TensorNames {
     case gguf
     case huggingFace
 
-    enum Norm { case attentionInput, attentionOutput, mlpInput, mlpOutput, query, key }
+    typealias Norm = NormPlace
 
     var embedding: String { self == .gguf ? "token_embd" : "model.embed_tokens" }
     var outputNorm: String { self == .gguf ? "output_norm" : "model.norm" }
@@ -14,8 +17,10 @@ enum TensorNames {
         self == .gguf ? "blk.\(layer).\(linear.ggufName)" : "model.layers.\(layer).\(linear.path)"
     }
 
-    func norm(_ norm: Norm, layer: Int, _ spec: DecoderSpec) -> String {
-        self == .gguf ? "blk.\(layer).\(Self.ggufName(norm))" : "model.layers.\(layer).\(Self.path(norm, spec))"
+    /// - Parameter layer: nil: the model's last.
+    func norm(_ norm: Norm, layer: Int?, _ spec: DecoderSpec) -> String {
+        guard let layer else { return outputNorm }
+        return self == .gguf ? "blk.\(layer).\(Self.ggufName(norm))" : "model.layers.\(layer).\(Self.path(norm, spec))"
     }
 
     private static func ggufName(_ norm: Norm) -> String {
@@ -26,6 +31,7 @@ enum TensorNames {
         case .mlpOutput: "post_ffw_norm"
         case .query: "attn_q_norm"
         case .key: "attn_k_norm"
+        case .final: TensorNames.gguf.outputNorm
         }
     }
 
@@ -38,6 +44,7 @@ enum TensorNames {
         case .mlpOutput: "post_feedforward_layernorm"
         case .query: "self_attn.q_norm"
         case .key: "self_attn.k_norm"
+        case .final: TensorNames.huggingFace.outputNorm
         }
     }
 }

@@ -20,6 +20,7 @@ package struct WeightParts: Equatable, Sendable {
     package let fileBytes: Int
     /// Of one token's embedding.
     package let embeddingRowBytes: Int
+    package let isHeadTied: Bool
 
     package init(_ model: BaseModel) {
         attention = model.attentionRanges
@@ -28,6 +29,7 @@ package struct WeightParts: Equatable, Sendable {
         headRowBytes = model.head.rowBytes
         embeddingRowBytes = model.embedding.rowBytes
         fileBytes = model.file.fileBytes
+        isHeadTied = model.isHeadTied
         // Beside an MLP no more than an attention is; but threads should not meet for a handful of rows.
         let slice = max(Self.bytes(model.attentionRanges).max()!, Self.leastSliceBytes)
         headSlices = headSliceRanges(rows: model.head.outFeatures, mostRows: slice / model.head.rowBytes)

@@ -40,6 +40,45 @@ package func scaleColumns(_ y: Tensor, by scale: Tensor, on pool: WorkerPool) {
     }
 }
 
+/// Every row of y += scale ⊙ that of x.
+///
+/// - Parameters:
+///   - x, y: `[tokens, columns]`. Must not overlap.
+///   - scale: as many values as y has columns.
+package func addScaledColumns(_ x: Tensor, by scale: Tensor, to y: Tensor, on pool: WorkerPool) {
+    precondition(scale.count == y.columns && x.columns == y.columns && x.rows == y.rows)
+    pool.run(rowPieces(y.rows), as: .elementwise, .pass(y.count, streams: 3, flopEach: 2)) { piece, _ in
+        for i in piece * elementwiseRows..<min((piece + 1) * elementwiseRows, y.rows) {
+            let (from, to) = (x.row(i), y.row(i))
+            for column in 0..<y.columns { to[column] += scale.base[column] * from[column] }
+        }
+    }
+}
+
+/// sums += Σ over tokens of x: run by run, as `addOuterProduct` adds.
+///
+/// - Parameters:
+///   - x: `[tokens, columns]`.
+///   - parts: the samples in x, in order.
+///   - sums: as many values as x has columns.
+package func addColumnSums(_ x: Tensor, _ parts: [SamplePart], into sums: Tensor, on pool: WorkerPool) {
+    precondition(sums.count == x.columns)
+    let chunk = 256
+    let runs = parts.flatMap(\.outerProductRuns)
+    pool.run((x.columns + chunk - 1) / chunk, as: .adapterGradient, .pass(x.count, streams: 1, flopEach: 1)) { piece, scratch in
+        let columns = piece * chunk..<min((piece + 1) * chunk, x.columns)
+        let target = sums.base + columns.lowerBound
+        for run in runs {
+            scratch.update(repeating: 0, count: columns.count)
+            for token in run.rows {
+                let row = x.row(token) + columns.lowerBound
+                for column in 0..<columns.count { scratch[column] += row[column] }
+            }
+            for column in 0..<columns.count { target[column] += scratch[column] }
+        }
+    }
+}
+
 /// sums += Σ over tokens of x ⊙ y: run by run, as `addOuterProduct` adds, so that the order depends on the samples alone.
 ///
 /// - Parameters:

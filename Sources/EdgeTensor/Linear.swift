@@ -252,13 +252,16 @@ package struct SamplePart: Equatable, Sendable {
     package var rows: Range<Int>
     /// Number of the job whose sample it is, among those that train together.
     package let job: Int
+    /// Number of the sample's task among the job's; nil: the job has none.
+    package let task: Int?
     /// Number of the sample in the job's batch.
     package let sample: Int
     /// Of the run, in the sample.
     package let firstToken: Int
-    package init(rows: Range<Int>, job: Int = 0, sample: Int, firstToken: Int) {
+    package init(rows: Range<Int>, job: Int = 0, task: Int? = nil, sample: Int, firstToken: Int) {
         self.rows = rows
         self.job = job
+        self.task = task
         self.sample = sample
         self.firstToken = firstToken
     }
@@ -268,7 +271,7 @@ package struct SamplePart: Equatable, Sendable {
         precondition(firstToken % outerProductTokens == 0)
         return stride(from: rows.lowerBound, to: rows.upperBound, by: outerProductTokens).map {
             SamplePart(
-                rows: $0..<min($0 + outerProductTokens, rows.upperBound), job: job, sample: sample,
+                rows: $0..<min($0 + outerProductTokens, rows.upperBound), job: job, task: task, sample: sample,
                 firstToken: firstToken + $0 - rows.lowerBound)
         }
     }

@@ -12,7 +12,7 @@ package enum NormKind: Equatable, Sendable {
     case layer
 }
 
-/// A frozen norm over rows of `width` elements.
+/// A norm over rows of `width` elements.
 package struct Norm {
     package let kind: NormKind
     package let epsilon: Float
@@ -63,7 +63,7 @@ package func normalize(
     }
 }
 
-/// dx (+)= the gradient of `normalize` with respect to x; the norm is frozen.
+/// dx (+)= the gradient of `normalize` with respect to x.
 ///
 /// - Parameters:
 ///   - x: what was normalised.
@@ -88,6 +88,52 @@ package func normalizeBackward(
                 accumulation == .add)
         }
     }
+}
+
+/// The gradients of a norm's numbers, which are added to: dWeight += Σ dy ⊙ x̂, with x̂ = x / rms(x), or (x - mean(x)) / deviation(x);
+/// and dBias += Σ dy. Run by run, so that the order depends on the runs alone.
+///
+/// - Parameters:
+///   - dy, x: `[tokens, n · width]`: the gradient of the norm's result, and what was normalised.
+///   - inverse: as `normalize` has left it.
+///   - runs: of tokens, in order.
+///   - weight, bias: `[width]` each; bias of layer normalisation alone.
+package func addNormGradients(
+    _ dy: Tensor, _ x: Tensor, _ norm: Norm, inverse: UnsafePointer<Float>, _ runs: [Range<Int>], weight: Tensor, bias: Tensor?,
+    on pool: WorkerPool
+) {
+    precondition(weight.count == norm.width && (bias == nil) == (norm.bias == nil))
+    let heads = x.columns / norm.width
+    let (dy, x) = (rows(dy, norm), rows(x, norm))
+    let chunk = 256
+    pool.run(
+        (norm.width + chunk - 1) / chunk, as: .adapterGradient, .pass(x.count, streams: 2, flopEach: 3)
+    ) { piece, scratch in
+        let first = piece * chunk, count = min(chunk, norm.width - first)
+        func add(_ terms: (_ row: Int) -> Void, to sums: Tensor) {
+            for run in runs {
+                scratch.update(repeating: 0, count: count)
+                for row in run.lowerBound * heads..<run.upperBound * heads { terms(row) }
+                for column in 0..<count { sums.base[first + column] += scratch[column] }
+            }
+        }
+        add(
+            { row in
+                let (dy, x, factor) = (dy.row(row) + first, x.row(row) + first, inverse[row])
+                let mean = norm.kind == .layer ? mean(of: x - first, norm.width) : 0
+                for column in 0..<count { scratch[column] += dy[column] * ((x[column] - mean) * factor) }
+            }, to: weight)
+        guard let bias else { return }
+        add(
+            { row in
+                let dy = dy.row(row) + first
+                for column in 0..<count { scratch[column] += dy[column] }
+            }, to: bias)
+    }
+}
+
+private func mean(of x: UnsafePointer<Float>, _ count: Int) -> Float {
+    Float((0..<count).reduce(0.0) { $0 + Double(x[$1]) } / Double(count))
 }
 
 /// A tensor as the rows that a norm sees.

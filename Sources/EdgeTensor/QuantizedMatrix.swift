@@ -35,6 +35,17 @@ package struct QuantFormat: Equatable, Hashable, Sendable {
     /// Writes whole blocks, values rounded to nearest. Nil: the format is read, and never written.
     package var encoder: edge_encode_fn? { edge_quant_format(raw).pointee.encode }
 
+    /// Whether all values of a block can be multiplied while its codes stay: its scales are binary16, or it is one F32 value.
+    package var hasBlockScales: Bool { edge_has_block_scales(raw) }
+
+    /// Multiplies the values of whole blocks, each scale rounded to nearest.
+    ///
+    /// - Returns: false where a scale is not finite any more.
+    package func scale(_ blocks: UnsafeMutableRawPointer, values: Int, by factor: Float) -> Bool {
+        precondition(hasBlockScales && values % blockElements == 0)
+        return edge_scale_blocks(raw, blocks, values / blockElements, factor)
+    }
+
     package func byteCount(of values: Int) -> Int { values / blockElements * blockBytes }
 }
 

@@ -15,6 +15,7 @@ package struct RandomSource: Sendable {
     /// What a stream is for: two uses never share numbers.
     package enum Purpose: UInt64, Sendable {
         case adapterInit = 1, shuffle, split, dropout, sampling, pruning, rank, adapterStart, composition, sensitivity
+        case direction = 11
     }
 
     private let key: UInt64
@@ -35,6 +36,15 @@ package struct RandomSource: Sendable {
     package func normal(_ index: Int) -> Float {
         let radius = (-2 * log(1 - Double(uniform(2 * index)))).squareRoot()
         return Float(radius * cos(2 * .pi * Double(uniform(2 * index + 1))))
+    }
+
+    /// Two normals, both that Box and Muller's formula has for one point: numbers of another stream than `normal`'s.
+    package func normals(pair: Int) -> (Float, Float) {
+        let bits = bits(pair)
+        // In (0, 1] by 32 bits: the logarithm is finite.
+        let radius = (-2 * log(Float(Double(bits >> 32 + 1) * 0x1p-32))).squareRoot()
+        let angle = Float(2 * Double.pi * Double(bits & 0xFFFF_FFFF) * 0x1p-32)
+        return (radius * cos(angle), radius * sin(angle))
     }
 
     /// Uniform in 0 ..< bound, by multiplication (Lemire, arXiv:1805.10941; the bias is below bound / 2^64).

@@ -1,5 +1,5 @@
 // What an adapter of any method is as a change of each linear: plain LoRA, exactly, for every method whose change has factors; or
-// scales, or a rotation. What generates, merges and exports knows no other form.
+// scales, a rotation, or what is added beside (AddedValues.swift). What generates, merges and exports knows no other form.
 import EdgeModel
 import EdgeTensor
 
@@ -23,6 +23,8 @@ package struct LoRATensors: Equatable, Sendable {
     package var outputScale: [Float]?
     /// `[outFeatures]`: DoRA's lengths of the rows of the sum.
     package var magnitude: [Float]?
+    /// What is added beside; nil: nothing.
+    package var added: AddedValues?
 
     package struct Rotation: Equatable, Sendable {
         /// As stored: `[inFeatures / blockSize, blockSize · (blockSize - 1) / 2]`.
@@ -77,7 +79,8 @@ extension AdapterArtifact {
     ///   - shape: of a module of the base; nil where there is none.
     /// - Throws: `AdapterError`; `AdapterMismatch.noSuchModule`.
     package func lora(
-        limitBytes: Int = tensorFileLimitBytes, _ shape: (_ modulePath: String) throws -> (inFeatures: Int, outFeatures: Int)?
+        limitBytes: Int = tensorFileLimitBytes,
+        _ shape: (_ modulePath: String) throws -> (inFeatures: Int, outFeatures: Int, hasBias: Bool)?
     ) throws -> [LoRATensors] {
         var derivedBytes = 0
         let method = config.method
@@ -102,7 +105,8 @@ extension AdapterArtifact {
             guard let stored = method.storedFactors else {
                 guard let found = try shape(module) else { throw AdapterMismatch.noSuchModule(module) }
                 let linear = LinearShape(
-                    inFeatures: found.inFeatures, outFeatures: found.outFeatures, isDown: module.hasSuffix("mlp.down_proj"))
+                    inFeatures: found.inFeatures, outFeatures: found.outFeatures, isDown: module.hasSuffix("mlp.down_proj"),
+                    hasBias: found.hasBias)
                 var ofModule = spec
                 if let name = method.rankTensor { ofModule.rank = try require(Self.keyPrefix + module + "." + name).shape[0] }
                 derivedBytes += 4 * method.factorRank(linear, ofModule) * (linear.inFeatures + linear.outFeatures)
@@ -160,6 +164,7 @@ extension AdapterArtifact {
             change.rotation = LoRATensors.Rotation(skew: tensors[index].values, blockSize: blockSize, form: form)
         }
         if case .stored(let index) = method.outputScale(linear) { change.outputScale = tensors[index].values }
+        change.added = try AddedValues(method.addedTerms(linear), tensors, linear)
         // Of a linear that has lost all its ranks.
         if method.rankTensor != nil, change.rank == 0 { return change.withoutEmptyRanks }
         guard method.derivesFactors(spec) else { return change }

@@ -2,6 +2,7 @@
 // values. The bytes depend on the values alone: no times, no host names. What is published has been read back
 // and compared bit for bit.
 import EdgeFormats
+import EdgeModel
 import EdgeTensor
 
 /// A tensor of an adapter file, rows and columns in Hugging Face's order.
@@ -12,9 +13,12 @@ package struct AdapterTensor: Equatable, Sendable {
     package var values: [Float]
     /// The one value that it had before training; nil: it was random.
     package var start: Float?
+    /// I32 on file; the values are whole numbers below 2^24.
+    package var isInteger: Bool
 
-    package init(name: String, shape: [Int], values: [Float], start: Float? = nil) {
+    package init(name: String, shape: [Int], values: [Float], start: Float? = nil, isInteger: Bool = false) {
         self.name = name
+        self.isInteger = isInteger
         self.shape = shape
         self.values = values
         self.start = start
@@ -43,10 +47,17 @@ package enum AdapterError: Error, Equatable, Sendable {
     case ambiguousTensorFiles(directory: String)
     case noGGUFName(module: String)
     case badRowOrder(module: String)
+    /// It is a LoRA of each of these tasks, and none of them was named.
+    case needsTask([String])
+    case unknownTask(String, tasks: [String])
     /// llama.cpp's adapters have no place for this.
     case notForGGUF(method: String)
     /// It does more than other weights would.
     case notOfWeights(method: String)
+    /// PEFT has no class for this.
+    case notForPEFT(method: String)
+    /// Entry `index` of a sparse change is not in the linear.
+    case badPlace(tensor: String, index: Int)
     case otherReader(method: String, asked: AdapterArtifact.Reader)
     case badMetadata(key: String, found: String, expected: String)
     /// A file of a published artifact is gone, or is not what was published.
@@ -78,12 +89,23 @@ extension AdapterError: CustomStringConvertible {
             "\(directory) has both \(AdapterArtifact.framedName) and \(AdapterArtifact.plainName)"
         case .noGGUFName(let module): "\(module) has no counterpart in the GGUF file"
         case .badRowOrder(let module): "the row order of \(module) is not a permutation of its rows"
+        case .needsTask(let tasks): "the adapter is a LoRA of each of the tasks \(tasks.joined(separator: ", ")), and none was named"
+        case .unknownTask(let task, []): "the adapter has no tasks, so none called \(task): leave task out"
+        case .unknownTask(let task, let tasks): "the adapter has no task \(task); it has \(tasks.joined(separator: ", "))"
         case .notForGGUF(let method):
             "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
                 + "edgetune merge makes a model that has it"
+        case .notForPEFT(let method) where AdapterMethods.named(method)?.mixture != nil:
+            "PEFT has no class for \(method): as it is stored it has the keys of TUDB-Labs/MixLoRA (edgetune export --format artifact)"
+        case .notOfWeights(let method) where AdapterMethods.named(method)?.mixture != nil:
+            "what \(method) does depends on each token, so it cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora "
+                + "only (src/llama-adapter.cpp); edgetune generate computes it as it is"
         case .notOfWeights(let method):
             "what \(method) does cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora only "
                 + "(src/llama-adapter.cpp); edgetune chat loads it as it is, and so does the library that it is exported to"
+        case .notForPEFT(let method):
+            "PEFT has no class for \(method); edgetune merge makes a model that has it, and edgetune export --format artifact copies its files"
+        case .badPlace(let tensor, let index): "\(tensor) has at index \(index) no row and column of the linear"
         case .otherReader(let method, .peft): "PEFT has no \(method); --format adapters is for the library that has"
         case .otherReader(let method, .hub): "of \(method) the adapters library loads no file of PEFT's kind; use --format peft"
         case .badMetadata(let key, let found, let expected): "\(key) of the GGUF adapter is \(found), not \(expected)"
@@ -177,7 +199,7 @@ package struct AdapterArtifact: Equatable, Sendable {
         return AdapterArtifact(
             config: own, provenance: file.metadata.filter { $0.key != "format" },
             stored: try file.tensors.map { one in
-                let tensor = try tensor(one, mayBeEmpty: config.method.rankTensor != nil)
+                let tensor = try tensor(one, config)
                 return config.hub.map { tensor.renamed(from: $0.name) } ?? tensor
             }.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) })
     }
@@ -189,13 +211,20 @@ package struct AdapterArtifact: Equatable, Sendable {
         case hub = "adapters"
     }
 
-    /// The plain `adapter_model.safetensors`, or `adapter.safetensors`, byte for byte as framed.
-    package static func exportSafetensors(_ directory: String, for reader: Reader = .peft, to path: String) throws {
-        let config = try AdapterConfig(json: try ByteRegion.map(path: directory + "/" + configName))
+    /// The plain `adapter_model.safetensors`, or `adapter.safetensors`, byte for byte as framed; of a task, what it is by itself.
+    package static func exportSafetensors(_ directory: String, task: String? = nil, for reader: Reader = .peft, to path: String) throws {
+        guard task == nil else {
+            let artifact = try open(directory: directory).task(task)
+            let file = try safetensors(artifact.stored, artifact.provenance)
+            return try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
+        }
+        let region = try ByteRegion.map(path: directory + "/" + configName), config = try AdapterConfig(json: region)
+        if let tasks = config.method.tasks { throw AdapterError.needsTask(tasks.names) }
         guard (config.hub != nil) == (reader == .hub) else { throw AdapterError.otherReader(method: config.method.name, asked: reader) }
-        let region = try tensorFile(of: directory)
-        _ = try SafetensorsFile(region)
-        try AtomicFile.write(to: path) { try region.withBytes($0.write) }
+        try requirePEFTs(region)
+        let tensors = try tensorFile(of: directory)
+        _ = try SafetensorsFile(tensors)
+        try AtomicFile.write(to: path) { try tensors.withBytes($0.write) }
     }
 
     /// A directory for `PeftModel.from_pretrained`, or the adapters library's `load_adapter(…, use_safetensors=True)`.
@@ -203,10 +232,16 @@ package struct AdapterArtifact: Equatable, Sendable {
         let isOfHub = try open(directory: directory).config.hub != nil
         let region = try tensorFile(of: directory)
         let config = try ByteRegion.map(path: directory + "/" + configName)
+        try requirePEFTs(config)
         try DirectoryPublish.publish(to: destination) { staging in
             try staging.write(configName) { try config.withBytes($0.write) }
             try staging.write(isOfHub ? hubName : plainName) { try region.withBytes($0.write) }
         }
+    }
+
+    private static func requirePEFTs(_ config: ByteRegion) throws {
+        let method = try AdapterConfig(json: config).method
+        guard method.isPEFTs else { throw AdapterError.notForPEFT(method: method.name) }
     }
 }
 
@@ -231,9 +266,14 @@ extension AdapterArtifact {
         _ tensors: [AdapterTensor], _ provenance: [String: String]
     ) throws(SafetensorsError) -> SafetensorsWriter {
         var file = SafetensorsWriter(metadata: provenance.merging(["format": "pt"]) { $1 })
-        for each in tensors { try file.add(each.name, dtype: .f32, shape: each.shape, body: .floats(each.values)) }
+        for each in tensors {
+            let body = each.isInteger ? TensorBody.bytes(each.values.flatMap { bytes(of: $0) }) : .floats(each.values)
+            try file.add(each.name, dtype: each.isInteger ? .i32 : .f32, shape: each.shape, body: body)
+        }
         return file
     }
+
+    private static func bytes(of value: Float) -> [UInt8] { withUnsafeBytes(of: Int32(value).littleEndian) { Array($0) } }
 
     /// What is on the disk is what was written, bit for bit: piece by piece, for a board may have no room for a second copy.
     ///
@@ -287,10 +327,14 @@ extension AdapterArtifact {
         }
     }
 
-    /// - Parameter mayBeEmpty: of a linear that has lost all its ranks.
-    private static func tensor(_ tensor: SafetensorsTensor, mayBeEmpty: Bool) throws(AdapterError) -> AdapterTensor {
+    private static func tensor(_ tensor: SafetensorsTensor, _ config: AdapterConfig) throws(AdapterError) -> AdapterTensor {
+        // Of a linear that has lost all its ranks.
+        let mayBeEmpty = config.method.rankTensor != nil
         guard (1...2).contains(tensor.shape.count), tensor.shape.allSatisfy({ $0 > (mayBeEmpty ? -1 : 0) }) else {
             throw .badShape(tensor: tensor.name, shape: tensor.shape)
+        }
+        if config.isInteger(tensor.name), let values = tensor.wholeNumbers() {
+            return AdapterTensor(name: tensor.name, shape: tensor.shape, values: values, isInteger: true)
         }
         guard let values = tensor.floats() else { throw .badDType(tensor: tensor.name, dtype: tensor.dtype.rawValue) }
         if let index = values.firstIndex(where: { !$0.isFinite }) { throw .nonFinite(tensor: tensor.name, index: index) }

@@ -41,7 +41,9 @@ package struct AdapterConfig: Equatable, Sendable {
 
     /// Of an adapter that was trained here.
     package init(_ spec: AdapterSpec, modules: [ModuleID], of model: DecoderSpec, baseModelNameOrPath: String?) {
-        let linears = Set(modules.map(\.module)).map { model.linear(doing: $0) }
+        // A mixture of experts is of the whole MLP.
+        let experts = spec.method.mixture == nil ? [] : model.linears.map(\.leader).filter(\.isOfMLP)
+        let linears = Set(modules.map(\.module) + experts).map { model.linear(doing: $0) }
         // PEFT's class for (IA)³ has no layers_to_transform: there a target is a whole path.
         let namesPaths = !spec.method.hasLayers && spec.layers != nil
         func targets(_ includes: (LinearModule) -> Bool) -> [String] {
@@ -51,7 +53,8 @@ package struct AdapterConfig: Equatable, Sendable {
         let keys = spec.method.configKeys
         self.init(
             rank: keys.rank == nil ? 1 : spec.rank, loraAlpha: keys.alpha == nil ? 1 : Double(spec.alpha),
-            loraDropout: keys.dropout == nil ? 0 : Double(spec.dropout), targetModules: targets { _ in true },
+            loraDropout: keys.dropout == nil ? 0 : Double(spec.dropout),
+            targetModules: spec.method.adaptsLinears ? targets { _ in true } : spec.method.targetNames(model, spec),
             layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
             usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
         fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method.asOnFile : AdapterMethods.named(spec.method.fileMethod)!)
@@ -60,7 +63,7 @@ package struct AdapterConfig: Equatable, Sendable {
         if spec.method is HubAdapter { hub = .of(model) }
         if !hasLayers {
             layersToTransform = nil
-            downTargets = targets { $0 == .down }.sorted()
+            if method is IA3 { downTargets = targets { $0 == .down }.sorted() }
         }
     }
 
@@ -89,6 +92,11 @@ package struct AdapterConfig: Equatable, Sendable {
         return spec
     }
     private var hasLayers: Bool { method.hasLayers }
+
+    /// Whether a tensor of this name has whole numbers.
+    func isInteger(_ name: String) -> Bool {
+        method.matrices(.smallest, spec).contains { $0.isInteger && name.hasSuffix(".\($0.name)") }
+    }
 
     /// What B·A is multiplied by: alpha/r, or alpha/√r (rsLoRA, arXiv:2312.03732).
     package func scaling(rank: Int) -> Double {
@@ -121,7 +129,7 @@ package struct AdapterConfig: Equatable, Sendable {
             .init("revision", .null),
             .init("task_type", .string("CAUSAL_LM")),
         ]
-        if method.adaptsLinears {
+        if method.hasTargets {
             members += [.init("modules_to_save", .null), .init("target_modules", .array(targetModules.map(JSONText.string)))]
         }
         if hasLayers {

@@ -25,7 +25,7 @@ extension AdapterSet {
             slot.places.filter(\.matrix.isOnFile).map { place in
                 AdapterTensor(
                     name: name(place, of: slot, model), shape: place.matrix.shape,
-                    values: values(place, slot.shape.rowOrder), start: place.matrix.constantStart)
+                    values: values(place, of: slot), start: place.matrix.constantStart, isInteger: place.matrix.isInteger)
             }
         }
         return ofModules + partTensors() + layout.shared.map { AdapterTensor(name: $0.matrix.name, shape: $0.matrix.shape, values: values($0, nil)) }
@@ -58,6 +58,7 @@ extension AdapterSet {
             case .stored(let index): fill(slot.places[index], tensor.outputScale!, slot.shape.rowOrder)
             case .magnitude(let index, _, _): fill(slot.places[index], tensor.magnitude!, slot.shape.rowOrder)
             }
+            if let added = tensor.added { fill(slot, added) }
         }
         parametersChanged()
     }
@@ -74,6 +75,7 @@ extension AdapterSet {
         }
         for slot in slots {
             for place in slot.places where place.matrix.isOnFile { try fill(place, name(place, of: slot, model), slot.shape.rowOrder) }
+            sortEntries(of: slot)
         }
         for (name, pieces) in partsByName {
             guard let tensor = byName[name] else { throw AdapterError.missingTensor(name) }
@@ -133,7 +135,7 @@ extension AdapterSet {
         var shapes: [String: [Int]] = [:]
         for slot in layout.slots {
             for place in slot.places where place.matrix.isOnFile {
-                shapes[AdapterArtifact.keyPrefix + "\(slot.id.path(model)).\(place.matrix.name)"] = place.matrix.shape
+                shapes[name(place.matrix, of: slot, layout.spec.method, model)] = place.matrix.shape
             }
         }
         for part in layout.parts {
@@ -157,7 +159,12 @@ extension AdapterSet {
     }
 
     private func name(_ place: AdapterLayout.Place, of slot: Slot, _ model: DecoderSpec) -> String {
-        AdapterArtifact.keyPrefix + "\(slot.id.path(model)).\(place.matrix.name)"
+        Self.name(place.matrix, of: slot, spec.method, model)
+    }
+
+    private static func name(_ matrix: AdapterMatrix, of slot: Slot, _ method: any AdapterMethod, _ model: DecoderSpec) -> String {
+        let path = slot.id.path(model)
+        return method.fileKey(path, matrix) ?? AdapterArtifact.keyPrefix + "\(path).\(matrix.name)"
     }
 
     private func values(_ place: AdapterLayout.Place, _ order: [Int]?) -> [Float] {
@@ -165,6 +172,50 @@ extension AdapterSet {
         let tensor = tensor(place)
         forEach(place.matrix, order) { values[$1] = tensor.base[$0] }
         return values
+    }
+
+    /// As a file has them: those of a sparse change are in the order of a file's rows.
+    private func values(_ place: AdapterLayout.Place, of slot: Slot) -> [Float] {
+        let values = values(place, slot.shape.rowOrder)
+        guard let sparse = spec.method.addedTerms(slot.shape).sparse, let order = slot.shape.rowOrder,
+            [sparse.values, sparse.places].contains(where: { slot.places[$0] == place })
+        else { return values }
+        let places = tensor(slot.places[sparse.places]), count = places.columns
+        let entries = SparseValues.sorted(rows: (0..<count).map { Float(order[Int(places.row(0)[$0])]) }, columns: places.row(1))
+        guard place == slot.places[sparse.places] else { return entries.map { values[$0] } }
+        return entries.map { Float(order[Int(places.row(0)[$0])]) } + entries.map { places.row(1)[$0] }
+    }
+
+    /// Rows of a sparse change become the base's own, in their order.
+    private func sortEntries(of slot: Slot) {
+        guard let sparse = spec.method.addedTerms(slot.shape).sparse else { return }
+        let values = tensor(slot.places[sparse.values]), places = tensor(slot.places[sparse.places])
+        func copy(_ row: UnsafePointer<Float>) -> [Float] { Array(UnsafeBufferPointer(start: row, count: values.count)) }
+        fill(sparse, slot, SparseValues(rows: copy(places.row(0)), columns: copy(places.row(1)), values: copy(values.base)))
+    }
+
+    private func fill(_ slot: Slot, _ added: AddedValues) {
+        let terms = spec.method.addedTerms(slot.shape), order = slot.shape.rowOrder
+        if let rescaling = terms.rescaling {
+            fill(slot.places[rescaling.left], added.left, order)
+            fill(slot.places[rescaling.right], added.right, order)
+        }
+        if let sparse = terms.sparse { fill(sparse, slot, added.sparse) }
+        if let bias = terms.bias { fill(slot.places[bias], added.bias, order) }
+    }
+
+    /// - Parameter entries: with a file's rows, in any order.
+    private func fill(_ sparse: AddedTerms.Sparse, _ slot: Slot, _ entries: SparseValues) {
+        let values = tensor(slot.places[sparse.values]), places = tensor(slot.places[sparse.places])
+        var rows = entries.rows
+        if let order = slot.shape.rowOrder {
+            var own = [Float](repeating: 0, count: order.count)
+            for (row, ofFile) in order.enumerated() { own[ofFile] = Float(row) }
+            rows = rows.map { own[Int($0)] }
+        }
+        for (entry, place) in SparseValues.sorted(rows: rows, columns: entries.columns).enumerated() {
+            (values.base[entry], places.row(0)[entry], places.row(1)[entry]) = (entries.values[place], rows[place], entries.columns[place])
+        }
     }
 
     private func fill(_ place: AdapterLayout.Place, _ values: [Float], _ order: [Int]?) {
@@ -190,7 +241,7 @@ extension AdapterPart.Stored {
 }
 
 extension AdapterMatrix {
-    fileprivate var constantStart: Float? { if case .constant(let value) = start { value } else { nil } }
+    var constantStart: Float? { if case .constant(let value) = start { value } else { nil } }
 }
 
 extension ModuleID {

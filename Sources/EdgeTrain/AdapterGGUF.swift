@@ -19,17 +19,17 @@ extension AdapterArtifact {
         }
     }
 
-    /// A llama.cpp adapter, of any method that is exactly a plain LoRA.
+    /// A llama.cpp adapter, of any method that is exactly a plain LoRA, or of one task of a method that has tasks.
     package static func exportGGUF(
-        _ directory: String, architecture: String, to path: String, target: (_ modulePath: String) -> GGUFTarget?
+        _ directory: String, task: String? = nil, architecture: String, to path: String, target: (_ modulePath: String) -> GGUFTarget?
     ) throws {
-        let artifact = try open(directory: directory)
+        let artifact = try open(directory: directory).task(task)
         let method = artifact.config.method
-        guard method.changesWeightsOnly else { throw AdapterError.notOfWeights(method: method.name) }
+        guard method.canBeWeights else { throw AdapterError.notOfWeights(method: method.name) }
         guard method.isLoRA(artifact.config.spec) else {
             throw AdapterError.notForGGUF(method: method.name)
         }
-        let tensors = try artifact.lora { module in target(module).map { ($0.inFeatures, $0.outFeatures) } }.map { tensors in
+        let tensors = try artifact.lora { module in target(module).map { ($0.inFeatures, $0.outFeatures, false) } }.map { tensors in
             guard let found = target(tensors.modulePath) else {
                 throw AdapterError.noGGUFName(module: tensors.modulePath)
             }

@@ -123,6 +123,20 @@ package struct CheckpointStore {
         }
     }
 
+    /// Whether the run in a directory has an optimizer with moments, by the newest checkpoint whose header can be read; nil: there is none.
+    package static func newestHasMoments(in directory: String) throws -> Bool? {
+        for name in try names(in: directory, prefix: "step-").reversed() {
+            do {
+                return try SealedFile.withUncheckedBytes(
+                    directory + "/" + name, magic: checkpointMagic, version: version, runFingerprint: nil
+                ) { try readHeader(&$0).optimizerBytes > 0 }
+            } catch let error as CheckpointError {
+                guard error.isDamage else { throw error }
+            }
+        }
+        return nil
+    }
+
     /// A file of some run's, and what is wrong with it.
     package struct VerifiedFile: Sendable {
         package let name: String

@@ -41,8 +41,10 @@ extension TokenizedSample {
     /// Behind places for so many virtual tokens, whose embeddings are an adapter's and whose ids mean nothing.
     package func behindVirtualTokens(_ count: Int) -> TokenizedSample {
         guard count > 0 else { return self }
-        return TokenizedSample(
-            tokens: [TokenID](repeating: 0, count: count) + tokens, carriesLoss: [Bool](repeating: false, count: count) + carriesLoss)
+        var sample = self
+        sample.tokens.insert(contentsOf: [TokenID](repeating: 0, count: count), at: 0)
+        sample.carriesLoss.insert(contentsOf: [Bool](repeating: false, count: count), at: 0)
+        return sample
     }
 
     /// The first token is predicted from nothing, so it never counts.

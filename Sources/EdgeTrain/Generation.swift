@@ -65,7 +65,8 @@ package final class Generator {
             + LayerActivations.bytes(
                 tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], bottlenecks(spec, adapter), spec)
             + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
-            + LayerWorkspace.bytes(tokens: chunk, mlpTokens: chunk, bottlenecks(spec, adapter), spec, .forwardOnly)
+            + LayerWorkspace.bytes(
+                tokens: chunk, mlpTokens: chunk, bottlenecks(spec, adapter), spec, .forwardOnly, adapter.flatMap { MixtureSizes([$0]) })
             + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, adapter, context: context))
             + RotaryEmbedding.bytes(positions: context, spec)
@@ -120,7 +121,8 @@ package final class Generator {
             Self.bottlenecks(spec, layout), spec, arena: arena)
         scaledRows = arena.floats(layout?.scaledCount(tokens: Self.promptChunk, isTrained: false) ?? 0)
         workspace = LayerWorkspace(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, Self.bottlenecks(spec, layout), spec, .forwardOnly, arena: arena)
+            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, Self.bottlenecks(spec, layout), spec, .forwardOnly,
+            layout.flatMap { MixtureSizes([$0]) }, arena: arena)
         hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseNorm = arena.floats(1)
@@ -168,24 +170,33 @@ package final class Generator {
         }
         var (input, output) = (hidden.0.prefix(new.count), hidden.1.prefix(new.count))
         decodeRows(model.embedding, tokens, into: input, on: pool)
+        let trained = adapters?.tokenRows
+        trained?.replace(UnsafeBufferPointer(start: tokens, count: new.count), in: input)
         if past < promptTokens, let virtual = adapters?.part(.prompt, layer: nil).first?.matrix {
             let rows = past..<min(promptTokens, past + new.count)
             input.prefix(rows.count).copy(from: virtual.rows(rows))
         }
         multiply(input, by: spec.embeddingScale, on: pool)
         for index in 0..<spec.layerCount {
-            DecoderLayer(
+            var layer = DecoderLayer(
                 index: index, spec: spec, weights: model.layers[index], jobs: adapters.map { [LayerJob($0)] } ?? [], rotaries: rotaries,
-                dropped: nil, scaledRows: scaledRows, rounding: .unrounded, pool: pool
-            ).forwardCached(
+                dropped: nil, scaledRows: scaledRows, rounding: .unrounded, pool: pool)
+            layer.mixture = workspace.mixture
+            layer.forwardCached(
                 input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
                 workspace, into: output)
             swap(&input, &output)
         }
         let last = Tensor(input.row(new.count - 1), rows: 1, columns: spec.hiddenSize)
-        normalize(last, model.outputNorm, into: lastNormed, inverse: inverseNorm, on: pool)
+        let norm = adapters?.norm(.final, layer: nil, insteadOf: model.outputNorm, spec)?.norm ?? model.outputNorm
+        normalize(last, norm, into: lastNormed, inverse: inverseNorm, on: pool)
         multiply(lastNormed, by: spec.logitScale, on: pool)
         linearVector(lastNormed, model.head, into: logits, on: pool)
+        if model.isHeadTied, let trained {
+            for (row, token) in trained.tokens.enumerated() {
+                logits.base[Int(token)] = pool.kernels.raw.dot(lastNormed.base, trained.matrix.row(row), spec.hiddenSize)
+            }
+        }
         if let cap = spec.logitCap { softCap(logits, cap, on: pool) }
     }
 

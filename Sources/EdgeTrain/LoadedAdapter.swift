@@ -11,6 +11,8 @@ package struct LoadedAdapter: Sendable {
     package let scaling: Double
     /// Plain LoRA where the adapter is exactly that; else its own.
     private let method: any AdapterMethod
+    /// What its configuration says, where the change has no factors.
+    private let configRank: Int
     let tensors: [LoRATensors]
     /// Of a method that is more than a change of weights, whose `tensors` are none.
     private let whole: AdapterArtifact?
@@ -35,19 +37,21 @@ package struct LoadedAdapter: Sendable {
             guard let config else { throw LoadedAdapterError.noConfig }
             let artifact = try AdapterArtifact.open(
                 config: try ByteRegion.map(path: config), tensors: region, limitBytes: limitBytes)
-            try self.init(artifact, of: spec, limitBytes: limitBytes)
+            try self.init(artifact.task(nil), of: spec, limitBytes: limitBytes)
         }
     }
 
     /// Plain LoRA, scaled by nothing.
     init(_ tensors: [LoRATensors], rank: Int) {
         (self.tensors, self.rank) = (tensors, rank)
-        (scaling, method, whole) = (1, AdapterMethods.lora, nil)
+        (scaling, method, configRank, whole) = (1, AdapterMethods.lora, 1, nil)
     }
 
-    /// - Parameter directory: an artifact as `publish` leaves it.
-    package init(directory: String, of spec: DecoderSpec) throws {
-        try self.init(try AdapterArtifact.open(directory: directory), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
+    /// - Parameters:
+    ///   - directory: an artifact as `publish` leaves it.
+    ///   - task: of an adapter that has tasks, the one whose LoRA it is.
+    package init(directory: String, task: String? = nil, of spec: DecoderSpec) throws {
+        try self.init(try AdapterArtifact.open(directory: directory).task(task), of: spec, limitBytes: AdapterArtifact.tensorFileLimitBytes)
     }
 
     private init(_ artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
@@ -57,17 +61,21 @@ package struct LoadedAdapter: Sendable {
         }
         let tensors = try artifact.lora(limitBytes: limitBytes) { path in
             let id = try ModuleID(path: path, in: spec)
-            return (id.inFeatures(spec), id.outFeatures(spec))
+            return (id.inFeatures(spec), id.outFeatures(spec), spec.biases.contains(id.module))
         }
         let scalings = try artifact.config.scalings(of: tensors)
         let method = artifact.config.method
-        try self.init(tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, limitBytes: limitBytes) {
+        try self.init(
+            tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, configRank: artifact.config.rank,
+            limitBytes: limitBytes
+        ) {
             scalings[$0.modulePath]!
         }
     }
 
     private init(whole artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
-        (rank, scaling, tensors, method, whole) = (artifact.config.rank, 1, [], artifact.config.method, artifact)
+        let artifact = try artifact.withoutTiedCopy(in: spec).targetingNorms(of: spec)
+        (rank, scaling, tensors, method, configRank, whole) = (artifact.config.rank, 1, [], artifact.config.method, 1, artifact)
         let own = artifact.config.wholeSpec
         let layout = AdapterLayout(own, modules: try own.modules(of: spec), of: spec)
         guard layout.fileBytes <= limitBytes else { throw LoadedAdapterError.tooLarge(bytes: layout.fileBytes, limitBytes: limitBytes) }
@@ -81,10 +89,9 @@ package struct LoadedAdapter: Sendable {
     }
 
     private init(
-        _ tensors: [LoRATensors], _ method: any AdapterMethod, limitBytes: Int, scaling: (LoRATensors) -> Double
+        _ tensors: [LoRATensors], _ method: any AdapterMethod, configRank: Int = 1, limitBytes: Int, scaling: (LoRATensors) -> Double
     ) throws {
-        self.method = method
-        whole = nil
+        (self.method, self.configRank, whole) = (method, configRank, nil)
         let largest = tensors.max { $0.rank < $1.rank }!
         let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
         for one in tensors where !Float(scaling(one) * Double(rank)).isFinite {
@@ -115,13 +122,18 @@ package struct LoadedAdapter: Sendable {
         }
         let modules = try modules(of: spec)
         let layers = Set(modules.map(\.layer)).sorted()
-        guard rank > 0 else { throw AdapterError.unsupported(key: "peft_type", value: method.peftType) }
+        guard rank > 0 || tensors.allSatisfy({ $0.added != nil }) else {
+            throw AdapterError.unsupported(key: "peft_type", value: method.peftType)
+        }
         var own = self.spec
         own.layers = layers.count == spec.layerCount ? nil : layers
         var config = AdapterConfig(own, modules: modules, of: spec, baseModelNameOrPath: baseModel)
-        config.loraAlpha = scaling * Double(rank)
+        if rank > 0 { config.loraAlpha = scaling * Double(rank) }
+        let stored = zip(modules, tensors).flatMap { id, one in
+            one.added?.stored(own, spec.shape(id.module), one.modulePath) ?? one.stored
+        }
         try AdapterArtifact.publish(
-            to: directory, tensors: tensors.flatMap(\.stored), config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
+            to: directory, tensors: stored, config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
             modelCard: "# An adapter for \(baseModel)\n\n\(note): \(own.summary).\n")
     }
 
@@ -134,15 +146,46 @@ package struct LoadedAdapter: Sendable {
 
     package var isLoRA: Bool { method.isLoRA(spec) }
 
+    /// Vectors of a model's file that it has other values for, by their names there.
+    func vectors(of base: BaseModel) -> [String: [Float]] {
+        guard let whole else { return [:] }
+        let values = Dictionary(whole.stored.map { ($0.name, $0.values) }) { first, _ in first }
+        var vectors: [String: [Float]] = [:]
+        for part in method.parts(base.spec, spec) {
+            guard case .norm(let place) = part.site else { continue }
+            let norm = ModelNorm(place: place, layer: part.layer)
+            // What the base's own file has added, which Hugging Face's has not.
+            let added: Float = if case .rootMeanSquare(let offset) = base.spec.normKind { base.spec.hubNormOffset - offset } else { 0 }
+            for (stored, kind) in zip(part.matrices, ["weight", "bias"]) {
+                guard let hub = values[stored.fileName] else { continue }
+                vectors["\(base.name(of: norm)).\(kind)"] = hub.indices.map { hub[stored.columnOrder?[$0] ?? $0] + added }
+            }
+        }
+        return vectors
+    }
+
+    /// Rows of matrices of a model's file that it has other values for, by their names there.
+    func rows(of base: BaseModel) -> [String: [Int: [Float]]] {
+        guard let tensor = whole?.stored.first, !method.trainedTokens.isEmpty else { return [:] }
+        let width = base.spec.hiddenSize
+        var rows: [Int: [Float]] = [:]
+        for (row, token) in method.trainedTokens.enumerated() { rows[Int(token)] = Array(tensor.values[row * width..<(row + 1) * width]) }
+        return base.isHeadTied ? [base.embeddingName: rows, base.headName: rows] : [base.embeddingName: rows]
+    }
+
     /// As it is computed with.
     package var spec: AdapterSpec {
         whole?.config.wholeSpec
-            ?? AdapterSpec(method: method, rank: max(1, rank), alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+            ?? AdapterSpec(
+                method: method, rank: rank > 0 ? rank : configRank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
     }
 
     /// Of all its values.
     package var byteCount: ByteCount {
-        ByteCount((whole?.stored.reduce(0) { $0 + 4 * $1.values.count } ?? 0) + tensors.reduce(0) { $0 + 4 * ($1.loraA.count + $1.loraB.count + ($1.rotation?.skew.count ?? 0)) })
+        let ofLinears = tensors.reduce(0) { sum, one in
+            sum + one.loraA.count + one.loraB.count + (one.rotation?.skew.count ?? 0) + (one.added?.count ?? 0)
+        }
+        return ByteCount(4 * (ofLinears + (whole?.stored.reduce(0) { $0 + $1.values.count } ?? 0)))
     }
 
     /// The largest of its rotations, and of their blocks; 0: it has none.
@@ -172,7 +215,7 @@ package struct LoadedAdapter: Sendable {
 
     /// - Throws: `AdapterError.notOfWeights` where no model has what it does as its weights.
     func requireWeights() throws(AdapterError) {
-        if whole != nil { throw .notOfWeights(method: method.name) }
+        if whole != nil, !method.canBeWeights { throw .notOfWeights(method: method.name) }
     }
 
     /// Memory that reading it takes beside the run's own block: its values, and the file's when it is decompressed.
@@ -181,7 +224,7 @@ package struct LoadedAdapter: Sendable {
     /// - Throws: `LoadedAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
     ///   base has no such module, or one of another shape.
     package func check(_ lora: AdapterSpec, modules: [ModuleID], spec: DecoderSpec) throws {
-        guard lora.method.storedFactors != nil, lora.method.fileMethod == method.name else {
+        guard lora.method.storedFactors != nil, lora.method.mixture == nil, lora.method.fileMethod == method.name else {
             throw LoadedAdapterError.otherMethod(adapter: method.name, asked: lora.method.name)
         }
         guard lora.rankPattern.isEmpty, lora.alphaPattern.isEmpty else { throw LoadedAdapterError.patterns }
@@ -206,6 +249,35 @@ package struct LoadedAdapter: Sendable {
 
     private static func text(_ value: Double) -> String {
         Int(exactly: value.rounded()).flatMap { abs(value - Double($0)) < 1e-6 ? "\($0)" : nil } ?? "\(value)"
+    }
+}
+
+extension AdapterArtifact {
+    /// PEFT writes trained tokens that are rows of a tied head a second time, under its name.
+    fileprivate func withoutTiedCopy(in spec: DecoderSpec) -> AdapterArtifact {
+        guard spec.tiesEmbeddings == true else { return self }
+        func name(_ path: String) -> String { "\(Self.keyPrefix)\(path).\(TrainableTokens.tensorName)" }
+        func values(_ path: String) -> [Float]? { stored.first { $0.name == name(path) }?.values }
+        let head = TrainableTokens.headPath
+        guard let copy = values(head), copy == values(TrainableTokens.embeddingPath) else { return self }
+        return AdapterArtifact(config: config, provenance: provenance, stored: stored.filter { $0.name != name(head) })
+    }
+
+    /// With the targets that its tensors are of, where its configuration names others: PEFT leaves a norm without tensors as it is.
+    ///
+    /// - Throws: `AdapterMismatch.noSuchModule`.
+    fileprivate func targetingNorms(of spec: DecoderSpec) throws -> AdapterArtifact {
+        guard config.method is NormTuning else { return self }
+        let suffixes = NormTuning.tensorNames.map { ".\($0)" }
+        let paths = Set(stored.compactMap { tensor in
+            suffixes.first(where: tensor.name.hasSuffix).map { String(tensor.name.dropLast($0.count).dropFirst(Self.keyPrefix.count)) }
+        })
+        let known = Set(spec.norms.map { $0.path(spec) })
+        if let path = paths.sorted().first(where: { !known.contains($0) }) { throw AdapterMismatch.noSuchModule(path) }
+        guard Set(config.method.parts(spec, config.wholeSpec).compactMap { $0.matrices.first?.path }) != paths else { return self }
+        var config = config
+        config.targetModules = paths.sorted()
+        return AdapterArtifact(config: config, provenance: provenance, stored: stored)
     }
 }
 

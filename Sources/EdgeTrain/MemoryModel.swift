@@ -22,8 +22,9 @@ package struct StepShape: Equatable, Sendable {
     package var threads: Int
     /// What products with frozen weights are computed in while training; held-out loss is always computed in f32.
     package var compute: ComputeType
-    /// How the optimizer's moments are stored.
+    /// How the optimizer's moments are stored; there are none without a backward.
     package var optimizer: OptimizerState
+    package var hasBackward: Bool { gradients != .forwardOnly }
 
     package init(
         tokens: Int, longestSample: Int, lossChunk: Int, keptLayers: Int, mlpTokens: Int? = nil, weights: WeightResidence = .resident,
@@ -76,8 +77,6 @@ package struct MemoryModel {
     private let jobs: [JobMemory]
     package let layouts: [AdapterLayout]
     package let adapters: ByteCount
-    /// What methods that store other matrices make of them for the layer at work, and the gradients of that.
-    package let factors: ByteCount
     /// The largest.
     let factorRank: Int
     /// Widest input of a module that is adapted with dropout: what that needs per token.
@@ -179,7 +178,6 @@ package struct MemoryModel {
         self.process = process
         layouts = jobs.map(\.layout)
         adapters = jobs.reduce(.zero) { $0 + $1.adapters }
-        factors = layouts.reduce(.zero) { $0 + .floats($1.factorCount(isTrained: true)) }
         factorRank = layouts.map(\.factorRank).max() ?? 0
         widestDropped = layouts.filter { $0.spec.dropout > 0 }.flatMap(\.modules).map { $0.inFeatures(spec) }.max() ?? 0
         lowestLayer = jobs.map(\.layout.lowestLayer).min() ?? 0
@@ -196,7 +194,14 @@ package struct MemoryModel {
 
     private func sum(_ bytes: (JobMemory) -> ByteCount) -> ByteCount { jobs.reduce(.zero) { $0 + bytes($1) } }
 
-    func scaledCount(tokens: Int) -> Int { layouts.map { $0.scaledCount(tokens: tokens, isTrained: true) }.max() ?? 0 }
+    func scaledCount(_ shape: StepShape) -> Int {
+        layouts.map { $0.scaledCount(tokens: shape.tokens, isTrained: shape.hasBackward) }.max() ?? 0
+    }
+
+    /// What methods that store other matrices make of them for the layer at work, and the gradients of that.
+    func factors(_ shape: StepShape) -> ByteCount {
+        layouts.reduce(.zero) { $0 + .floats($1.factorCount(isTrained: shape.hasBackward)) }
+    }
 
     /// An adapter, and its copy in an adapter file's order, which is written and read back in pieces. Of the only job that is all
     /// that there is then: the rest of the arena and the weights are gone. Of jobs that train together the others go on, and there is the
@@ -204,11 +209,13 @@ package struct MemoryModel {
     package var publication: ByteCount { adapters + adapters }
     private var publicationBeside: ByteCount { jobs.count > 1 ? jobs.map { $0.adapters + $0.adapters }.max()! : .zero }
 
+    /// Or, without a backward, the perturbed parameters of one layer.
     package func gradients(_ shape: StepShape) -> ByteCount {
         sum { shape.gradients == .allLayers ? .floats($0.layout.trainedCount) : $0.largestLayer }
     }
     package func optimizer(_ shape: StepShape) -> ByteCount {
-        sum { $0.optimizerStates[$0.optimizer ?? shape.optimizer]! }  // all cases are there
+        guard shape.hasBackward else { return .zero }
+        return sum { $0.optimizerStates[$0.optimizer ?? shape.optimizer]! }  // all cases are there
     }
     package func optimizerState(job: Int, _ shape: StepShape) -> OptimizerState { jobs[job].optimizer ?? shape.optimizer }
 
@@ -218,8 +225,11 @@ package struct MemoryModel {
         cache.map { ActivationCache.bytes($0.format, samples: $0.samples, longest: shape.longestSample, spec) } ?? .zero
     }
 
+    /// The lowest layer whose input stays until a backward needs it; the layer count where there is none.
+    func lowestKeptInput(_ shape: StepShape) -> Int { shape.hasBackward ? lowestLayer : spec.layerCount }
     package func layerCheckpoints(_ shape: StepShape) -> ByteCount {
-        LayerCheckpoints.bytes(shape.checkpoints, tokens: shape.tokens, trainedLayers: trainedLayers, spec)
+        LayerCheckpoints.bytes(
+            shape.checkpoints, tokens: shape.tokens, trainedLayers: spec.layerCount - lowestKeptInput(shape), spec)
     }
     /// Of disk.
     package func spill(_ shape: StepShape) -> ByteCount {
@@ -236,24 +246,34 @@ package struct MemoryModel {
         ByteCount(oneLayer(shape, mlpTokens: shape.tokens).bytes * shape.keptLayers)
     }
 
+    func layerUse(_ shape: StepShape) -> LayerWorkspace.Use { shape.hasBackward ? .training(rank: factorRank) : .forwardOnly }
+
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
-            + LayerWorkspace.bytes(tokens: shape.tokens, mlpTokens: shape.mlpTokens, bottlenecks, spec, .training(rank: factorRank))
-            + .floats(shape.tokens * widestDropped) + .floats(scaledCount(tokens: shape.tokens))
+            + LayerWorkspace.bytes(
+                tokens: shape.tokens, mlpTokens: shape.mlpTokens, bottlenecks, spec, layerUse(shape), MixtureSizes(layouts))
+            + .floats(shape.tokens * widestDropped) + .floats(scaledCount(shape))
     }
 
     func loss(_ shape: StepShape) -> ByteCount {
         let hidden = ByteCount.floats(shape.lossChunk * spec.hiddenSize)
         let row = ByteCount.floats(shape.lossChunk)
-        return .floats(shape.lossChunk * spec.vocabularySize) + hidden + hidden + hidden + row + row
+        return .floats(shape.lossChunk * spec.vocabularySize) + hidden + hidden + (shape.hasBackward ? hidden : .zero) + row + row
     }
+
+    /// Of trained tokens whose rows the head has, too: what it read, and the gradients of their logits, until the embeddings' own come.
+    func tokenHead(_ shape: StepShape) -> ByteCount {
+        trainedHeadRows == 0 ? .zero : .floats(shape.tokens * spec.hiddenSize) + .floats(shape.tokens * trainedHeadRows)
+    }
+    /// The most of a job.
+    var trainedHeadRows: Int { weights.isHeadTied ? layouts.map(\.spec.method.trainedTokens.count).max() ?? 0 : 0 }
 
     /// Between forward and backward the head works, before and after it a layer, in the same memory.
     package func work(_ shape: StepShape) -> ByteCount { max(layerWork(shape), loss(shape)) }
 
     /// The gradient of the layer's output, which goes from layer to layer.
-    package func hiddenGradient(_ shape: StepShape) -> ByteCount { .floats(shape.tokens * spec.hiddenSize) }
+    package func hiddenGradient(_ shape: StepShape) -> ByteCount { shape.hasBackward ? .floats(shape.tokens * spec.hiddenSize) : .zero }
 
     package func smoothing(_ shape: StepShape) -> ByteCount {
         guard shape.compute == .int8 else { return .zero }
@@ -262,6 +282,13 @@ package struct MemoryModel {
 
     /// The largest of a step's products: its left operands in the type that is computed in.
     package func rounding(_ shape: StepShape) -> ByteCount {
+        guard shape.hasBackward else {
+            let operands = [
+                (shape.tokens, spec.hiddenSize), (shape.tokens, spec.queryWidth), (shape.mlpTokens, spec.intermediateSize),
+                (shape.lossChunk, spec.hiddenSize),
+            ]
+            return operands.map { RoundedRows.bytes(shape.compute, rows: $0, widths: [$1]) }.max()!
+        }
         let ofLayers = [
             [spec.hiddenSize], [spec.queryWidth], [spec.intermediateSize], [spec.intermediateSize, spec.intermediateSize],
             [spec.queryWidth, spec.keyValueWidth, spec.keyValueWidth],
@@ -295,8 +322,9 @@ package struct MemoryModel {
 
     /// Everything that one arena holds.
     package func arena(_ shape: StepShape) -> ByteCount {
-        adapters + factors + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
-            + work(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape) + activationCache(shape)
+        adapters + factors(shape) + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
+            + work(shape) + tokenHead(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
+            + activationCache(shape)
             + (shape.weights == .streamed ? weights.streamBytes : .zero)
     }
 
@@ -309,19 +337,20 @@ package struct MemoryModel {
         let optimizers = Set(jobs.indices.map { optimizerState(job: $0, shape).name }).sorted().joined(separator: " and ")
         let pools = [
             Pool(name: "base weights, \(shape.weights.rawValue)", size: shape.weights == .resident ? weights.mappedBytes : weights.streamBytes),
-            Pool(name: "adapters", size: adapters + factors),
-            Pool(name: "gradients", size: gradients(shape)),
+            Pool(name: "adapters", size: adapters + factors(shape)),
+            Pool(name: shape.hasBackward ? "gradients" : "perturbed adapters of one layer", size: gradients(shape)),
             Pool(name: "optimizer state, \(optimizers)", size: optimizer(shape)),
-            Pool(name: "layer checkpoints", size: layerCheckpoints(shape)),
+            Pool(name: shape.hasBackward ? "layer checkpoints" : "layer inputs", size: layerCheckpoints(shape)),
             Pool(name: "kept activations", size: keptActivations(shape)),
-            Pool(name: "layer at work, or head and loss", size: work(shape) + hiddenGradient(shape)),
+            Pool(name: "layer at work, or head and loss", size: work(shape) + tokenHead(shape) + hiddenGradient(shape)),
             Pool(name: "rounded operands", size: rounding(shape) + smoothing(shape)),
             Pool(name: "kernel panels and tables", size: scratch(shape)),
             Pool(name: "program, libraries and samples", size: process.resident),
             Pool(name: "page tables", size: pageTables(shape)),
         ]
         let cached = activationCache(shape)
-        return pools + (cached > .zero ? [Pool(name: "activation cache's buffer and index", size: cached)] : [])
+        // What only a backward has is not named where there is none.
+        return pools.filter { shape.hasBackward || $0.size > .zero } + (cached > .zero ? [Pool(name: "activation cache's buffer and index", size: cached)] : [])
             + (jobs.count > 1 ? [Pool(name: "an adapter that is published beside", size: publicationBeside)] : [])
     }
 

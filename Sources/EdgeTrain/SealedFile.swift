@@ -95,7 +95,7 @@ enum SealedFile {
 
     /// The same without the checksum, which takes reading all of the file.
     static func withUncheckedBytes<R>(
-        _ path: String, magic: String, version: UInt32, runFingerprint: [UInt8], _ body: (inout Reader) throws -> R
+        _ path: String, magic: String, version: UInt32, runFingerprint: [UInt8]?, _ body: (inout Reader) throws -> R
     ) throws -> R {
         try open(try ByteRegion.map(path: path), path, magic, version, runFingerprint, body)
     }

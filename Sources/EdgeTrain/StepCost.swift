@@ -71,6 +71,8 @@ package struct StepCost: Equatable, Sendable {
     package var attentionMultiplyAdds = 0.0
     package var elements = 0.0
     private var isNarrow = false
+    /// Normal numbers.
+    private var drawn = 0.0
     /// Brought in for streamed weights.
     package var streamedBytes = 0.0
     /// Written and read for layer inputs in a file.
@@ -89,10 +91,13 @@ package struct StepCost: Equatable, Sendable {
         cachedShare: Double = 0
     ) {
         let spec = memory.spec
-        let trained = Double(memory.trainedLayers)
-        let frozen = (Double(spec.layerCount) - trained) * (1 - cachedShare)
-        let layers = frozen + trained
-        let again = trained - Double(shape.keptLayers)
+        // What has a backward; and how often everything is done.
+        let trained = shape.hasBackward ? Double(memory.trainedLayers) : 0
+        let forwards = shape.hasBackward ? 1.0 : 2.0
+        let frozen = Double(spec.layerCount - memory.trainedLayers) * (1 - cachedShare)
+        let layers = frozen + Double(memory.trainedLayers)
+        let again = trained - (shape.hasBackward ? Double(shape.keptLayers) : 0)
+        let headPasses = shape.hasBackward ? 2.0 : 1.0
         var ofLayer = 0.0, ofDown = 0.0, ofMLP = 0.0
         for module in LinearModule.allCases {
             let weights = Double(module.inFeatures(spec)) * Double(module.outFeatures(spec))
@@ -107,12 +112,17 @@ package struct StepCost: Equatable, Sendable {
         let chunks = max(1, (lossTokens / Double(max(1, shape.lossChunk))).rounded(.up))
         // An MLP's are decoded again for each run of tokens.
         let runs = max(1, (tokens / Double(shape.mlpTokens)).rounded(.up))
-        weights = passes + 2 * chunks * head + (runs - 1) * ((layers + again + trained) * ofMLP - again * spared)
-        weightTokens = passes * tokens + 2 * head * lossTokens
+        weights = passes + headPasses * chunks * head + (runs - 1) * ((layers + again + trained) * ofMLP - again * spared)
+        weightTokens = passes * tokens + headPasses * head * lossTokens
         // Jobs that train together have about as many of the tokens each.
         let layouts = layouts ?? memory.layouts
         let ofJob = tokens / Double(layouts.count)
         for layout in layouts {
+            guard shape.hasBackward else {
+                adapterMultiplyAdds += ofJob * Double(layout.factorElements + layout.rotationElements)
+                drawn += Double(layout.trainedCount)
+                continue
+            }
             adapterMultiplyAdds += ofJob * Double(layout.factorElements) * (2 + (trained > 0 ? again / trained : 0))
                 + ofJob * Double(layout.trainedFactorElements)
             // Of a bottleneck both products, and in the backward five of half as much.
@@ -121,6 +131,11 @@ package struct StepCost: Equatable, Sendable {
             let runs = max(1, ofJob / min(Double(outerProductTokens), sampleTokens))
             adapterMultiplyAdds += ofJob * Double(layout.rotationElements) * (3 + (trained > 0 ? again / trained : 0))
                 + 10 * runs * Double(layout.rotationProducts)
+            // A rescaled product is one more in each forward and two in the backward; of a sparse one, inputs and values have gradients.
+            let rescaled = Double(layout.rescaledWeights) * (3 + (trained > 0 ? again / trained : 0))
+            weights += rescaled
+            weightTokens += rescaled * ofJob
+            adapterMultiplyAdds += ofJob * Double(layout.sparseEntries) * (3 + (trained > 0 ? again / trained : 0))
             // What is scaled is computed once more for the scale's gradient.
             weights += Double(layout.scaledWeights)
             weightTokens += Double(layout.scaledWeights) * ofJob
@@ -139,12 +154,23 @@ package struct StepCost: Equatable, Sendable {
             let layerBytes = memory.weights.layerBytes
             streamedBytes =
                 Double(layerBytes.dropLast(memory.trainedLayers).reduce(0, +)) * (1 - cachedShare)
-                + 2 * Double(layerBytes.suffix(memory.trainedLayers).reduce(0, +))
-                + 2 * chunks * Double(memory.weights.headBytes)
+                + headPasses * Double(layerBytes.suffix(memory.trainedLayers).reduce(0, +))
+                + headPasses * chunks * Double(memory.weights.headBytes)
         }
         if let cache = memory.cache { cachedBytes = cachedShare * tokens * Double(cache.format.rowBytes(spec.hiddenSize)) }
         if shape.checkpoints == .file { spilledBytes = 2 * trained * tokens * 4 * Double(spec.hiddenSize) }
+        weights *= forwards
+        weightTokens *= forwards
+        adapterMultiplyAdds *= forwards
+        attentionMultiplyAdds *= forwards
+        drawn *= forwards
+        elements = elements * forwards + drawn * Self.elementsPerDraw
+        streamedBytes *= forwards
+        cachedBytes *= forwards
     }
+
+    /// A normal number takes as long as so many activations; measured on x86-64.
+    static let elementsPerDraw = 20.0
 
     /// Threads that wait for each other, small operations, caches that are colder than in a measurement: real steps of four
     /// models took 1.1 to 1.2 times the sum of their parts.

@@ -8,6 +8,8 @@ package struct MicroBatch {
     package let tokens: [TokenID]
     package let positions: [Int32]
     package let spans: [AttentionSpan]
+    /// Of the samples, numbers of their tasks.
+    package let tasks: [Int?]
     /// Rows whose next token counts, and that token.
     package let lossRows: [Int32]
     package let targets: [Int32]
@@ -32,6 +34,7 @@ package struct MicroBatch {
         self.tokens = tokens
         self.positions = positions
         self.spans = spans
+        tasks = samples.map(\.task)
         self.lossRows = lossRows
         self.targets = targets
     }
@@ -44,6 +47,10 @@ package struct JobMicroBatch {
     package let batch: MicroBatch
     /// What the gradients are of: so many times Σ nll.
     package let lossScale: Float
+    /// Where the adapter is meanwhile, in a step that has no backward; nil: where it is.
+    package let perturbation: Perturbation?
+    /// And so much of each sample's own part of the loss, of a method that has one.
+    package let sampleShare: Float
     /// Nil: no dropout.
     package let masks: DropoutMasks?
     /// What the step has drawn, of a method that draws one; nil: all ranks.
@@ -54,13 +61,15 @@ package struct JobMicroBatch {
     package var loss: Double
 
     package init(
-        job: Int = 0, _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil, cached: CachedSamples? = nil,
-        addingTo loss: Double = 0
+        job: Int = 0, _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks? = nil, rank: Int? = nil,
+        cached: CachedSamples? = nil, perturbation: Perturbation? = nil, addingTo loss: Double = 0
     ) {
+        self.perturbation = perturbation
         self.cached = cached
         self.job = job
         self.batch = batch
         self.lossScale = lossScale
+        self.sampleShare = sampleShare
         self.masks = masks
         self.rank = rank
         self.loss = loss
@@ -82,10 +91,12 @@ package final class TrainStep {
     /// What every other layer uses.
     private let activations: LayerActivations
     private let workspace: LayerWorkspace
+    /// Empty where there is no backward.
     private let dH: Tensor
     private let dropped: Tensor?
     private let scaledRows: UnsafeMutablePointer<Float>
     private let head: HeadMemory
+    private let tokenHead: TokenHead?
     /// Nil unless products are computed in int8.
     private let smoothing: Smoothing?
     private let embeddingRow: UnsafeMutableRawPointer
@@ -104,7 +115,7 @@ package final class TrainStep {
         }
     }
 
-    /// What the head needs for one chunk of loss tokens.
+    /// What the head needs for one chunk of loss tokens; `dInput` is empty where there is no backward.
     private struct HeadMemory {
         let logits: Tensor, input: Tensor, normed: Tensor, dInput: Tensor
         let inverseNorm: UnsafeMutablePointer<Float>
@@ -114,9 +125,33 @@ package final class TrainStep {
             logits = arena.tensor(shape.lossChunk, spec.vocabularySize)
             input = arena.tensor(shape.lossChunk, spec.hiddenSize)
             normed = arena.tensor(shape.lossChunk, spec.hiddenSize)
-            dInput = arena.tensor(shape.lossChunk, spec.hiddenSize)
+            dInput = arena.tensor(shape.hasBackward ? shape.lossChunk : 0, spec.hiddenSize)
             inverseNorm = arena.floats(shape.lossChunk)
             losses = arena.floats(shape.lossChunk)
+        }
+    }
+
+    /// What trained tokens that are rows of the head, too, need of it for their gradients, which come sample by sample: with the
+    /// embeddings' own. By loss token of the batch.
+    private struct TokenHead {
+        /// What the head read.
+        let normed: Tensor
+        /// Logits of a job's trained tokens, and then their gradients: a job's rows follow each other, as wide as it has tokens.
+        private let ownLogits: Tensor
+
+        /// Nil where there are none.
+        init?(_ shape: StepShape, _ memory: MemoryModel, arena: Arena) {
+            guard memory.trainedHeadRows > 0 else { return nil }
+            normed = arena.tensor(shape.tokens, memory.spec.hiddenSize)
+            ownLogits = arena.tensor(shape.tokens, memory.trainedHeadRows)
+        }
+
+        /// - Parameters:
+        ///   - jobStart: the job's first loss token.
+        ///   - lossTokens: of the batch.
+        func logits(_ lossTokens: Range<Int>, jobStart: Int, width: Int) -> Tensor {
+            Tensor(
+                ownLogits.row(jobStart) + (lossTokens.lowerBound - jobStart) * width, rows: lossTokens.count, columns: width)
         }
     }
 
@@ -136,7 +171,7 @@ package final class TrainStep {
         adapters = zip(memory.layouts, parameters).map { layout, parameters in
             AdapterSet(
                 layout, of: spec, parameters: parameters, gradients: arena.floats(layout.gradientCount(shape.gradients)),
-                factorSpace: arena.floats(layout.factorCount(isTrained: true)), shape.gradients)
+                factorSpace: arena.floats(layout.factorCount(isTrained: shape.hasBackward)), shape.gradients)
         }
         pool = WorkerPool(
             kernels: kernels, threadCount: shape.threads, scratchFloats: memory.scratchFloats(shape), arena: arena)
@@ -144,7 +179,7 @@ package final class TrainStep {
         rounding = RoundedRows(shape.compute, capacity: memory.rounding(shape), arena: arena)
         weights = WeightStream(model, shape.weights, arena: arena)
         checkpoints = try LayerCheckpoints(
-            shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestLayer, spec, directory: spillDirectory,
+            shape.checkpoints, tokens: shape.tokens, lowest: memory.lowestKeptInput(shape), spec, directory: spillDirectory,
             arena: arena)
         func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
@@ -156,16 +191,18 @@ package final class TrainStep {
             (
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, .training(rank: memory.factorRank), arena: arena),
+                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, memory.layerUse(shape),
+                    MixtureSizes(memory.layouts), arena: arena),
                 memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
-                arena.floats(memory.scaledCount(tokens: shape.tokens))
+                arena.floats(memory.scaledCount(shape))
             )
         } or: {
             HeadMemory(shape, spec, arena: arena)
         }
         (activations, workspace, dropped, scaledRows) = layer
         self.head = head
-        dH = arena.tensor(shape.tokens, spec.hiddenSize)
+        tokenHead = TokenHead(shape, memory, arena: arena)
+        dH = arena.tensor(shape.hasBackward ? shape.tokens : 0, spec.hiddenSize)
         smoothing = shape.compute == .int8 ? Smoothing(spec, arena: arena) : nil
         embeddingRow = arena.bytes(.wholeLines(model.embedding.rowBytes)).baseAddress!
         tokens = arena.integers(shape.tokens)
@@ -190,9 +227,11 @@ package final class TrainStep {
         for some in packed(samples, tokenBudget: shape.tokens, tokens: \.tokens.count) {
             let batch = load([(MicroBatch(some), nil)])
             try forward(batch, .measuringSmoothing)
-            // The head's input, where gradients will be.
-            let normed = dH.prefix(batch.tokenCount)
-            normalizeForHead(checkpoints.input(of: model.spec.layerCount), into: normed, inverse: activations.logSumExp.base)
+            // The head's input, in the place of the last layer's, which has been read.
+            let normed = checkpoints.input(of: model.spec.layerCount - 1)
+            normalizeForHead(
+                checkpoints.input(of: model.spec.layerCount), [HeadRows(adapters: nil, rows: 0..<batch.tokenCount)], into: normed,
+                inverse: activations.logSumExp.base)
             EdgeTensor.measureSmoothing(normed, into: smoothing.head, on: pool)
         }
     }
@@ -202,6 +241,18 @@ package final class TrainStep {
         try forward(load([(MicroBatch([sample]), nil)]), .watchingInputs(watch))
     }
 
+    /// A job's adapter as its method begins it; what begins as the base is, too.
+    ///
+    /// - Throws: `FileError` when embeddings cannot be read.
+    package func initialize(seed: UInt64, job: Int = 0) throws {
+        adapters[job].initialize(seed: seed)
+        adapters[job].copyNorms(of: model)
+        if let rows = adapters[job].tokenRows {
+            try rows.tokens.withUnsafeBufferPointer { tokens in try decodeEmbeddings(tokens.baseAddress!, into: rows.matrix) }
+        }
+        adapters[job].parametersChanged()
+    }
+
     /// Makes virtual tokens of what the frozen model makes of these: their embeddings, and their keys and values in each layer.
     ///
     /// - Parameter tokens: as many as the job's method has virtual ones.
@@ -209,7 +260,7 @@ package final class TrainStep {
         let adapters = adapters[job]
         let sample = TokenizedSample(tokens: tokens, carriesLoss: [Bool](repeating: false, count: tokens.count))
         let batch = load([(MicroBatch([sample]), nil)])
-        if let prompt = adapters.part(.prompt, layer: nil).first?.matrix { try decodeEmbeddings(into: prompt) }
+        if let prompt = adapters.part(.prompt, layer: nil).first?.matrix { try decodeEmbeddings(self.tokens, into: prompt) }
         if adapters.layout.parts.contains(where: { $0.part.site == .prefix }) {
             try forward(
                 batch,
@@ -220,8 +271,8 @@ package final class TrainStep {
         adapters.parametersChanged()
     }
 
-    /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`. Every number is what
-    /// it would be if the job were alone.
+    /// Adds the gradients of each job's `lossScale` · Σ nll to its adapter's gradients, and Σ nll to its `loss`: where there is no
+    /// backward, only that, of the adapter as it is perturbed. Every number is what it would be if the job were alone.
     ///
     /// - Parameters:
     ///   - work: at most one micro-batch of each job.
@@ -236,12 +287,14 @@ package final class TrainStep {
         let batch = load(work.map { ($0.batch, $0.job) })
         let pass = Pass.training(work)
         precondition(work.count == 1 || work.allSatisfy { $0.cached == nil })
+        precondition(work.allSatisfy { ($0.perturbation == nil) == shape.hasBackward })
+        guard shape.hasBackward else { return try probe(&work, batch) }
         try forward(batch, pass, work[0].cached)
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()
         try headLoss(&work, .gradient, after: first(ofBackward: model.spec.layerCount - 1))
         let lowest = work.map { adapters[$0.job].lowestLayer }.min()!
-        let hasPrompt = work.contains { adapters[$0.job].layout.hasPrompt }
+        let needsInput = work.contains { adapters[$0.job].layout.needsInputGradient(of: lowest) }
         for index in stride(from: model.spec.layerCount - 1, through: lowest, by: -1) {
             let isLowest = index == lowest
             let input = try checkpoints.fetch(index, on: pool)
@@ -257,18 +310,27 @@ package final class TrainStep {
             let layer = layer(index, pass)
             if keeps(index) { layer.restoreAttention(input, batch, activations, workspace) }
             layer.attentionBackward(
-                dH: dH, input, batch, activations, workspace, isLowest && !hasPrompt ? .isFrozen : .needsGradient)
+                dH: dH, input, batch, activations, workspace, isLowest && !needsInput ? .isFrozen : .needsGradient)
             for one in work where !adapters[one.job].layerRanges[index].isEmpty { try finished(index, one) }
         }
         addPromptGradients(work, batch)
+        addTokenGradients(work, batch)
         for one in work where !adapters[one.job].layout.modelRange.isEmpty { try finished(model.spec.layerCount, one) }
+    }
+
+    /// What is derived from the adapters and kept is, meanwhile, that of the perturbed ones.
+    private func probe(_ work: inout [JobMicroBatch], _ batch: PackedBatch) throws {
+        for one in work { adapters[one.job].parametersChanged() }
+        defer { for one in work { adapters[one.job].parametersChanged() } }
+        try forward(batch, .training(work), work[0].cached)
+        try headLoss(&work, .trainingLoss, after: .attention(0))
     }
 
     /// `accumulate` of the only job.
     package func accumulate(
-        _ batch: MicroBatch, lossScale: Float, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
+        _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks?, rank: Int? = nil, loss: inout Double
     ) throws {
-        var work = [JobMicroBatch(batch, lossScale: lossScale, masks: masks, rank: rank, addingTo: loss)]
+        var work = [JobMicroBatch(batch, lossScale: lossScale, sampleShare: sampleShare, masks: masks, rank: rank, addingTo: loss)]
         try accumulate(&work)
         loss = work[0].loss
     }
@@ -277,7 +339,7 @@ package final class TrainStep {
     package func evaluate(_ microBatch: MicroBatch, job: Int = 0, cached: CachedSamples? = nil, loss: inout Double) throws {
         try forward(load([(microBatch, job)]), .evaluation(job: job), cached)
         var work = [JobMicroBatch(job: job, microBatch, lossScale: 0, addingTo: loss)]
-        try headLoss(&work, .lossOnly, after: .attention(0))
+        try headLoss(&work, .heldOutLoss, after: .attention(0))
         loss = work[0].loss
     }
 
@@ -308,7 +370,8 @@ package final class TrainStep {
         for row in 0..<batch.tokenCount { lossRows[row] = Int32(row) }
         for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, batch.tokenCount - first)
-            let logits = try headLogits(first: first, rows: rows, .unrounded, smoothing: nil, after: .headSlice(0))
+            let logits = try headLogits(
+                first: first, [HeadRows(adapters: adapters[0], rows: 0..<rows, chunkStart: first)], .unrounded, smoothing: nil, after: .headSlice(0))
             if let cap = model.spec.logitCap { softCap(logits, cap, on: pool) }
             body(first, logits)
         }
@@ -345,7 +408,8 @@ package final class TrainStep {
             count += batch.tokens.count
         }
         return PackedBatch(
-            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.batch.spans.count))
+            tokenCount: count, positions: UnsafePointer(positions), spans: spans, jobs: microBatches.map(\.batch.spans.count),
+            tasks: microBatches.flatMap(\.batch.tasks))
     }
 
     private enum Pass {
@@ -365,7 +429,12 @@ package final class TrainStep {
         var watch: DecoderLayer.InputWatch?
         switch pass {
         case .training(let work):
-            jobs = work.map { LayerJob(adapters[$0.job], masks: $0.masks, smoothing: smoothing?.layers[index]) }
+            jobs = work.map { one in
+                let own = adapters[one.job]
+                return LayerJob(
+                    one.perturbation == nil ? own : own.perturbed(layer: index), masks: one.masks, smoothing: smoothing?.layers[index],
+                    sampleShare: one.sampleShare)
+            }
             rounding = self.rounding
         case .evaluation(let job): jobs = [LayerJob(adapters[job])]
         case .measuringSmoothing: measured = smoothing?.layers[index]
@@ -376,6 +445,7 @@ package final class TrainStep {
             index: index, spec: model.spec, weights: weights.inMemory(model.layers[index]), jobs: jobs, rotaries: rotaries,
             dropped: dropped, scaledRows: scaledRows, rounding: rounding, measured: measured, pool: pool)
         layer.watch = watch
+        layer.mixture = jobs.isEmpty ? nil : workspace.mixture
         return layer
     }
 
@@ -401,6 +471,7 @@ package final class TrainStep {
         for index in first...last {
             if let cached, index == cached.layer, first < index { try cached.keep(checkpoints.input(of: index), batch.spans, on: pool) }
             let activations = activations(of: index)
+            perturb(index, pass)
             try weights.use(.attention(index), next: .mlp(index))
             layer(index, pass).attentionForward(checkpoints.input(of: index), batch, activations, workspace)
             if case .keepingKeys(let keep) = pass {
@@ -415,35 +486,80 @@ package final class TrainStep {
 
     /// Virtual tokens are rows of the batch, whose embeddings are the adapter's.
     private func embed(_ batch: PackedBatch, _ pass: Pass, into h: Tensor) throws {
-        try decodeEmbeddings(into: h)
-        let jobs: [Int] = switch pass {
-        case .training(let work): work.map(\.job)
-        case .evaluation(let job): [job]
+        try decodeEmbeddings(tokens, into: h)
+        perturb(model.spec.layerCount, pass)
+        let jobs: [AdapterSet] = switch pass {
+        case .training(let work): work.map(modelAdapters)
+        case .evaluation(let job): [adapters[job]]
         case .measuringSmoothing, .watchingInputs, .keepingKeys: []
         }
         for (prompt, rows) in prompts(of: jobs, batch) { h.rows(rows).copy(from: prompt.matrix) }
+        for (index, job) in jobs.enumerated() {
+            guard let trained = job.tokenRows else { continue }
+            for rows in batch.samples(job: index) { trained.replace(loadedTokens(rows), in: h.rows(rows)) }
+        }
         multiply(h, by: model.spec.embeddingScale, on: pool)
     }
 
     /// The rows of virtual tokens of each sample, in the samples' order.
     ///
-    /// - Parameter jobs: of the batch, in its order.
-    private func prompts(of jobs: [Int], _ batch: PackedBatch) -> [(prompt: (matrix: Tensor, gradient: Tensor), rows: Range<Int>)] {
-        jobs.enumerated().flatMap { index, job in
-            guard let prompt = adapters[job].part(.prompt, layer: nil).first else { return [] as [(prompt: (matrix: Tensor, gradient: Tensor), rows: Range<Int>)] }
-            return batch.firstRows(job: index).map { (prompt, $0..<$0 + prompt.matrix.rows) }
+    /// - Parameter jobs: their adapters, in the batch's order.
+    private func prompts(of jobs: [AdapterSet], _ batch: PackedBatch) -> [(prompt: AdapterSet.PartMatrix, rows: Range<Int>)] {
+        var prompts: [(prompt: AdapterSet.PartMatrix, rows: Range<Int>)] = []
+        for (index, job) in jobs.enumerated() {
+            guard let prompt = job.part(.prompt, layer: nil).first else { continue }
+            prompts += batch.firstRows(job: index).map { (prompt, $0..<$0 + prompt.matrix.rows) }
         }
+        return prompts
     }
 
     /// Of what the first layer read.
     private func addPromptGradients(_ work: [JobMicroBatch], _ batch: PackedBatch) {
-        for (prompt, rows) in prompts(of: work.map(\.job), batch) {
+        for (prompt, rows) in prompts(of: work.map { adapters[$0.job] }, batch) {
             addScaled(dH.rows(rows), scale: model.spec.embeddingScale, to: prompt.gradient, on: pool)
         }
     }
 
-    /// Of the tokens that are loaded. Rows of the embedding are read, not mapped, unless they are the head's and stay in any case.
-    private func decodeEmbeddings(into h: Tensor) throws {
+    /// A job's adapter, or what it is perturbed to, with what is no layer's.
+    private func modelAdapters(_ one: JobMicroBatch) -> AdapterSet {
+        one.perturbation == nil ? adapters[one.job] : adapters[one.job].perturbed(layer: model.spec.layerCount)
+    }
+
+    /// Of each job whose adapter is perturbed: that of the layer which is to run, or what is no layer's.
+    private func perturb(_ index: Int, _ pass: Pass) {
+        guard case .training(let work) = pass else { return }
+        for one in work {
+            if let perturbation = one.perturbation { adapters[one.job].perturb(layer: index, perturbation, on: pool) }
+        }
+    }
+
+    private func loadedTokens(_ rows: Range<Int>) -> UnsafeBufferPointer<Int32> {
+        UnsafeBufferPointer(start: tokens + rows.lowerBound, count: rows.count)
+    }
+
+    /// Of each sample those of the head's rows, and then those of what the first layer read.
+    private func addTokenGradients(_ work: [JobMicroBatch], _ batch: PackedBatch) {
+        var losses = 0
+        for (index, one) in work.enumerated() {
+            let jobStart = losses
+            losses += one.batch.lossRows.count
+            guard let trained = adapters[one.job].tokenRows else { continue }
+            var next = jobStart
+            for rows in batch.samples(job: index) {
+                let first = next
+                while next < losses, rows.contains(Int(lossRows[next])) { next += 1 }
+                if let tokenHead {
+                    let dLogits = tokenHead.logits(first..<next, jobStart: jobStart, width: trained.tokens.count)
+                    let whole = SamplePart(rows: 0..<next - first, sample: 0, firstToken: 0)
+                    addOuterProduct(dLogits, tokenHead.normed.rows(first..<next), [whole], into: trained.gradient, on: pool)
+                }
+                trained.addGradients(loadedTokens(rows), dH.rows(rows), scale: model.spec.embeddingScale)
+            }
+        }
+    }
+
+    /// Rows of the embedding are read, not mapped, unless they are the head's and stay in any case.
+    private func decodeEmbeddings(_ tokens: UnsafePointer<Int32>, into h: Tensor) throws {
         if shape.weights == .resident && model.isHeadTied {
             decodeRows(model.embedding, tokens, into: h, on: pool)
             return
@@ -454,27 +570,74 @@ package final class TrainStep {
         }
     }
 
-    /// - Parameter after: the part of the weights that is needed when the head is done.
+    /// Rows that go through the head together, of one job, or, where there are no adapters, of the base alone.
+    private struct HeadRows {
+        let adapters: AdapterSet?
+        /// In the chunk.
+        let rows: Range<Int>
+        /// Loss tokens of the batch before the chunk's first, and before the job's.
+        var chunkStart = 0
+        var jobStart = 0
+
+        var lossTokens: Range<Int> { chunkStart + rows.lowerBound..<chunkStart + rows.upperBound }
+    }
+
+    /// A job's trained tokens that are rows of the head, and the memory for their logits.
+    private func headTokens(_ part: HeadRows) -> (rows: TokenRows, logits: Tensor, normed: Tensor)? {
+        guard let tokenHead, let rows = part.adapters?.tokenRows else { return nil }
+        return (
+            rows, tokenHead.logits(part.lossTokens, jobStart: part.jobStart, width: rows.tokens.count), tokenHead.normed.rows(part.lossTokens)
+        )
+    }
+
+    /// - Parameters:
+    ///   - first: loss token of the first row.
+    ///   - after: the part of the weights that is needed when the head is done.
     private func headLogits(
-        first: Int, rows: Int, _ rounding: RoundedRows, smoothing: UnsafePointer<Float>?, after next: WeightParts.Part
+        first: Int, _ parts: [HeadRows], _ rounding: RoundedRows, smoothing: UnsafePointer<Float>?, after next: WeightParts.Part
     ) throws -> Tensor {
+        let rows = parts.last?.rows.upperBound ?? 0
         let hidden = checkpoints.input(of: model.spec.layerCount)
         let input = head.input.prefix(rows), normed = head.normed.prefix(rows), logits = head.logits.prefix(rows)
         for row in 0..<rows {
             input.row(row).update(from: hidden.row(Int(lossRows[first + row])), count: hidden.columns)
         }
-        normalizeForHead(input, into: normed, inverse: head.inverseNorm)
+        normalizeForHead(input, parts, into: normed, inverse: head.inverseNorm)
         let x = rounding([normed], smoothing: smoothing, on: pool)[0]
         try forEachHeadSlice(then: next) { slice, rows in
             linear(x, [LinearOutput(weight: slice, y: logits, column: rows.lowerBound)], as: .headProduct, on: pool)
+        }
+        for part in parts {
+            guard let tokens = headTokens(part) else { continue }
+            tokens.normed.copy(from: normed.rows(part.rows))
+            tokens.rows.replaceLogits(tokens.normed, own: tokens.logits, in: logits.rows(part.rows), on: pool)
         }
         return logits
     }
 
     /// A factor of the logits is one of what the head reads.
-    private func normalizeForHead(_ hidden: Tensor, into normed: Tensor, inverse: UnsafeMutablePointer<Float>) {
-        normalize(hidden, model.outputNorm, into: normed, inverse: inverse, on: pool)
+    private func normalizeForHead(_ hidden: Tensor, _ parts: [HeadRows], into normed: Tensor, inverse: UnsafeMutablePointer<Float>) {
+        for part in parts {
+            let norm = ownFinalNorm(part)?.norm ?? model.outputNorm
+            normalize(hidden.rows(part.rows), norm, into: normed.rows(part.rows), inverse: inverse + part.rows.lowerBound, on: pool)
+        }
         multiply(normed, by: model.spec.logitScale, on: pool)
+    }
+
+    private func ownFinalNorm(_ part: HeadRows) -> TrainedNorm? {
+        part.adapters?.norm(.final, layer: nil, insteadOf: model.outputNorm, model.spec)
+    }
+
+    /// The gradients of what the norm read, and of jobs' own norms. A row carries loss once, and each is added by itself: however loss
+    /// tokens are parted into chunks, the sums have the same bits.
+    private func finalNormBackward(_ dNormed: Tensor, _ parts: [HeadRows], into dInput: Tensor) {
+        for part in parts {
+            let (dNormed, input, inverse) = (dNormed.rows(part.rows), head.input.rows(part.rows), head.inverseNorm + part.rows.lowerBound)
+            let own = ownFinalNorm(part)
+            own?.addGradients(dNormed, input, inverse: inverse, (0..<part.rows.count).map { $0..<$0 + 1 }, on: pool)
+            normalizeBackward(
+                dNormed, input, own?.norm ?? model.outputNorm, inverse: inverse, into: dInput.rows(part.rows), .overwrite, on: pool)
+        }
     }
 
     private func forEachHeadSlice(
@@ -487,7 +650,13 @@ package final class TrainStep {
         }
     }
 
-    private enum HeadWork { case lossOnly, gradient }
+    private enum HeadWork {
+        /// In f32.
+        case heldOutLoss
+        /// Computed as in training, without gradients.
+        case trainingLoss
+        case gradient
+    }
 
     /// Loss tokens that go through the head together, and those of them that each of some micro-batches has.
     private struct LossChunk {
@@ -514,34 +683,45 @@ package final class TrainStep {
 
     /// Head and cross-entropy together, a chunk of loss tokens at a time: logits of all tokens never exist.
     private func headLoss(_ work: inout [JobMicroBatch], _ kind: HeadWork, after next: WeightParts.Part) throws {
-        let chunks = lossChunks(work.map(\.batch.lossRows.count))
+        let counts = work.map(\.batch.lossRows.count), chunks = lossChunks(counts)
         for (index, chunk) in chunks.enumerated() {
             let (first, rows) = (chunk.rows.lowerBound, chunk.rows.count)
             let afterChunk = index + 1 < chunks.count ? .headSlice(0) : next
-            let isTraining = kind == .gradient
+            let isTraining = kind != .heldOutLoss, hasGradient = kind == .gradient
             let rounding = isTraining ? self.rounding : .unrounded
             let smoothed = isTraining ? smoothing.map { UnsafePointer($0.head) } : nil
-            let logits = try headLogits(
-                first: first, rows: rows, rounding, smoothing: smoothed, after: isTraining ? .headSlice(0) : afterChunk)
+            let parts = chunk.parts.map {
+                HeadRows(
+                    adapters: kind == .heldOutLoss ? adapters[work[$0.work].job] : modelAdapters(work[$0.work]),
+                    rows: $0.rows.lowerBound - first..<$0.rows.upperBound - first, chunkStart: first,
+                    jobStart: counts.prefix($0.work).reduce(0, +))
+            }
+            let logits = try headLogits(first: first, parts, rounding, smoothing: smoothed, after: hasGradient ? .headSlice(0) : afterChunk)
             for part in chunk.parts {
                 crossEntropy(
                     logits: logits.rows(part.rows.lowerBound - first..<part.rows.upperBound - first), targets: targets + part.rows.lowerBound,
-                    gradientScale: isTraining ? work[part.work].lossScale : 0, cap: model.spec.logitCap, losses: head.losses,
+                    gradientScale: hasGradient ? work[part.work].lossScale : 0, cap: model.spec.logitCap, losses: head.losses,
                     addingTo: &work[part.work].loss, on: pool)
             }
-            guard isTraining else { continue }
+            guard hasGradient else { continue }
             let dInput = head.dInput.prefix(rows)
             let dNormed = head.normed.prefix(rows)  // its values are not needed again
+            for part in parts {
+                guard let tokens = headTokens(part) else { continue }
+                tokens.rows.takeLogitGradients(logits.rows(part.rows), into: tokens.logits)
+            }
             let dLogits = rounding([logits], on: pool)[0]
             try forEachHeadSlice(then: afterChunk) { slice, rows in
                 linearBackward(
                     [LinearGradient(dy: dLogits.columns(rows), weight: slice)], into: dNormed,
                     rows.lowerBound == 0 ? .overwrite : .add, as: .headProduct, on: pool)
             }
+            for part in parts {
+                guard let tokens = headTokens(part) else { continue }
+                linearBackward(tokens.logits, QuantizedMatrix(tokens.rows.matrix), into: dNormed.rows(part.rows), .add, on: pool)
+            }
             multiply(dNormed, by: model.spec.logitScale, on: pool)
-            normalizeBackward(
-                dNormed, head.input.prefix(rows), model.outputNorm, inverse: head.inverseNorm, into: dInput, .overwrite,
-                on: pool)
+            finalNormBackward(dNormed, parts, into: dInput)
             // A row carries loss once, so this is a copy and not a sum.
             for row in 0..<rows {
                 dH.row(Int(lossRows[first + row])).update(from: dInput.row(row), count: dInput.columns)

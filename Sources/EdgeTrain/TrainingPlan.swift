@@ -108,11 +108,14 @@ package struct PlanLimits: Sendable {
     package var calibration: Calibration?
     /// Whether the model's file stays in the page cache beside the job.
     package var weightsAreCached: Bool
+    /// Whether there may be steps without a backward.
+    package var zerothOrder: ZerothOrderUse
 
     package init(
         budget: ByteCount, threads: Int, compute: ComputeType, optimizer: OptimizerState?, spill: ByteCount,
-        appliesLayerByLayer: Bool, calibration: Calibration?, weightsAreCached: Bool
+        appliesLayerByLayer: Bool, calibration: Calibration?, weightsAreCached: Bool, zerothOrder: ZerothOrderUse = .never
     ) {
+        self.zerothOrder = zerothOrder
         self.budget = budget
         self.threads = threads
         self.compute = compute
@@ -134,6 +137,11 @@ extension TrainingPlan {
                 needed: planner.smallestPeak, budget: limits.budget, changes: planner.fittingChanges())
         }
         return planner.plan(best)
+    }
+
+    /// The least peak of steps without a backward; nil: the method needs one.
+    package static func leastPeakWithoutBackward(_ memory: MemoryModel, lengths: SampleLengths, _ limits: PlanLimits) -> ByteCount? {
+        Planner(memory, [lengths], limits).leastWithoutBackward
     }
 
     /// The fastest way to run jobs together, with the bits that each has alone; nil: there is none within the budget.
@@ -234,9 +242,32 @@ private struct Planner {
         return one
     }
 
-    /// Every way but for the number of kept layers, fewest trades first: those with the adapter's exact bits, and then those that
-    /// round what is kept between steps or between passes.
+    /// Every way but for the number of kept layers, fewest trades first: those with the adapter's exact bits, those that round what is
+    /// kept between steps or between passes, and at last another algorithm.
     private var tiers: [[Candidate]] {
+        switch limits.zerothOrder {
+        case .never: return tiersWithBackward
+        case .whereNothingElseFits: return tiersWithBackward + [forwardOnly]
+        case .always:
+            precondition(hasForwardOnly, "a method that needs a backward, without one")
+            return [forwardOnly]
+        }
+    }
+
+    private var hasForwardOnly: Bool { memory.layouts.allSatisfy { ZerothOrder.isPossible(with: $0.spec.method) } }
+
+    /// Of steps without a backward.
+    private var forwardOnly: [Candidate] { hasForwardOnly ? candidates([.memory]).map(Self.withoutBackward) : [] }
+
+    var leastWithoutBackward: ByteCount? { forwardOnly.map { memory.peak($0.shape) }.min() }
+
+    private static func withoutBackward(_ candidate: Candidate) -> Candidate {
+        var one = candidate
+        (one.shape.gradients, one.shape.optimizer, one.shape.keptLayers) = (.forwardOnly, .f32, 0)
+        return one
+    }
+
+    private var tiersWithBackward: [[Candidate]] {
         let exact = candidates([.memory, .file])
         // Together a job has the bits that it has alone.
         guard lengths.count == 1 else { return [exact] }
@@ -315,11 +346,15 @@ private struct Planner {
             active = active.dropFirst()
         }
         for job in lengths.indices {
-            let isRounded = memory.optimizerState(job: job, candidate.shape) == .eightBit
-            seconds += Double(lengths[job].totalSteps * memory.layouts[job].trainedCount)
-                * (isRounded ? board.perParameter8Bit : board.perParameter)
+            seconds += Double(lengths[job].totalSteps * memory.layouts[job].trainedCount) * perParameter(job, candidate.shape, board)
         }
         return seconds
+    }
+
+    /// Of a step's update.
+    private func perParameter(_ job: Int, _ shape: StepShape, _ board: Calibration) -> Double {
+        guard shape.hasBackward else { return StepCost.elementsPerDraw * board.perElement }
+        return memory.optimizerState(job: job, shape) == .eightBit ? board.perParameter8Bit : board.perParameter
     }
 
     /// Nil when nothing fits.
@@ -343,6 +378,7 @@ private struct Planner {
     private func keptLayers(_ shape: StepShape, within budget: ByteCount) -> Int? {
         let none = memory.peak(shape)
         guard none <= budget else { return nil }
+        guard shape.hasBackward else { return 0 }
         // The peak grows with each layer, so halving finds the last that fits.
         var (low, high) = (0, memory.trainedLayers)
         while low < high {
@@ -370,7 +406,15 @@ private struct Planner {
             let costs = limits.calibration.map { _ in max(0, seconds / self.seconds(without) - 1) }
             trades.append(TrainingPlan.Trade(what: what, saves: saves, costs: costs))
         }
-        let recomputed = memory.trainedLayers - chosen.shape.keptLayers
+        if !chosen.shape.hasBackward && free.shape.hasBackward {
+            // Times do not compare: there is another number of steps. What it saves is against the least with a backward.
+            let least = tiersWithBackward.joined().map { memory.peak($0.shape) }.min()!
+            trades.append(
+                TrainingPlan.Trade(
+                    what: "two forwards and no backward (MeZO): 10 to 100 times as many steps, and a learning rate of its own",
+                    saves: ByteCount(max(0, least.bytes - peak.bytes)), costs: nil))
+        }
+        let recomputed = chosen.shape.hasBackward ? memory.trainedLayers - chosen.shape.keptLayers : 0
         if recomputed > 0 {
             trade(
                 recomputed == memory.trainedLayers
@@ -422,6 +466,10 @@ private struct Planner {
                 one.shape.checkpoints = checkpoints
                 one.shape.optimizer = limits.optimizer ?? .eightBit
                 one.shape.mlpTokens = min(one.shape.tokens, outerProductTokens)
+                if limits.zerothOrder != .never, hasForwardOnly {
+                    one = Self.withoutBackward(one)
+                    one.shape.checkpoints = .memory
+                }
                 if memory.spill(one.shape) <= limits.spill && memory.peak(one.shape) <= limits.budget { return true }
             }
         }
@@ -480,6 +528,12 @@ private struct Planner {
                 FittingChange(
                     line: "layers_to_transform: [\(upper.map(String.init).joined(separator: ", "))]",
                     note: "the upper half of the model"))
+        }
+        if limits.zerothOrder == .never, let least = leastWithoutBackward, least <= limits.budget {
+            changes.append(
+                FittingChange(
+                    line: "zeroth_order: auto",
+                    note: "needs \(least.mebibytes) MiB: two forwards a step and no backward, 10 to 100 times as many steps, a learning rate of its own"))
         }
         changes.append(FittingChange(line: "memory_budget: \(smallestPeak.mebibytes)MiB", note: "what the job needs as it is"))
         return changes

@@ -20,6 +20,7 @@ package struct StepReport: Equatable, Sendable {
     /// Mean nll of the step's loss tokens, in nats, before the update.
     package let loss: Double
     package let learningRate: Double
+    /// Without a backward: the size of the gradient along the step's direction.
     package let gradNorm: Double
     /// Tokens that went through the model.
     package let tokens: Int
@@ -179,7 +180,9 @@ package final class TrainingRun {
         initial = job.initial
         original = job.original
         order = DataOrder(sampleCount: dataset.training.count, spec: spec)
-        self.optimizer = AdamW(adapters.layout.trained, optimizer, arena: arena)
+        // Without gradients there is nothing to remember of them.
+        self.optimizer = AdamW(gradients == .forwardOnly ? [] : adapters.layout.trained, optimizer, arena: arena)
+        precondition(gradients != .forwardOnly || ZerothOrder.isPossible(with: spec.adapter.method))
         allocator = try RankAllocator(adapters, totalSteps: order.totalSteps, arena: arena)
         cache = try spec.activationCache.map { [dataset] format in
             try ActivationCache(
@@ -211,7 +214,7 @@ package final class TrainingRun {
         } else if let initial {
             try initial().load(into: adapters, model.spec)
         } else {
-            adapters.initialize(seed: spec.seed)
+            try step.initialize(seed: spec.seed, job: job)
         }
     }
 
@@ -249,6 +252,17 @@ package final class TrainingRun {
 
     /// - Returns: false when it was asked to stop.
     private func begin() throws -> Bool {
+        guard try beginAdapter() else { return false }
+        // They are lengths of the model's rows, and not of what a perturbation has made of a zero.
+        if gradients == .forwardOnly, adapters.layout.hasMagnitudes {
+            var loss = 0.0
+            try step.evaluate(MicroBatch([dataset.training[0]]), job: job, loss: &loss)
+        }
+        return true
+    }
+
+    /// - Returns: false when it was asked to stop.
+    private func beginAdapter() throws -> Bool {
         guard !isResumed else { return true }
         if initial == nil {
             switch spec.adapter.start {
@@ -344,6 +358,8 @@ package final class TrainingRun {
         var loss = 0.0
         /// Of the gradients that were applied layer by layer.
         var squares = 0.0
+        /// Without a backward, once all micro-batches have been at θ + ε·z: Σ nll of them there.
+        var lossAhead: Double?
 
         func mean(_ loss: Double) -> Double { loss / Double(max(1, lossTokens)) }
     }
@@ -352,9 +368,17 @@ package final class TrainingRun {
     private func work(_ now: StepUnderWay) -> JobMicroBatch {
         let batch = now.batches[now.done]
         return JobMicroBatch(
-            job: job, MicroBatch(batch), lossScale: 1 / Float(max(1, now.lossTokens)),
+            job: job, MicroBatch(batch), lossScale: 1 / Float(max(1, now.lossTokens)), sampleShare: 1 / Float(now.indices.count),
             masks: spec.adapter.dropout > 0 ? DropoutMasks(stepKey: now.stepKey, firstSample: now.doneSamples) : nil, rank: now.rank,
-            cached: cached(Array(now.indices.dropFirst(now.doneSamples).prefix(batch.count))), addingTo: now.loss)
+            cached: cached(Array(now.indices.dropFirst(now.doneSamples).prefix(batch.count))), perturbation: perturbation(now),
+            addingTo: now.loss)
+    }
+
+    private func perturbation(_ now: StepUnderWay) -> Perturbation? {
+        guard gradients == .forwardOnly else { return nil }
+        let epsilon = spec.zerothOrderEpsilon
+        return Perturbation(
+            ZerothOrder.direction(seed: spec.seed, step: state.step), distance: now.lossAhead == nil ? epsilon : -epsilon)
     }
 
     private func beginStep() {
@@ -394,8 +418,20 @@ package final class TrainingRun {
             underWay = now
             return
         }
-        let mean = now.mean(now.loss)
-        if gradients == .allLayers { now.squares = try apply(0..<adapters.trainedCount, adapters.gradients, loss: mean, now.indices) }
+        var mean = now.mean(now.loss)
+        switch gradients {
+        case .allLayers: now.squares = try apply(0..<adapters.trainedCount, adapters.gradients, loss: mean, now.indices)
+        case .oneLayer: break
+        case .forwardOnly:
+            guard let ahead = now.lossAhead else {
+                (now.lossAhead, now.loss, now.done, now.doneSamples) = (now.loss, 0, 0, 0)
+                underWay = now
+                return
+            }
+            let losses = ZerothOrder.Losses(ahead: now.mean(ahead), behind: mean)
+            let slope = descend(losses)
+            (mean, now.squares) = (losses.mean, slope * slope)
+        }
         allocator?.allocate(step: state.step, on: step.pool)
         underWay = nil
         let rate = learningRate
@@ -411,6 +447,15 @@ package final class TrainingRun {
     }
 
     private var learningRate: Double { spec.learningRate(step: state.step, of: order.totalSteps) }
+
+    /// Returns the gradient along the step's direction. Two finite losses have a finite one.
+    private func descend(_ losses: ZerothOrder.Losses) -> Double {
+        let slope = losses.slope(epsilon: spec.zerothOrderEpsilon)
+        adapters.descend(
+            along: ZerothOrder.direction(seed: spec.seed, step: state.step), slope: slope * AdamW.clipping(norm: abs(slope), spec),
+            learningRate: learningRate, weightDecay: spec.weightDecay, on: step.pool)
+        return slope
+    }
 
     /// Updates some of the block's elements; returns the sum of their gradients' squares.
     ///

@@ -53,6 +53,9 @@ package struct TrainingSpec: Equatable, Sendable {
     package var optimizer: OptimizerState?
     /// What the layers below the lowest adapted one make of each sample is rounded so, and kept on disk; nil: they run every time.
     package var activationCache: ActivationFormat?
+    /// Steps without a backward, and how far from the adapter they look.
+    package var zerothOrder = ZerothOrderUse.never
+    package var zerothOrderEpsilon = ZerothOrder.defaultEpsilon
 
     package init(
         adapter: AdapterSpec, sequenceLength: Int, microBatchSize: Int, gradientAccumulation: Int, epochs: Double,

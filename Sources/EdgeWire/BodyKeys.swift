@@ -15,9 +15,9 @@ package struct BodyKeys: Sendable {
     package static let combination = BodyKeys(
         top: ["name", "adapters", "combination", "density", "rank", "seed"], lists: ["adapters": ["adapter", "weight"]])
     package static let composition = BodyKeys(top: ["name", "adapters", "dataset", "steps", "seed"])
-    package static let merge = BodyKeys(top: ["format", "measure"])
+    package static let merge = BodyKeys(top: ["format", "task", "measure"])
     package static let generate = BodyKeys(
-        top: ["model", "adapter", "messages", "max_tokens", "temperature", "seed"],
+        top: ["model", "adapter", "task", "messages", "max_tokens", "temperature", "seed"],
         lists: ["messages": ["role", "content"]])
 
     /// The value of a body that has no other keys.

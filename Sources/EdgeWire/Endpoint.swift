@@ -35,6 +35,16 @@ package enum Endpoint {
     package static let compositions = "/v1/compositions"
     /// Files of the artifact, and those that are made from it on demand: `adapter_model.safetensors`, `adapter.safetensors`, `adapter.gguf`.
     package static func adapterFile(_ name: String, _ file: String) -> String { "/v1/adapters/\(name)/files/\(file)" }
+    /// Of an adapter that has tasks: the file of what it is of one.
+    package static func adapterFile(_ name: String, task: String, _ file: String) -> String {
+        adapterFile(name, taskPrefix + "\(task).\(file)")
+    }
+    private static let taskPrefix = "task-"
+    /// What `adapterFile` has made one name of; a task's has no dot.
+    package static func taskAndFile(_ name: String) -> (task: String?, file: String) {
+        guard name.hasPrefix(taskPrefix), let dot = name.firstIndex(of: ".") else { return (nil, name) }
+        return (String(name[..<dot].dropFirst(taskPrefix.count)), String(name[name.index(after: dot)...]))
+    }
     /// The base with the adapter in its weights; made by `POST`, and kept until `DELETE` or the next one.
     package static func mergedModel(_ name: String) -> String { "/v1/adapters/\(name)/merged" }
     package static func mergedFile(_ name: String, _ file: String) -> String { "/v1/adapters/\(name)/merged/\(file)" }

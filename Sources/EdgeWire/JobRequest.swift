@@ -38,9 +38,19 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// OFT: the size of its blocks, or the linear's next divisor; nil: 32. And whether they are the Cayley transform's series (nil: yes), or it.
     package var oftBlockSize: Int?
     package var useCayleyNeumann: Bool?
+    /// MixLoRA: how many experts an MLP has (nil: 8), how many of them a token (nil: 2), and what their balance weighs in the loss (nil: 0.01).
+    package var numExperts: Int?
+    package var topK: Int?
+    package var routerAuxLossCoef: Double?
     /// Prefix and prompt tuning: how many tokens there are before each sample's own; nil: 20. And what they begin as; nil: samples.
     package var numVirtualTokens: Int?
     package var promptTuningInit: PromptStart?
+    /// MTLoRA: what the samples' `task` may be, and the rank of what a task has for itself; nil: lora_r.
+    package var tasks: [String]?
+    package var taskR: Int?
+    /// Trainable tokens: their numbers, and others as text, each of which is one token.
+    package var tokenIndices: [Int]?
+    package var trainableTokens: [String]?
     /// Bottleneck adapters: the hidden size over the bottleneck's (nil: the library's default of the method), what is between the two
     /// matrices, what the result is multiplied by, and whether a layer has one after attention, and one after the MLP.
     package var reductionFactor: Double?
@@ -92,7 +102,11 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package var adamBeta1: Double = 0.9
     package var adamBeta2: Double = 0.999
     package var adamEpsilon: Double = 1e-8
-    /// Global norm that gradients are clipped to; 0: no clipping.
+    /// Whether steps may do without a backward (MeZO, arXiv:2305.17333); nil: never.
+    package var zerothOrder: ZerothOrderSteps?
+    /// How far from the adapter such steps compare losses; nil: 0.001.
+    package var mezoEps: Double?
+    /// Global norm that gradients are clipped to; 0: no clipping. Without a backward: the gradient along a step's direction.
     package var maxGradNorm: Double = 1
     package var seed: UInt64 = 42
     /// The type that products with the frozen weights are computed in.
@@ -127,13 +141,16 @@ package struct JobRequest: Codable, Equatable, Sendable {
     package enum CodingKeys: String, CodingKey, CaseIterable {
         case name, baseModel, datasets, valSetSize
         case adapter, loraR, loraAlpha, rankPattern, alphaPattern, initLoraWeights, useRslora, loraplusLrRatio, loraDropout, loraTargetModules, layersToTransform, activationCache
-        case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
+        case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, tasks, taskR, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten, originalModel
         case numVirtualTokens, promptTuningInit
+        case tokenIndices, trainableTokens
         case reductionFactor, nonLinearity, adapterScaling, mhAdapter, outputAdapter
+        case numExperts, topK, routerAuxLossCoef
         case initFromAdapter
         case sequenceLen, microBatchSize, gradientAccumulationSteps, numEpochs, maxSteps
         case learningRate, lrScheduler, warmupSteps, warmupRatio, weightDecay
+        case zerothOrder, mezoEps
         case optimizer, adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, seed, precision, trainOnInputs
         case evalSteps, saveSteps, earlyStoppingPatience, memoryBudget, threads
         case priority, maxTime, runBetween
@@ -167,8 +184,15 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.decomposeBoth, into: &decomposeBoth)
         try read(.oftBlockSize, into: &oftBlockSize)
         try read(.useCayleyNeumann, into: &useCayleyNeumann)
+        try read(.numExperts, into: &numExperts)
+        try read(.topK, into: &topK)
+        try read(.routerAuxLossCoef, into: &routerAuxLossCoef)
         try read(.numVirtualTokens, into: &numVirtualTokens)
         try read(.promptTuningInit, into: &promptTuningInit)
+        try read(.tasks, into: &tasks)
+        try read(.taskR, into: &taskR)
+        try read(.tokenIndices, into: &tokenIndices)
+        try read(.trainableTokens, into: &trainableTokens)
         try read(.reductionFactor, into: &reductionFactor)
         try read(.nonLinearity, into: &nonLinearity)
         try read(.adapterScaling, into: &adapterScaling)
@@ -200,6 +224,8 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.adamBeta1, into: &adamBeta1)
         try read(.adamBeta2, into: &adamBeta2)
         try read(.adamEpsilon, into: &adamEpsilon)
+        try read(.zerothOrder, into: &zerothOrder)
+        try read(.mezoEps, into: &mezoEps)
         try read(.maxGradNorm, into: &maxGradNorm)
         try read(.seed, into: &seed)
         try read(.precision, into: &precision)
@@ -293,6 +319,13 @@ package enum Optimizer: String, Codable, CaseIterable, Sendable {
     }
 }
 
+package enum ZerothOrderSteps: String, Codable, CaseIterable, Sendable {
+    case never
+    /// Where nothing else fits the budget.
+    case auto
+    case always
+}
+
 package enum Precision: String, Codable, CaseIterable, Sendable {
     /// What trains fastest on the processor among the types that have been shown to train as well as f32.
     case auto
@@ -310,6 +343,9 @@ package struct InvalidRequest: Error, Equatable, Sendable {
 extension JobRequest {
     /// Of `rank_pattern` and `alpha_pattern`: seven linears of 146 layers have one each.
     package static let patternCounts = 1...1024
+
+    /// Of `token_indices` and `trainable_tokens` together.
+    package static let tokenCounts = 1...4096
 
     /// Every limit of a request that needs no model to check.
     package func validate() throws {
@@ -343,6 +379,25 @@ extension JobRequest {
         }
         if let oftBlockSize { try require((2...256).contains(oftBlockSize), .oftBlockSize, oftBlockSize, "2 to 256") }
         if let numVirtualTokens { try require((1...512).contains(numVirtualTokens), .numVirtualTokens, numVirtualTokens, "1 to 512") }
+        if let tasks {
+            let names = tasks.map { "\"\($0)\"" }.joined(separator: ", ")
+            try require(
+                (1...64).contains(tasks.count) && tasks.allSatisfy { Wire.isName($0) && $0.utf8.count <= 32 && !$0.contains(".") }, .tasks, names,
+                "1 to 64 names of 1 to 32 of A-Z a-z 0-9 _ -")
+            try require(Set(tasks).count == tasks.count, .tasks, names, "each name once")
+        }
+        if let taskR { try require((1...512).contains(taskR), .taskR, taskR, "1 to 512") }
+        if let tokenIndices {
+            try require(
+                Self.tokenCounts.contains(tokenIndices.count) && Set(tokenIndices).count == tokenIndices.count
+                    && tokenIndices.allSatisfy { (0..<1 << 24).contains($0) },
+                .tokenIndices, "\(tokenIndices.count) numbers", "1 to \(Self.tokenCounts.upperBound) different token numbers from 0")
+        }
+        if let trainableTokens {
+            try require(
+                Self.tokenCounts.contains(trainableTokens.count) && trainableTokens.allSatisfy { (1...256).contains($0.utf8.count) },
+                .trainableTokens, "\(trainableTokens.count) texts", "1 to \(Self.tokenCounts.upperBound) texts of 1 to 256 bytes")
+        }
         if let reductionFactor {
             try require(reductionFactor >= 1 && reductionFactor <= 65536, .reductionFactor, reductionFactor, "1 to 65536")
         }
@@ -350,6 +405,9 @@ extension JobRequest {
             try require(adapterScaling > 0 && adapterScaling <= 1024, .adapterScaling, adapterScaling, "above 0, to 1024")
         }
         if mhAdapter != true { try require(outputAdapter != false, .outputAdapter, "false", "it with mh_adapter: true") }
+        if let numExperts { try require((1...64).contains(numExperts), .numExperts, numExperts, "1 to 64") }
+        if let topK { try require((1...64).contains(topK), .topK, topK, "1 to num_experts") }
+        if let weight = routerAuxLossCoef { try require(weight >= 0 && weight <= 1024, .routerAuxLossCoef, weight, "0 (none) to 1024") }
         if let targetR { try require((1...512).contains(targetR), .targetR, targetR, "1 to 512") }
         for (key, steps) in [(CodingKeys.tinit, tinit), (.tfinal, tfinal)] {
             if let steps { try require((0...10_000_000).contains(steps), key, steps, "0 to 10000000 steps") }
@@ -392,6 +450,7 @@ extension JobRequest {
         try require(adamBeta1 >= 0 && adamBeta1 < 1, .adamBeta1, adamBeta1, "0 to below 1")
         try require(adamBeta2 >= 0 && adamBeta2 < 1, .adamBeta2, adamBeta2, "0 to below 1")
         try require(adamEpsilon > 0 && adamEpsilon < 1, .adamEpsilon, adamEpsilon, "above 0, below 1")
+        if let mezoEps { try require(mezoEps >= 1e-6 && mezoEps <= 1, .mezoEps, mezoEps, "0.000001 to 1") }
         try require(maxGradNorm >= 0 && maxGradNorm.isFinite, .maxGradNorm, maxGradNorm, "0 (off) or more")
         if let evalSteps { try require(evalSteps >= 1, .evalSteps, evalSteps, "1 or more") }
         if let saveSteps { try require(saveSteps >= 1, .saveSteps, saveSteps, "1 or more") }

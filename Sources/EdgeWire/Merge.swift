@@ -2,28 +2,35 @@
 
 /// `POST /v1/adapters/{name}/merged`; answers with `MergeEvent` lines.
 package struct MergeRequest: Codable, Equatable, Sendable {
-    /// Of the weights that the adapter changes; nil: Q8_0, or BF16 where the base came from Hugging Face's files.
+    /// Of the weights that the adapter changes; nil: the base's own blocks where the adapter does no more than scale them, else Q8_0, or BF16
+    /// where the base came from Hugging Face's files.
     package var format: MergeFormat?
+    /// Of an adapter that has tasks, the one that is merged.
+    package var task: String?
     /// Whether the held-out loss of the job is measured, with the adapter and merged.
     package var measure: Bool
 
-    package init(format: MergeFormat? = nil, measure: Bool = true) {
+    package init(format: MergeFormat? = nil, task: String? = nil, measure: Bool = true) {
         self.format = format
+        self.task = task
         self.measure = measure
     }
 
-    private enum CodingKeys: String, CodingKey { case format, measure }
+    private enum CodingKeys: String, CodingKey { case format, task, measure }
 
     package init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
         self.init(
             format: try values.decodeIfPresent(MergeFormat.self, forKey: .format),
+            task: try values.decodeIfPresent(String.self, forKey: .task),
             measure: try values.decodeIfPresent(Bool.self, forKey: .measure) ?? true)
     }
 }
 
 package enum MergeFormat: String, CaseIterable, Codable, Sendable {
     case f16, bf16
+    /// The base's own blocks, whose scales are multiplied: of adapters that do no more.
+    case base
     case q8 = "q8_0", q4WithMinimum = "q4_1", q4 = "q4_0"
 }
 

@@ -31,6 +31,7 @@ package struct MethodsRequest: Codable, Equatable, Sendable {
     package func job(adapter: String) -> JobRequest {
         var job = JobRequest(baseModel: baseModel, datasets: [DatasetReference(path: "samples")])
         job.adapter = adapter
+        if adapter == "mtlora" { job.tasks = ["a", "b"] }
         job.sequenceLen = sequenceLen
         (job.microBatchSize, job.gradientAccumulationSteps) = (1, samplesPerStep)
         job.loraTargetModules = loraTargetModules
@@ -50,17 +51,20 @@ package struct MethodTable: Codable, Equatable, Sendable {
         /// Of the plan; of a method that does not fit, the least that it needs.
         package var peakBytes: UInt64
         package var fits: Bool
+        /// The least that it needs with `zeroth_order: always`; nil: it has no steps without a backward.
+        package var forwardOnlyPeakBytes: UInt64?
         /// Predicted; nil: the board is not measured yet, or it does not fit.
         package var tokensPerSecond: Double?
         /// Of the tensors' file before it is compressed.
         package var adapterBytes: UInt64
-        /// Who loads the adapter: `peft`, and `gguf` where it is exactly a LoRA. Every one can be merged.
+        /// Who else loads the adapter: `peft` or `adapters` where it has the method, and `gguf` where it is exactly a LoRA.
         package var exports: [String]
 
         package init(
             name: String, rank: Int?, trainableParameters: Int, peakBytes: UInt64, fits: Bool, tokensPerSecond: Double?,
-            adapterBytes: UInt64, exports: [String]
+            adapterBytes: UInt64, exports: [String], forwardOnlyPeakBytes: UInt64? = nil
         ) {
+            self.forwardOnlyPeakBytes = forwardOnlyPeakBytes
             self.name = name
             self.rank = rank
             self.trainableParameters = trainableParameters

@@ -188,6 +188,8 @@ package struct ChatMessage: Codable, Equatable, Sendable {
 package struct GenerateRequest: Codable, Equatable, Sendable {
     package var model: String
     package var adapter: String?
+    /// Of an adapter that has tasks, the one that it answers for.
+    package var task: String?
     package var messages: [ChatMessage]
     package var maxTokens: Int = 256
     /// 0: the most likely token at each place.
@@ -200,7 +202,7 @@ package struct GenerateRequest: Codable, Equatable, Sendable {
         self.messages = messages
     }
 
-    private enum CodingKeys: String, CodingKey { case model, adapter, messages, maxTokens, temperature, seed }
+    private enum CodingKeys: String, CodingKey { case model, adapter, task, messages, maxTokens, temperature, seed }
 
     package init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
@@ -208,6 +210,7 @@ package struct GenerateRequest: Codable, Equatable, Sendable {
             model: try values.decode(String.self, forKey: .model),
             adapter: try values.decodeIfPresent(String.self, forKey: .adapter),
             messages: try values.decode([ChatMessage].self, forKey: .messages))
+        task = try values.decodeIfPresent(String.self, forKey: .task)
         maxTokens = try values.decodeIfPresent(Int.self, forKey: .maxTokens) ?? maxTokens
         temperature = try values.decodeIfPresent(Double.self, forKey: .temperature) ?? temperature
         seed = try values.decodeIfPresent(UInt64.self, forKey: .seed) ?? seed

@@ -8,6 +8,8 @@ import EdgeTrain
 import EdgeWire
 import Foundation
 
+extension ZerothOrderSteps: ExpressibleByArgument {}
+
 struct PlanBench: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "plan", abstract: "Run jobs in the real worker, and compare their memory and time with their plans.",
@@ -29,6 +31,7 @@ struct PlanBench: ParsableCommand {
     @Option(help: "Worker threads.") var threads = 2
     @Option(help: "f32, bf16, f16, int8 or auto.") var precision = "auto"
     @Option(help: "auto, adamw, adamw_8bit or adamw_bf16.") var optimizer = "auto"
+    @Option(help: "never, auto or always: steps without a backward.") var zerothOrder = ZerothOrderSteps.never
     @Option(help: "Norm that gradients are clipped to; 0: none.") var maxGradNorm = 1.0
     @Option(help: "Budgets, such as 900MiB.") var budget: [String] = []
     @Option(help: "Random jobs.") var random: Int?
@@ -97,6 +100,7 @@ struct PlanBench: ParsableCommand {
         request.gradientAccumulationSteps = 1
         request.maxSteps = steps
         request.maxGradNorm = maxGradNorm
+        request.zerothOrder = zerothOrder == .never ? nil : zerothOrder
         request.threads = threads
         request.trainOnInputs = true
         guard let type = Precision(rawValue: precision) else { throw ValidationError("no precision \(precision)") }
@@ -230,7 +234,7 @@ struct PlanRunner {
         try writeSamples(lengths, of: model, to: data)
         var request = JobRequest(baseModel: "model", datasets: [DatasetReference(path: "data")])
         request.valSetSize = one([0, 0.2])
-        let method = draw(2) == 0 ? AdapterMethods.lora : one(AdapterMethods.all)
+        let method = draw(2) == 0 ? AdapterMethods.lora : one(AdapterMethods.ofAnyModel)
         request.adapter = method.name
         if method.configKeys.rank != nil { request.loraR = min(method.largestRank, one([1, 4, 8, 16, 32])) }
         if method.hasDropout { request.loraDropout = one([0, 0, 0.1]) }
@@ -241,6 +245,9 @@ struct PlanRunner {
         request.gradientAccumulationSteps = 1 + draw(3)
         request.maxSteps = 3
         request.maxGradNorm = one([0, 1])
+        // Of a stream of its own: the other draws stay what they were.
+        let kind = RandomSource(seed: seed, .direction).integer(0, below: 12)
+        if ZerothOrder.isPossible(with: method), kind < 2 { request.zerothOrder = [.auto, .always][kind] }
         request.threads = 1 + draw(2)
         request.precision = one([.auto, .f32, .auto])
         request.trainOnInputs = true

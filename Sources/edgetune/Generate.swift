@@ -10,6 +10,7 @@ struct Generate: AsyncParsableCommand {
     @OptionGroup var output: OutputOptions
     @Option(help: "A model that the daemon holds.") var model: String
     @Option(help: "An adapter that the daemon holds.") var adapter: String?
+    @Option(help: "Of an adapter that has tasks: the one to answer for.") var task: String?
     @Option(help: "The prompt; default: standard input.") var prompt: String?
     @Option(help: "System message.") var system: String?
     @Option(help: "Longest answer in tokens.") var maxTokens: Int?
@@ -21,6 +22,7 @@ struct Generate: AsyncParsableCommand {
         if let system { messages.append(ChatMessage(role: "system", content: system)) }
         messages.append(ChatMessage(role: "user", content: try prompt ?? Self.standardInput()))
         var request = GenerateRequest(model: model, adapter: adapter, messages: messages)
+        request.task = task
         if let maxTokens { request.maxTokens = maxTokens }
         if let temperature { request.temperature = temperature }
         if let seed { request.seed = seed }

@@ -24,6 +24,7 @@ struct JobFlags: ParsableArguments {
     @Option(help: "linear, cosine or constant.") var lrScheduler: LearningRateSchedule?
     @Option(help: "Steps of warm-up.") var warmupSteps: Int?
     @Option(help: "auto, adamw, adamw_8bit or adamw_bf16: how AdamW's moments are stored.") var optimizer: Optimizer?
+    @Option(help: "never, auto (where nothing else fits) or always: steps of two forwards and no backward, MeZO.") var zerothOrder: ZerothOrderSteps?
     @Option(help: "Seed of everything random.") var seed: UInt64?
     @Option(help: "Type of the products with frozen weights: auto, f32, bf16, f16 or int8.") var precision: Precision?
     @Option(help: "Steps between evaluations.") var evalSteps: Int?
@@ -58,6 +59,7 @@ struct JobFlags: ParsableArguments {
         if let lrScheduler { request.lrScheduler = lrScheduler }
         if let warmupSteps { request.warmupSteps = warmupSteps }
         if let optimizer { request.optimizer = optimizer }
+        if let zerothOrder { request.zerothOrder = zerothOrder }
         if let seed { request.seed = seed }
         if let precision { request.precision = precision }
         if let evalSteps { request.evalSteps = evalSteps }
@@ -80,6 +82,7 @@ struct JobFlags: ParsableArguments {
 
 extension LearningRateSchedule: ExpressibleByArgument {}
 extension Precision: ExpressibleByArgument {}
+extension ZerothOrderSteps: ExpressibleByArgument {}
 extension Optimizer: ExpressibleByArgument {
     package init?(argument: String) { self.init(name: argument) }
 }

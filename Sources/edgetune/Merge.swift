@@ -14,8 +14,13 @@ struct Merge: AsyncParsableCommand {
     @OptionGroup var daemon: DaemonOptions
     @OptionGroup var output: OutputOptions
     @Argument(help: "The adapter's name.") var adapter: String
-    @Option(help: "Of the weights that change: f16, bf16, q8_0, q4_1 or q4_0. Default: q8_0; bf16 for Hugging Face's files.")
+    @Option(
+        help: """
+            Of the weights that change: f16, bf16, q8_0, q4_1 or q4_0; or base, its own blocks with their scales multiplied, for adapters that \
+            do no more ((IA)³), and their default. Default: q8_0; bf16 for Hugging Face's files.
+            """)
     var format: MergeFormat?
+    @Option(help: "Of an adapter that has tasks: the one that is merged.") var task: String?
     @Option(name: [.customLong("output"), .customShort("o")], help: "Where to.") var destination: String
     @Flag(inversion: .prefixedNo, help: "Measure the held-out loss, with the adapter and merged.") var measure = true
     @Flag(help: "Replace what is there.") var force = false
@@ -59,7 +64,7 @@ struct Merge: AsyncParsableCommand {
     }
 
     private func made(_ client: DaemonClient, _ name: String, _ status: StatusLine) async throws -> MergeReport {
-        let request = MergeRequest(format: format, measure: measure)
+        let request = MergeRequest(format: format, task: task, measure: measure)
         let call = Call(
             method: .POST, path: Endpoint.mergedModel(name), headers: [("Content-Type", "application/json")],
             body: try client.encode(request), idleSeconds: 900)

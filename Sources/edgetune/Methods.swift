@@ -7,8 +7,11 @@ struct Methods: AsyncParsableCommand {
         abstract: "What each PEFT method would cost here, for one model.",
         discussion: """
             Computed as a job's plan is, for samples of one length; nothing is trained. `adapter:` in a job file takes a name of the
-            first column. EXPORTS says who loads the adapter: peft, gguf (llama.cpp) where it is exactly a LoRA, and adapters, AdapterHub's
-            library, which has methods that PEFT has not. use_rslora and loraplus_lr_ratio change a LoRA's scaling and learning rate, and cost nothing.
+            first column; a method that the model's linears cannot have is left out. EXPORTS says who loads the adapter: peft where it
+            has the method, adapters (AdapterHub's library) where that has, and gguf (llama.cpp) where it is exactly a LoRA; every one
+            that is a change of weights alone can be merged. mtlora's row is of two tasks, each of which is exported by itself. FORWARD
+            ONLY is the least memory of steps without a backward (zeroth_order: always). use_rslora and loraplus_lr_ratio change a
+            LoRA's scaling and learning rate, and cost nothing.
             """)
     @OptionGroup var daemon: DaemonOptions
     @OptionGroup var output: OutputOptions
@@ -41,10 +44,11 @@ private enum MethodText {
             [
                 row.name, row.rank.map(String.init) ?? "-", "\(row.trainableParameters)",
                 Amount.bytes(row.peakBytes) + (row.fits ? "" : " (does not fit)"),
+                row.forwardOnlyPeakBytes.map(Amount.bytes) ?? "-",
                 row.tokensPerSecond.map { "\(Int($0.rounded()))" } ?? "-", Amount.bytes(row.adapterBytes), row.exports.joined(separator: ", "),
             ]
         }
-        return Table.text(["METHOD", "RANK", "TRAINABLE", "MEMORY", "TOKENS/S", "ADAPTER", "EXPORTS"], rows)
+        return Table.text(["METHOD", "RANK", "TRAINABLE", "MEMORY", "FORWARD ONLY", "TOKENS/S", "ADAPTER", "EXPORTS"], rows)
             + "\n\nbudget: \(Amount.bytes(table.budgetBytes))" + (table.budgetReason.map { " (\($0))" } ?? "")
     }
 }

@@ -111,7 +111,7 @@ extension Daemon {
     func adapterFile(_ call: Call) async throws -> Response {
         let adapter = try await adapter(call)
         let name = try fileName(call)
-        if let format = Self.madeOnDemand[name] { return try stream(try await exported(adapter, name, format)) }
+        if let made = Self.madeOnDemand(name) { return try stream(try await exported(adapter, name, made.format, task: made.task)) }
         return try stream("\(directory(of: adapter))/\(name)")
     }
 
@@ -122,9 +122,17 @@ extension Daemon {
         return name
     }
 
-    private static let madeOnDemand: [String: WorkOrder.ExportOrder.Format] = [
-        "adapter_model.safetensors": .safetensors, "adapter.safetensors": .hubSafetensors, "adapter.gguf": .gguf,
-    ]
+    /// What is made for a file of this name; nil: it is one that the artifact has, or none.
+    private static func madeOnDemand(_ name: String) -> (format: WorkOrder.ExportOrder.Format, task: String?)? {
+        let (task, file) = Endpoint.taskAndFile(name)
+        return switch file {
+        case "adapter_model.safetensors": (.safetensors, task)
+        case "adapter.safetensors": (.hubSafetensors, task)
+        case "adapter.gguf": (.gguf, task)
+        case "adapter_config.json" where task != nil: (.config, task)
+        default: nil
+        }
+    }
 
     func adapter(_ call: Call) async throws -> StoredAdapter {
         try await adapter(named: call.parameters[0], for: call.caller)
@@ -181,7 +189,7 @@ extension Daemon {
 
     /// The path of the made file; made first when the cache does not have it.
     private func exported(
-        _ adapter: StoredAdapter, _ name: String, _ format: WorkOrder.ExportOrder.Format
+        _ adapter: StoredAdapter, _ name: String, _ format: WorkOrder.ExportOrder.Format, task: String?
     ) async throws -> String {
         let directory = try madeExportDirectory(of: adapter)
         let path = "\(directory)/\(name)"
@@ -192,7 +200,7 @@ extension Daemon {
         let message = try await answer(
             to: .export(
                 .init(
-                    format: format, adapterDirectory: self.directory(of: adapter),
+                    format: format, task: task, adapterDirectory: self.directory(of: adapter),
                     modelPath: try modelPath(of: adapter), outputPath: staging)))
         guard case .exported = message else { throw wrongAnswer(message) }
         guard rename(staging, path) == 0 else {

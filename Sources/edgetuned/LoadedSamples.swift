@@ -21,16 +21,20 @@ struct LoadedSamples {
     /// Counted over all data sets of the order, from 1.
     var tooLongLines: [Int] = []
 
-    init(_ paths: [String], model: BaseModel, sequenceLength: Int, lossScope: LossScope) throws {
+    /// - Parameter tasks: of the job, one of which each line must have; none: what lines say of tasks is not looked at.
+    /// - Throws: `DatasetError`, `TrainingTextError`, and what is wrong with the model's tokenizer or template.
+    init(_ paths: [String], model: BaseModel, sequenceLength: Int, lossScope: LossScope, tasks: [String] = []) throws {
         let text = try ModelText(model)
         smoothing = try SmoothingText.pieces(tokenizer: text.tokenizer, chatTemplate: text.chatTemplate)
         var linesBefore = 0
         for (dataset, path) in paths.enumerated() {
             var reader = try DatasetReader.open(path: path)
             while let sample = try reader.next() {
-                let tokens = try TrainingText(
+                let task = try Self.number(of: reader.task, among: tasks, line: reader.lineNumber)
+                var tokens = try TrainingText(
                     sample, chatTemplate: text.chatTemplate, tokenizer: text.tokenizer, lossScope: lossScope
                 ).tokenized(by: text.tokenizer)
+                tokens.task = task
                 // One token predicts nothing.
                 if tokens.tokens.count > sequenceLength {
                     tooLongLines.append(linesBefore + reader.lineNumber)
@@ -41,6 +45,19 @@ struct LoadedSamples {
             }
             linesBefore += reader.lineNumber
         }
+        let used = Set(tokenized.compactMap(\.task))
+        if let unused = tasks.indices.first(where: { !used.contains($0) }) {
+            throw DatasetError(line: nil, reason: .unusedTask(tasks[unused]))
+        }
+    }
+
+    private static func number(of task: String?, among tasks: [String], line: Int) throws(DatasetError) -> Int? {
+        guard !tasks.isEmpty else { return nil }
+        guard let task else { throw DatasetError(line: line, reason: .noTask(known: tasks)) }
+        guard let number = tasks.firstIndex(of: task) else {
+            throw DatasetError(line: line, reason: .unknownTask(task, known: tasks))
+        }
+        return number
     }
 }
 

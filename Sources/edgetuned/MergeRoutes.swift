@@ -14,7 +14,7 @@ extension Daemon {
         let (job, reason) = try await heldOut(of: adapter, request)
         let order = WorkOrder.merge(
             .init(
-                format: request.format, adapterDirectory: directory(of: adapter),
+                format: request.format, task: request.task, adapterDirectory: directory(of: adapter),
                 modelPath: try modelPath(of: adapter), outputDirectory: "\(parent)/\(Self.mergedName)",
                 budgetBytes: await sideBudget().bytes, job: job))
         let logger = logger

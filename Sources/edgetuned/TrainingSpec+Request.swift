@@ -1,4 +1,5 @@
 // A request's words as the data plane's values. Ranges are EdgeWire's; this only translates.
+import EdgeFormats
 import EdgeModel
 import EdgeTensor
 import EdgeTrain
@@ -26,6 +27,37 @@ extension TrainingSpec {
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience, optimizer: OptimizerState(request.optimizer))
         activationCache = request.activationCache.map { $0 == .bf16 ? .bf16 : .int8 }
+        try readZerothOrder(request)
+    }
+
+    /// - Throws: `Problem` for what steps without a backward have no use for.
+    private mutating func readZerothOrder(_ request: JobRequest) throws {
+        switch request.zerothOrder {
+        case nil, .never:
+            guard request.mezoEps == nil else {
+                throw Problem(.invalidValue, "mezo_eps: every step has a backward", hint: "use it with zeroth_order: auto or always")
+            }
+            return
+        case .auto: zerothOrder = .whereNothingElseFits
+        case .always:
+            zerothOrder = .always
+            guard optimizer == nil else {
+                throw Problem(
+                    .invalidValue, "optimizer: \(request.optimizer.rawValue) has moments, and steps without a backward have none",
+                    hint: "leave optimizer out, or use zeroth_order: auto")
+            }
+        }
+        let method = adapter.method
+        guard ZerothOrder.isPossible(with: method) else {
+            let reason =
+                method.mixture != nil
+                ? "the balance of its experts is a part of the loss that only a backward has"
+                : method.drawsRank ? "its steps train a number of ranks that they draw" : "it takes ranks away by every parameter's own gradient"
+            throw Problem(
+                .invalidValue, "zeroth_order: \(method.name) needs a backward: \(reason)",
+                hint: "adapter: lora, or leave zeroth_order out")
+        }
+        zerothOrderEpsilon = request.mezoEps.map { Float($0) } ?? zerothOrderEpsilon
     }
 }
 
@@ -47,15 +79,27 @@ extension AdapterSpec {
         try refuse("lora_r", request.loraR != nil, unless: keys.rank != nil && !hasVirtualTokens, "rank")
         try refuse("num_virtual_tokens", request.numVirtualTokens != nil, unless: hasVirtualTokens, "virtual tokens")
         try refuse("prompt_tuning_init", request.promptTuningInit != nil, unless: hasVirtualTokens, "virtual tokens")
-        try refuse("lora_target_modules", request.loraTargetModules != .pattern("all-linear"), unless: method.adaptsLinears, "linears to choose")
-        try refuse("layers_to_transform", request.layersToTransform != nil, unless: method.adaptsLinears, "layers to choose")
+        try refuse("lora_target_modules", request.loraTargetModules != .pattern("all-linear"), unless: method.hasTargets, "linears to choose")
+        try refuse("layers_to_transform", request.layersToTransform != nil, unless: method.hasTargets, "layers to choose")
         let virtualTokenStart: VirtualTokenStart = request.promptTuningInit == .random ? .random : .samples
         if method is PrefixTuning { method = PrefixTuning(virtualTokenStart) }
         if method is PromptTuning { method = PromptTuning(virtualTokenStart) }
+        let asksForTokens = request.tokenIndices != nil || request.trainableTokens != nil
+        let tokensKey = request.tokenIndices == nil ? "trainable_tokens" : "token_indices"
+        try refuse(tokensKey, asksForTokens, unless: method is TrainableTokens, "tokens to choose")
+        if method is TrainableTokens {
+            guard asksForTokens else {
+                throw Problem(
+                    .invalidValue, "trainable_tokens: missing; \(method.name) trains the embeddings of the tokens that are named",
+                    hint: "trainable_tokens: [\"<|im_start|>\"], or token_indices: [1]")
+            }
+            // Those that are named by text are the model's tokenizer's to know.
+            method = TrainableTokens((request.tokenIndices ?? []).map { TokenID($0) })
+        }
         try refuse("lora_alpha", request.loraAlpha != nil, unless: keys.alpha != nil, "alpha")
         try refuse("lora_dropout", request.loraDropout > 0, unless: method.hasDropout, "dropout here")
-        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil, "such scaling")
-        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil, "B of its own")
+        try refuse("use_rslora", request.useRslora == true, unless: method.storedFactors != nil && method.mixture == nil, "such scaling")
+        try refuse("loraplus_lr_ratio", request.loraplusLrRatio != nil, unless: method.storedFactors != nil && method.mixture == nil, "B of its own")
         try refuse("init_lora_weights", request.initLoraWeights != nil, unless: method.peftType == AdapterMethods.lora.peftType, "such start")
         try refuse("decompose_factor", request.decomposeFactor != nil, unless: method is LoKr, "matrices of such sizes")
         try refuse("decompose_both", request.decomposeBoth == true, unless: method is LoKr, "such matrices")
@@ -70,6 +114,17 @@ extension AdapterSpec {
                 .size(request.oftBlockSize ?? OFT.defaultBlockSize),
                 request.useCayleyNeumann == false ? .exact : .neumann(terms: OFT.defaultTerms))
         }
+        try refuse("tasks", request.tasks != nil, unless: method is MTLoRA, "tasks")
+        try refuse("task_r", request.taskR != nil, unless: method is MTLoRA, "tasks")
+        if method is MTLoRA {
+            guard let tasks = request.tasks else {
+                throw Problem(
+                    .invalidValue, "tasks: missing; mtlora trains something for each task that the data sets' lines name",
+                    hint: "tasks: [NAME, …], and \"task\": \"NAME\" in every line")
+            }
+            let rank = request.loraR ?? method.defaultRank
+            method = MTLoRA(tasks: tasks, taskRank: request.taskR == rank ? nil : request.taskR)
+        }
         let ofBottleneck: [(String, Bool)] = [
             ("reduction_factor", request.reductionFactor != nil), ("non_linearity", request.nonLinearity != nil),
             ("adapter_scaling", request.adapterScaling != nil), ("mh_adapter", request.mhAdapter != nil),
@@ -77,6 +132,18 @@ extension AdapterSpec {
         ]
         for (key, isGiven) in ofBottleneck { try refuse(key, isGiven, unless: method.bottleneck != nil, "bottleneck") }
         if let hub = method as? HubAdapter { method = hub.with { $0.take(request) }.with(prefixTokens: request.numVirtualTokens, virtualTokenStart) }
+        for (key, isGiven) in [
+            ("num_experts", request.numExperts != nil), ("top_k", request.topK != nil),
+            ("router_aux_loss_coef", request.routerAuxLossCoef != nil),
+        ] { try refuse(key, isGiven, unless: method is MixLoRA, "experts") }
+        if method is MixLoRA {
+            let experts = request.numExperts ?? MixLoRA.defaultExperts, chosen = request.topK ?? min(MixLoRA.defaultChosen, experts)
+            guard chosen <= experts else {
+                throw Problem(.invalidValue, "top_k: \(chosen) is not allowed; with num_experts: \(experts) use 1 to \(experts)")
+            }
+            try refuse("layers_to_transform", request.layersToTransform != nil, unless: false, "layers to choose: its files have all of them")
+            method = MixLoRA(experts: experts, chosen: chosen, balance: request.routerAuxLossCoef ?? MixLoRA.defaultBalance)
+        }
         if request.evaWhiten == true, request.initLoraWeights != .eva {
             throw Problem(.invalidValue, "eva_whiten: there is nothing to whiten; use it with init_lora_weights: eva")
         }
@@ -138,6 +205,35 @@ extension AdapterSpec {
         case .loftq: start = .loftq
         }
         whitensStart = request.evaWhiten ?? false
+    }
+}
+
+extension TrainingSpec {
+    /// With the tokens that a request names by text.
+    ///
+    /// - Throws: `Problem` where a text is not one token, or is one that the request names twice.
+    mutating func resolveTokens(_ request: JobRequest, tokenizer: () throws -> Tokenizer) throws {
+        guard let texts = request.trainableTokens else { return }
+        let tokenizer = try tokenizer()
+        var tokens = adapter.method.trainedTokens
+        for text in texts {
+            let ids = tokenizer.encode(text, specialTokens: .parse)
+            guard ids.count == 1 else {
+                let listed = ids.prefix(8).map { "\($0)" }.joined(separator: ", ")
+                throw Problem(
+                    .invalidValue, "trainable_tokens: \"\(text)\" is \(ids.count) tokens (\(listed)), not one",
+                    hint: "name each token by itself, or by its number in token_indices")
+            }
+            guard !tokens.contains(ids[0]) else {
+                throw Problem(
+                    .invalidValue, "trainable_tokens: \"\(text)\" is token \(ids[0]), which is named already", hint: "leave it out")
+            }
+            tokens.append(ids[0])
+        }
+        guard TrainableTokens.counts.contains(tokens.count) else {
+            throw Problem(.invalidValue, "trainable_tokens: \(tokens.count) tokens are more than \(TrainableTokens.counts.upperBound)")
+        }
+        adapter.method = TrainableTokens(tokens)
     }
 }
 

@@ -16,7 +16,7 @@ func generate(_ order: WorkOrder.GenerateOrder, _ channel: WorkChannel) throws {
         bosToken: text.tokenizer.bosToken, eosToken: text.tokenizer.eosToken)
     let prompt = text.tokenizer.encode(rendered, specialTokens: .parse)
     let adapter = try order.adapterDirectory.map { directory in
-        let loaded = try LoadedAdapter(directory: directory, of: model.spec)
+        let loaded = try LoadedAdapter(directory: directory, task: request.task, of: model.spec)
         let layout = AdapterLayout(loaded.spec, modules: try loaded.modules(of: model.spec), of: model.spec)
         return (layout: layout, load: { (set: AdapterSet) in try loaded.load(into: set, model.spec) })
     }

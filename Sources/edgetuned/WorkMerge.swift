@@ -9,11 +9,11 @@ import EdgeWire
 func merge(_ order: WorkOrder.MergeOrder, _ channel: WorkChannel) throws {
     let base = try BaseModel.open(path: order.modelPath)
     base.file.releaseHeader()
-    var report = MergeReport(format: try write(order, base, channel).name, files: [])
+    var report = MergeReport(format: try write(order, base, channel)?.name ?? "the base's blocks", files: [])
     if let job = order.job {
         do {
             report.losses = try losses(order, job, base, channel)
-            if report.losses == nil { report.notMeasured = "the job held no samples back" }
+            if report.losses == nil { report.notMeasured = "the job held no samples\(order.task == nil ? "" : " of this task") back" }
         } catch let error as PlanError {
             // The model is there, and that is what was asked for.
             report.notMeasured = Problem(workError: error).detail
@@ -22,9 +22,8 @@ func merge(_ order: WorkOrder.MergeOrder, _ channel: WorkChannel) throws {
     channel.send(.merging(MergeEvent(report: report)))
 }
 
-/// Writes the model; returns the format of what was changed.
-private func write(_ order: WorkOrder.MergeOrder, _ base: BaseModel, _ channel: WorkChannel) throws -> QuantFormat {
-    let format = order.format.map(QuantFormat.init) ?? (base.isImported ? .bf16 : .q8_0)
+/// Writes the model; returns the format of what was changed, nil: the base's own.
+private func write(_ order: WorkOrder.MergeOrder, _ base: BaseModel, _ channel: WorkChannel) throws -> QuantFormat? {
     let idle = ProcessFacts.idleBytes, threads = ProcessFacts.coreCount
     func require(_ bytes: ByteCount) throws {
         let needed = idle + UInt64(bytes.bytes)
@@ -36,7 +35,14 @@ private func write(_ order: WorkOrder.MergeOrder, _ base: BaseModel, _ channel: 
     }
     // Before it is read, and then with what the base adds.
     try require(LoadedAdapter.loadingBytes(try AdapterArtifact.tensorFileBytes(order.adapterDirectory)))
-    let merged = try MergedModel(base, try LoadedAdapter(directory: order.adapterDirectory, of: base.spec), format: format)
+    let adapter = try LoadedAdapter(directory: order.adapterDirectory, task: order.task, of: base.spec)
+    let format: QuantFormat? =
+        switch order.format {
+        case .some(let format): QuantFormat(format)
+        case nil where base.isImported: .bf16
+        case nil: MergedModel.keepsBlocks(of: base, adapter) ? nil : .q8_0
+        }
+    let merged = try MergedModel(base, adapter, format: format)
     try require(merged.peakBytes(threads: threads))
     let total = UInt64(try merged.fileBytes)
     try BlobStore.requireFree(total, on: parent(of: order.outputDirectory), what: "are to be written")
@@ -52,8 +58,10 @@ private func losses(
     let spec = try TrainingSpec(job.request, defaultSaveSteps: 1)
     let samples = try LoadedSamples(
         job.datasetPaths, model: base, sequenceLength: min(spec.sequenceLength, base.spec.contextLength),
-        lossScope: job.request.trainOnInputs ? .everything : .completions)
-    let heldOut = Dataset(samples.tokenized, heldOut: job.request.valSetSize, seed: spec.seed).heldOut
+        lossScope: job.request.trainOnInputs ? .everything : .completions, tasks: spec.adapter.method.tasks?.names ?? [])
+    // What is merged is of one task, and is measured on that one's.
+    let task = order.task.flatMap { spec.adapter.method.tasks?.names.firstIndex(of: $0) }
+    let heldOut = Dataset(samples.tokenized, heldOut: job.request.valSetSize, seed: spec.seed).heldOut.filter { $0.task == task }
     let tokens = Dataset.lossTokens(heldOut)
     guard tokens > 0 else { return nil }
     var meter = MergeMeter(.measuring, total: 2 * UInt64(tokens), channel)
@@ -68,15 +76,17 @@ private func losses(
             try meter.report(UInt64(start + $0))
         }.mean
     }
-    let unmerged = try loss(of: base, try LoadedAdapter(directory: order.adapterDirectory, of: base.spec), from: 0)
+    let unmerged = try loss(of: base, try LoadedAdapter(directory: order.adapterDirectory, task: order.task, of: base.spec), from: 0)
     base.releaseResidentWeights()
     let merged = try loss(of: try MergedModel.open(order.outputDirectory, madeFrom: base), nil, from: tokens)
     return MergeReport.Losses(tokens: tokens, adapter: unmerged, merged: merged)
 }
 
 extension QuantFormat {
-    fileprivate init(_ format: MergeFormat) {
+    /// Nil: the base's own blocks.
+    fileprivate init?(_ format: MergeFormat) {
         switch format {
+        case .base: return nil
         case .f16: self = .f16
         case .bf16: self = .bf16
         case .q8: self = .q8_0

@@ -53,7 +53,15 @@ extension Problem {
         case let error as LZ4FrameError: self.init(.badAdapter, error.description)
         case let error as JSONTextError: self.init(.badAdapter, "adapter_config.json: \(error.description)")
         case let error as AdapterMismatch: self.init(.badAdapter, error.description)
-        case let error as AdapterError: self.init(.badAdapter, error.description)
+        case let error as AdapterError:
+            switch error {
+            case .needsTask:
+                self.init(
+                    .invalidValue, error.description,
+                    hint: "generate, merge and export take one with --task; what export gives is a LoRA that adapters add brings in")
+            case .unknownTask: self.init(.invalidValue, error.description)
+            default: self.init(.badAdapter, error.description)
+            }
         case let error as CombinationError: self.init(.badAdapter, error.description)
         case let error as SensitivityError: self.init(.nonFinite, error.description)
         case let error as RankAllocationError: self.init(.invalidValue, error.description)

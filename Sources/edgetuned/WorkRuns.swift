@@ -39,9 +39,12 @@ struct WorkRuns {
     private static func together(_ jobs: [WorkTraining], _ process: ProcessMemory) -> (memory: MemoryModel, plan: TrainingPlan)? {
         // Layer inputs in bf16 would be another job's gradients rounded.
         guard jobs.allSatisfy({ $0.plan.shape.checkpoints != .bf16 }) else { return nil }
+        // All have a backward in a round, or none has.
+        guard Set(jobs.map(\.plan.shape.hasBackward)).count == 1 else { return nil }
         let memory = MemoryModel(together: jobs.map { ($0.memory, $0.plan.shape.optimizer) }, process: process)
         var limits = jobs[0].limits
         limits.budget = jobs.map(\.limits.budget).min()!
+        limits.zerothOrder = jobs[0].plan.shape.hasBackward ? .never : .always
         limits.appliesLayerByLayer = jobs.allSatisfy(\.limits.appliesLayerByLayer)
         return TrainingPlan.together(memory, lengths: jobs.map(\.lengths), limits).map { (memory, $0) }
     }

@@ -26,8 +26,10 @@ struct WorkTraining {
     init(_ order: WorkOrder.TrainOrder, model opened: BaseModel? = nil) throws {
         self.order = order
         kernels = try ProcessFacts.kernelSet()
-        spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
-        model = try opened ?? BaseModel.open(path: order.modelPath)
+        var spec = try TrainingSpec(order.request, defaultSaveSteps: order.defaultSaveSteps)
+        let model = try opened ?? BaseModel.open(path: order.modelPath)
+        try spec.resolveTokens(order.request) { try ModelText(model).tokenizer }
+        (self.spec, self.model) = (spec, model)
         let promptTokens = spec.adapter.method.promptTokens(spec.adapter), virtualTokens = promptTokens + spec.adapter.method.prefixTokens(spec.adapter)
         guard virtualTokens < model.spec.contextLength else {
             throw Problem(
@@ -35,7 +37,7 @@ struct WorkTraining {
         }
         samples = try LoadedSamples(
             order.datasetPaths, model: model, sequenceLength: min(spec.sequenceLength, model.spec.contextLength - virtualTokens),
-            lossScope: order.request.trainOnInputs ? .everything : .completions)
+            lossScope: order.request.trainOnInputs ? .everything : .completions, tasks: spec.adapter.method.tasks?.names ?? [])
         guard !samples.tokenized.isEmpty else {
             throw TrainingError.noSamples(
                 lines: samples.tooLongLines.count, tooLong: samples.tooLongLines.count,
@@ -72,9 +74,20 @@ struct WorkTraining {
             threads: order.request.threads ?? ProcessFacts.coreCount, compute: try spec.computeType(on: kernels),
             optimizer: spec.optimizer, spill: ByteCount(Int(clamping: freeDisk)), appliesLayerByLayer: spec.maxGradNorm == nil,
             calibration: calibration(at: order.calibrationPath),
-            weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes))
+            weightsAreCached: staysCached(UInt64(model.file.fileBytes), beside: order.budgetBytes, available: order.availableBytes),
+            zerothOrder: try Self.zerothOrder(spec, checkpoints: order.directory.isEmpty ? nil : Self.checkpoints(order)))
         plan = try TrainingPlan.make(memory, lengths: lengths, limits)
         try RankAllocator.check(spec.adapter, totalSteps: lengths.totalSteps)
+    }
+
+    private static func checkpoints(_ order: WorkOrder.TrainOrder) -> String { order.directory + "/checkpoints" }
+
+    /// A run that goes on keeps its kind of steps, whatever would fit by now.
+    private static func zerothOrder(_ spec: TrainingSpec, checkpoints directory: String?) throws -> ZerothOrderUse {
+        guard spec.zerothOrder == .whereNothingElseFits, let directory, let hasMoments = try CheckpointStore.newestHasMoments(in: directory) else {
+            return spec.zerothOrder
+        }
+        return hasMoments ? .never : .always
     }
 
     var smoothingSamples: [TokenizedSample] { samples.smoothing }
@@ -94,7 +107,7 @@ struct WorkTraining {
     var planReport: PlanReport {
         var report = PlanReport(
             pools: plan.pools.map { .init(name: $0.name, bytes: UInt64($0.size.bytes)) },
-            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text) + cacheText,
+            peakBytes: UInt64(plan.peak.bytes), budgetBytes: order.budgetBytes, choices: plan.trades.map(\.text) + cacheText + stepText,
             precision: Precision(rawValue: plan.shape.compute.rawValue), trainableParameters: memory.layout.trainableCount,
             samples: dataset.training.count, heldOutSamples: dataset.heldOut.count,
             tooLongSamples: samples.tooLongLines.count, tooLongLines: Array(samples.tooLongLines.prefix(100)),
@@ -118,10 +131,14 @@ struct WorkTraining {
         return ["layers 0 to \(layers - 1) run in the first epoch: \(plan.cache.mebibytes) MiB of disk for what they give"]
     }
 
+    private var stepText: [String] {
+        spec.zerothOrder == .always ? ["two forwards a step and no backward, as zeroth_order: always asks for"] : []
+    }
+
     /// - Parameter plan: of the run: this job's, or that of all that train together.
     func begin(_ channel: JobChannel, _ plan: TrainingPlan) throws {
         try DirectoryPublish.removeLeftovers(in: order.directory)
-        let checkpoints = order.directory + "/checkpoints"
+        let checkpoints = Self.checkpoints(order)
         if access(checkpoints, F_OK) == 0 { try DirectoryPublish.removeLeftovers(in: checkpoints) }
         channel.send(.log("kernel set \(kernels.name), precision \(plan.shape.compute.rawValue), \(plan.shape.threads) threads"))
         if !samples.tooLongLines.isEmpty {
@@ -137,7 +154,7 @@ struct WorkTraining {
     ) throws -> TrainingRun.Job {
         TrainingRun.Job(
             spec: spec, dataset: dataset, tokenBudget: tokenBudget, cache: (limit: plan.cache, directory: order.directory),
-            checkpoints: CheckpointStore(directory: order.directory + "/checkpoints", runFingerprint: try runFingerprint()),
+            checkpoints: CheckpointStore(directory: Self.checkpoints(order), runFingerprint: try runFingerprint()),
             initial: order.initialAdapterDirectory.map { [model] directory in { try LoadedAdapter(directory: directory, of: model.spec) } },
             original: original, emit: emit, direction: direction)
     }

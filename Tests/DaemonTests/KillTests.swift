@@ -42,7 +42,7 @@ import Testing
     static func prepare(_ daemon: DaemonProcess) throws {
         let model = try Data(contentsOf: URL(filePath: TestModel.repositoryRoot + "/Tests/Goldens/tiny-llama.gguf"))
         try importBlob(model, as: "tiny", at: Endpoint.models, daemon)
-        let lines = (0..<24).map { "{\"text\":\"sample \($0) says \(String(repeating: "ab\($0 % 7) ", count: 3))\"}\n" }
+        let lines = (0..<24).map { "{\"task\":\"\($0 % 2 == 0 ? "a" : "b")\",\"text\":\"sample \($0) says \(String(repeating: "ab\($0 % 7) ", count: 3))\"}\n" }
         try importBlob(Data(lines.joined().utf8), as: "lines", at: Endpoint.datasets, daemon)
     }
 

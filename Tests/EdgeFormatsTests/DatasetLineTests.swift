@@ -26,6 +26,14 @@ import Testing
     }
 
     @Test(arguments: [
+        (#"{"text": "a", "task": "b"}"#, "b"), (#"{"task": "b", "prompt": "a", "completion": "c"}"#, "b"), (#"{"text": "a"}"#, nil),
+        (#"{"text": "a", "task": 7}"#, nil), (#"{"text": "a", "task": null}"#, nil),
+    ] as [(String, String?)])
+    func aTaskIsAString(_ line: String, _ task: String?) throws {
+        #expect(try DatasetLine.sampleAndTask(Array(line.utf8)).task == task)
+    }
+
+    @Test(arguments: [
         (
             #"{"foo": 1, "bar": 2}"#,
             "needs one of messages | prompt+completion | instruction+output | text; found keys: foo, bar"

@@ -63,9 +63,11 @@ struct Trainee {
     }
 
     /// Σ nll; the gradients are added to.
-    func accumulate(_ batch: MicroBatch, lossScale: Float, masks: DropoutMasks? = nil, rank: Int? = nil) throws -> Double {
+    func accumulate(
+        _ batch: MicroBatch, lossScale: Float, sampleShare: Float = 0, masks: DropoutMasks? = nil, rank: Int? = nil
+    ) throws -> Double {
         var loss = 0.0
-        try step.accumulate(batch, lossScale: lossScale, masks: masks, rank: rank, loss: &loss)
+        try step.accumulate(batch, lossScale: lossScale, sampleShare: sampleShare, masks: masks, rank: rank, loss: &loss)
         return loss
     }
 
@@ -75,7 +77,8 @@ struct Trainee {
         for index in 0..<steps {
             step.clearGradients()
             let count = batch.lossRows.count
-            losses.append(try accumulate(batch, lossScale: 1 / Float(count), rank: rank) / Double(count))
+            losses.append(
+                try accumulate(batch, lossScale: 1 / Float(count), sampleShare: 1 / Float(batch.spans.count), rank: rank) / Double(count))
             allocator?.addOrthogonality(0..<adapters.trainedCount, to: adapters.gradients, on: step.pool)
             norms.append(
                 sumOfSquares(adapters.gradients, count: adapters.trainedCount, kernels: step.kernels).squareRoot())

@@ -100,8 +100,8 @@ struct HubAdapterTests {
     @Test("an MLP that is done in parts has the same gradients", arguments: HubCase.all)
     func parts(_ one: HubCase) throws {
         let samples = [300, 280].map { length in
-            TokenizedSample(
-                tokens: (0..<length).map { TokenID(3 + $0 * 7 % 90) }, carriesLoss: (0..<length).map { $0 % 3 == 0 })
+            let tokens: [TokenID] = (0..<length).map { TokenID(3 + $0 * 7 % 90) }
+            return TokenizedSample(tokens: tokens, carriesLoss: (0..<length).map { $0 % 3 == 0 })
         }
         func bits(_ mlpTokens: Int) throws -> [UInt32] {
             let trainee = try Trainee(TinyRun.modelPath, lora: one.spec, tokens: 580, longest: 300, mlpTokens: mlpTokens)

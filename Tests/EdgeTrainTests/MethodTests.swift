@@ -251,13 +251,13 @@ struct MethodTests {
         #expect(try Self.gradientBits(method, batches: [samples], threads: 3) == expected)
     }
 
-    @Test("every method that can begins as the base, and every one learns", arguments: AdapterMethods.all.map(\.name))
+    @Test("every method that can begins as the base, and every one learns", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func starts(_ name: String) throws {
-        let method = try #require(AdapterMethods.named(name))
+        let method = try #require(AdapterMethods.tested(name))
         let spec = AdapterSpec(
             method: method, rank: min(4, method.largestRank), alpha: 8, dropout: 0, targets: .allLinear, layers: nil)
         let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 30, longest: 20)
-        trainee.adapters.initialize(seed: 7)
+        try trainee.step.initialize(seed: 7)
         let batch = MicroBatch(try Self.golden.get().samples().map { $0.behindVirtualTokens(method.promptTokens(spec)) })
         let scratch = try TemporaryDirectory()
         let base = try Self.loss(trainee.model, nil, in: scratch.path)
@@ -268,7 +268,7 @@ struct MethodTests {
 
     @Test(
         "linears that share an input with ones that have no adapter begin as the base, and learn",
-        arguments: AdapterMethods.all.filter(\.adaptsLinears).map(\.name))
+        arguments: AdapterMethods.ofAnyModel.filter(\.adaptsLinears).map(\.name))
     func partlyAdapted(_ name: String) throws {
         let method = try #require(AdapterMethods.named(name))
         let spec = AdapterSpec(
@@ -309,7 +309,7 @@ struct MethodTests {
     // MARK: runs
 
     static func run(_ name: String) throws -> TinyRun {
-        let method = try #require(AdapterMethods.named(name))
+        let method = try #require(AdapterMethods.tested(name))
         var run = TinyRun()
         run.spec.adapter = AdapterSpec(
             method: method, rank: min(4, method.largestRank), alpha: 8, dropout: method.hasDropout ? 0.1 : 0, targets: .allLinear, layers: nil)
@@ -331,7 +331,7 @@ struct MethodTests {
         return result.adapter
     }
 
-    @Test("a run of every method, stopped and resumed, ends with the same bits", arguments: AdapterMethods.all.map(\.name))
+    @Test("a run of every method, stopped and resumed, ends with the same bits", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func resume(_ name: String) throws {
         let expected = try Self.adapter(of: Self.run(name))
         var piecemeal = try Self.run(name)
@@ -348,7 +348,7 @@ struct MethodTests {
         }
     }
 
-    @Test("what a plan trades for memory leaves every method's bits as they are", arguments: AdapterMethods.all.map(\.name))
+    @Test("what a plan trades for memory leaves every method's bits as they are", arguments: AdapterMethods.ofAnyModel.map(\.name))
     func trades(_ name: String) throws {
         let free = try Self.adapter(of: Self.run(name))
         var tight = try Self.run(name)

@@ -36,7 +36,7 @@ struct TinyGroup {
     func run(
         in path: String, _ conversations: [TinyRun.Conversation]
     ) throws -> [(outcome: Result<RunOutcome, any Error>, adapter: [UInt32])] {
-        let model = try BaseModel.open(path: TinyRun.modelPath)
+        let model = try BaseModel.open(path: runs[0].modelPath)
         let (memory, plan) = try #require(try plan(model))
         let jobs = try runs.indices.map {
             try runs[$0].job(in: "\(path)/\($0)", tokenBudget: plan.tokenBudgets[$0], conversations[$0])
@@ -56,11 +56,11 @@ struct TogetherTests {
     /// Jobs that are different in everything that jobs may be different in.
     static func runs(_ methods: [String], _ precision: ComputeType = .f32) -> [TinyRun] {
         methods.enumerated().map { index, name in
-            let method = AdapterMethods.named(name)!
+            let method = AdapterMethods.tested(name)!
             var run = TinyRun()
             run.spec.adapter = AdapterSpec(
                 method: method, rank: 2 + index, alpha: 8, dropout: method.hasDropout && index % 2 == 0 ? 0.1 : 0,
-                targets: index == 1 ? .names(["k_proj", "o_proj", "down_proj"]) : .allLinear, layers: index == 2 ? [1] : nil)
+                targets: index == 1 && method.adaptsLinears ? .names(["k_proj", "o_proj", "down_proj"]) : .allLinear, layers: index == 2 ? [1] : nil)
             run.spec.precision = precision
             run.spec.seed = UInt64(index + 1)
             run.spec.epochs = [2, 1, 3, 2][index % 4]
@@ -86,6 +86,19 @@ struct TogetherTests {
             Case(methods: ["loha", "miss", "dylora", "dora"], testDescription: "derived factors"),
             Case(methods: ["lora", "oft", "ia3", "oft"], testDescription: "inputs that are turned, scaled, and as they are"),
             Case(methods: ["prefix-tuning", "lora", "prompt-tuning", "prefix-tuning"], testDescription: "tokens that there are not"),
+            Case(methods: ["rlrr", "shira", "lora", "rlrr"], testDescription: "terms beside the product"),
+            Case(methods: ["shira", "rlrr", "ia3"], precision: .bf16, testDescription: "bf16, terms beside the product"),
+            Case(methods: ["rlrr", "lora", "shira"], precision: .int8, testDescription: "int8, terms beside the product"),
+            Case(methods: ["ln-tuning", "lora", "ln-tuning", "prompt-tuning"], testDescription: "norms of their own"),
+            Case(methods: ["trainable-tokens", "ln-tuning", "trainable-tokens", "lora"], testDescription: "tokens of their own"),
+            Case(
+                methods: ["trainable-tokens", "lora", "ln-tuning"], precision: .bf16,
+                replan: {
+                    $0.keptLayers = 0
+                    $0.weights = .streamed
+                    $0.checkpoints = .file
+                    $0.lossChunk = 5
+                }, testDescription: "norms and tokens, streamed, nothing kept"),
             Case(methods: ["seq_bn", "lora", "double_seq_bn", "par_bn"], testDescription: "bottlenecks"),
             Case(methods: ["mam", "prefix-tuning", "mam"], testDescription: "a mix beside prefixes"),
             Case(methods: ["double_seq_bn", "ia3", "seq_bn"], precision: .bf16, testDescription: "bf16, bottlenecks"),
@@ -100,6 +113,8 @@ struct TogetherTests {
                     $0.checkpoints = .file
                     $0.lossChunk = 5
                 }, testDescription: "streamed, nothing kept"),
+            Case(methods: ["mixlora", "lora", "mixlora", "ia3"], testDescription: "experts beside none"),
+            Case(methods: ["mixlora", "dora"], precision: .bf16, testDescription: "bf16, experts"),
             Case(methods: ["lora", "vera", "loha"], clips: false, testDescription: "without clipping"),
         ]
     }

@@ -11,6 +11,7 @@ import Testing
 struct TinyRun {
     static let modelPath = TestModel.repositoryRoot + "/Tests/Goldens/tiny-llama.gguf"
 
+    var modelPath = TinyRun.modelPath
     var spec = TrainingSpec(
         adapter: AdapterSpec(rank: 4, alpha: 8, dropout: 0.1, targets: .allLinear, layers: nil), sequenceLength: 64,
         microBatchSize: 2, gradientAccumulation: 2, epochs: 2, maxSteps: nil, learningRate: 5e-3, schedule: .cosine,
@@ -66,7 +67,7 @@ struct TinyRun {
             PlanLimits(
                 budget: budget, threads: threads, compute: try spec.computeType(on: .strongest),
                 optimizer: spec.optimizer, spill: ByteCount(1 << 40), appliesLayerByLayer: spec.maxGradNorm == nil, calibration: nil,
-                weightsAreCached: true)
+                weightsAreCached: true, zerothOrder: spec.zerothOrder)
         }
     }
 
@@ -108,7 +109,7 @@ struct TinyRun {
         in directory: String, stopAfter: Int = .max, counted: Set<MicroBatchPurpose> = [.training],
         thenTo last: RunDirection = .stop, fingerprint: UInt8 = 1
     ) throws -> Result {
-        let model = try BaseModel.open(path: Self.modelPath)
+        let model = try BaseModel.open(path: modelPath)
         let memory = try memory(of: model)
         let plan = try plan(memory)
         let conversation = Conversation(stopAfter: stopAfter, counted: counted, thenTo: last)

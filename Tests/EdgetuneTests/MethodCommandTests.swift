@@ -8,7 +8,7 @@ import Testing
         rows: [
             .init(
                 name: "lora", rank: 16, trainableParameters: 4_884_480, peakBytes: 300 << 20, fits: true, tokensPerSecond: 593.6,
-                adapterBytes: 19 << 20, exports: ["peft", "gguf"]),
+                adapterBytes: 19 << 20, exports: ["peft", "gguf"], forwardOnlyPeakBytes: 80 << 20),
             .init(
                 name: "ia3", rank: nil, trainableParameters: 184_320, peakBytes: 950 << 20, fits: false, tokensPerSecond: nil,
                 adapterBytes: 720 << 10, exports: ["peft"]),
@@ -21,8 +21,8 @@ import Testing
         #expect(outcome.code == 0)
         let lines = outcome.out.split(separator: "\n").map { $0.split(separator: " ", omittingEmptySubsequences: true).joined(separator: " ") }
         #expect(lines == [
-            "METHOD RANK TRAINABLE MEMORY TOKENS/S ADAPTER EXPORTS", "lora 16 4884480 300.0 MiB 594 19.0 MiB peft, gguf",
-            "ia3 - 184320 950.0 MiB (does not fit) - 720.0 KiB peft", "budget: 900.0 MiB (the job's memory_budget, 900MiB)",
+            "METHOD RANK TRAINABLE MEMORY FORWARD ONLY TOKENS/S ADAPTER EXPORTS", "lora 16 4884480 300.0 MiB 80.0 MiB 594 19.0 MiB peft, gguf",
+            "ia3 - 184320 950.0 MiB (does not fit) - - 720.0 KiB peft", "budget: 900.0 MiB (the job's memory_budget, 900MiB)",
         ])
         let request = try #require(daemon.requests.last { $0.route == "POST /v1/methods" })
         let asked = try Wire.decoder().decode(MethodsRequest.self, from: Data(request.body))

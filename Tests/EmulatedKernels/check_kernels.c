@@ -998,6 +998,54 @@ static void check_add_rows(size_t columns) {
     }
 }
 
+/// A matrix of five rows, the second without an entry, in products with 1 to 31 tokens.
+static void check_sparse(size_t columns) {
+    enum { ROWS = 5, FIRST_ROW = 3, STEP = 3 };
+    static float values[ELEMENTS], rows[ELEMENTS], places[ELEMENTS], packed[EDGE_SPARSE_TOKENS * ELEMENTS], zeros[ELEMENTS];
+    struct edge_sparse entries = {values, rows, places, 0, FIRST_ROW, ROWS};
+    fill_inputs(3);
+    for (size_t row = 0; row < ROWS; row++)
+        for (size_t column = row; row != 1 && column < columns; column += STEP, entries.count++) {
+            values[entries.count] = in_d[entries.count];
+            rows[entries.count] = (float)(FIRST_ROW + row);
+            places[entries.count] = (float)column;
+        }
+    for (size_t tokens = 1; tokens <= EDGE_SPARSE_TOKENS; tokens += 6) {
+        if (tokens * columns > ELEMENTS || EDGE_SPARSE_TOKENS * columns > ELEMENTS) return;
+        edge_pack_tokens(in_a, columns, tokens, columns, packed);
+        memcpy(out_a, in_b, tokens * ROWS * sizeof *out_a);
+        portable.sparse_forward(&entries, packed, out_a, ROWS, tokens);
+        memcpy(out_b, in_c, EDGE_SPARSE_TOKENS * columns * sizeof *out_b);
+        portable.sparse_backward(&entries, in_b, ROWS, tokens, out_b);
+        memcpy(out_c, in_c, entries.count * sizeof *out_c);
+        portable.sparse_gradient(&entries, in_b, ROWS, tokens, packed, out_c);
+        for (size_t s = 0; s < set_count; s++) {
+            begin(s, "sparse products, %zu columns, %zu tokens", columns, tokens);
+            const float *x = input(&region_a, packed, EDGE_SPARSE_TOKENS * columns);
+            float *back = input(&region_b, zeros, tokens * columns);
+            edge_add_packed_tokens(x, tokens, columns, back, columns);
+            check_same("tokens", back, in_a, tokens * columns);
+            float *y = input(&region_b, in_b, tokens * ROWS);
+            sets[s].sparse_forward(&entries, x, y, ROWS, tokens);
+            check_same("y", y, out_a, tokens * ROWS);
+            float *dx = input(&region_c, in_c, EDGE_SPARSE_TOKENS * columns);
+            sets[s].sparse_backward(&entries, input(&region_b, in_b, tokens * ROWS), ROWS, tokens, dx);
+            check_same("dx", dx, out_b, EDGE_SPARSE_TOKENS * columns);
+            float *gradient = input(&region_c, in_c, entries.count);
+            sets[s].sparse_gradient(&entries, input(&region_b, in_b, tokens * ROWS), ROWS, tokens, x, gradient);
+            check_same("gradient", gradient, out_c, entries.count);
+        }
+    }
+    memcpy(out_a, in_b, ROWS * sizeof *out_a);
+    portable.sparse_vector(&entries, in_a, out_a);
+    for (size_t s = 0; s < set_count; s++) {
+        begin(s, "sparse vector, %zu columns", columns);
+        float *y = input(&region_b, in_b, ROWS);
+        sets[s].sparse_vector(&entries, input(&region_a, in_a, columns), y);
+        check_same("y", y, out_a, ROWS);
+    }
+}
+
 static void check_vectors(size_t count) {
     fill_inputs(3);
     memcpy(out_a, in_b, count * sizeof *out_a);
@@ -1126,6 +1174,7 @@ static void check_elementwise(void) {
         check_cross_entropy(count);
         check_cross_entropy_capped(count);
         check_add_rows(count);
+        check_sparse(count);
         check_vectors(count);
         check_optimizer(count);
     }

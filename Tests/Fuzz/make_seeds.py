@@ -230,6 +230,9 @@ def adapters():
         "adalora": ("ADALORA", {"lora_A": lambda i, o: [2, i], "lora_E": lambda i, o: [2, 1], "lora_B": lambda i, o: [o, 2]}, {}),
         "ia3": ("IA3", {"ia3_l": lambda i, o: [1, i] if i == 16 else [o, 1]}, {}),
         "oft": ("OFT", {"oft_R.weight": lambda i, o: [i // 4, 6]}, {}),
+        "rlrr": ("RLRR", {"rlrr_left": lambda i, o: [o], "rlrr_right": lambda i, o: [i]}, {}),
+        "shira": ("SHIRA", {"shira_weight": lambda i, o: [i + o], "shira_indices": lambda i, o: [2, i + o]}, {}),
+        "bitfit": ("BEFT", {"beft_bias": lambda i, o: [1, o]}, {}),
     }
     for name, (kind, stored, shared) in matrices.items():
         file = {f"{base}{layer}.{module}.{matrix}": ("F32", shape(*sizes), floats(math.prod(shape(*sizes))))
@@ -239,6 +242,10 @@ def adapters():
         settings = {"peft_type": kind, "r": 2, "target_modules": ["v_proj", "down_proj"]}
         settings |= {"use_dora": True} if name == "dora" else {"feedforward_modules": ["down_proj"]} if name == "ia3" else {}
         settings |= {"init_r": 2, "total_step": 9, "rank_pattern": {"model.layers.0.mlp.down_proj.lora_E": [True, True]}} if name == "adalora" else {}
+        if name == "shira":
+            settings["r"] = 1
+            file |= {key: ("I32", shape, struct.pack(f"<{math.prod(shape)}i", *(place % 4 for place in range(math.prod(shape)))))
+                     for key, (_, shape, _) in file.items() if key.endswith("indices")}
         settings |= {"r": 0, "oft_block_size": 4, "peft_version": "0.18.0"} if name == "oft" else {}
         save("adapter", name, json.dumps(settings).encode() + b"\0" + safetensors(file))
     save("adapter", "llama-cpp", b"\0" + gguf({

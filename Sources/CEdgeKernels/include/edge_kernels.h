@@ -43,6 +43,10 @@ struct edge_quant_format {
 
 /// The format's entry; `format` is below EDGE_FORMAT_COUNT.
 const struct edge_quant_format *edge_quant_format(enum edge_format format);
+/// Whether `edge_scale_blocks` can scale blocks of this format: values themselves, or binary16 scales.
+bool edge_has_block_scales(enum edge_format format);
+/// Multiplies all values of `count` blocks, whose codes stay: each scale is rounded once. False: one is not finite any more.
+bool edge_scale_blocks(enum edge_format format, void *blocks, size_t count, float factor);
 /// EDGE_FORMAT_COUNT when no format has this ggml type.
 enum edge_format edge_format_of_ggml_type(uint32_t ggml_type);
 
@@ -151,6 +155,20 @@ struct edge_left {
 typedef void (*edge_tile_fn)(const struct edge_left *a, const void *panels, size_t depth, float *c, size_t ldc, size_t m,
                              size_t n, bool accumulate);
 
+/// Tokens that a sparse product takes at once: two cache lines of an input.
+enum { EDGE_SPARSE_TOKENS = 32 };
+
+/// Entries of a sparse matrix, sorted by row and then by column. Rows and columns are whole numbers in f32, as they lie in an adapter's
+/// block; `first_row` is the row whose output is the first of `row_count`.
+struct edge_sparse {
+    const float *values;
+    const float *rows;
+    const float *columns;
+    size_t count;
+    size_t first_row;
+    size_t row_count;
+};
+
 struct edge_kernel_set {
     const char *name;
     /// What a job computes in when it does not say: the fastest type that has been shown to train as well as f32.
@@ -239,6 +257,17 @@ struct edge_kernel_set {
     void (*add_scaled)(const float *x, float *y, size_t count, float scale);
     float (*dot)(const float *x, const float *y, size_t count);
 
+    /// Tokens of a product with a sparse matrix: y[t][row] += Σ value · x[column][t], in the order of the entries. x is
+    /// [columns][EDGE_SPARSE_TOKENS] (`edge_pack_tokens`); y has `tokens` rows.
+    void (*sparse_forward)(const struct edge_sparse *entries, const float *x, float *y, size_t ldy, size_t tokens);
+    /// dx[column][t] += value · dy[t][row], dx being packed as x is above.
+    void (*sparse_backward)(const struct edge_sparse *entries, const float *dy, size_t lddy, size_t tokens, float *dx);
+    /// gradient[k] += Σ over the tokens of dy[t][row] · x[column][t], added in a fixed order.
+    void (*sparse_gradient)(const struct edge_sparse *entries, const float *dy, size_t lddy, size_t tokens, const float *x,
+                            float *gradient);
+    /// y[row] += Σ value · x[column] of one token.
+    void (*sparse_vector)(const struct edge_sparse *entries, const float *x, float *y);
+
     /// y = x · mask / (1 - probability), where element `first + i` of the stream `key` is dropped with `probability`.
     /// Counter-based: the same arguments give the same mask, whatever ran before.
     void (*dropout)(const float *x, float *y, size_t count, uint64_t key, uint64_t first, float probability);
@@ -265,6 +294,11 @@ bool edge_kernel_set_supported(size_t index);
 void edge_kernel_set_fill(size_t index, struct edge_kernel_set *set);
 
 // ---- Products with a frozen right operand -----------------------------------------------------------------------
+
+/// packed[column][t] = x[t][column], zero from `tokens` to EDGE_SPARSE_TOKENS.
+void edge_pack_tokens(const float *x, size_t ldx, size_t tokens, size_t columns, float *packed);
+/// The reverse, added: x[t][column] += packed[column][t].
+void edge_add_packed_tokens(const float *packed, size_t tokens, size_t columns, float *x, size_t ldx);
 
 /// Decodes `count` values of row `row` from column `column` on, both multiples of the format's unit.
 void edge_decode_part(const struct edge_kernel_set *set, const struct edge_matrix *w, size_t row, size_t column,

@@ -49,6 +49,8 @@ package struct AdapterLayout {
     package let lowestLayer: Int
     /// Rows and keys before each sample's own.
     package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
+    /// Layers whose MLP is a mixture of experts.
+    package var mixedLayers: Int { parts.filter { $0.part.site == .experts }.count }
     /// Of the two matrices of all bottlenecks.
     package var bottleneckElements: Int {
         parts.filter { [.afterAttention, .afterMLP].contains($0.part.site) }.flatMap(\.places).filter { !$0.matrix.isVector }
@@ -56,8 +58,16 @@ package struct AdapterLayout {
     }
     /// Of a sample's tokens, by the keys before its own.
     package var positionShift: Int { spec.method.prefixShiftsPositions ? spec.method.prefixTokens(spec) : 0 }
-    /// Whether what goes into the first layer has a gradient.
-    package var hasPrompt: Bool { parts.contains { $0.part.site == .prompt } }
+    /// Whether what goes into a layer has a gradient that the method needs, and no layer below is trained.
+    package func needsInputGradient(of layer: Int) -> Bool {
+        parts.contains { placed in
+            switch placed.part.site {
+            case .prompt, .tokens: true
+            case .norm(.attentionInput): placed.part.layer == layer
+            default: false
+            }
+        }
+    }
     /// Elements of the derived factors of the modules that work together.
     private let factorCount: Int
     /// The largest.
@@ -67,6 +77,12 @@ package struct AdapterLayout {
     package let trainedFactorElements: Int
     /// Weights of the linears whose outputs the method scales.
     package let scaledWeights: Int
+    /// Weights of the linears that have a product with a rescaled input, too; and entries of all sparse changes.
+    package let rescaledWeights: Int
+    package let sparseEntries: Int
+    /// The most that a rescaled product's input and outputs have together, and the widest input of a sparse one; 0: there is none.
+    private let widestRescaled: Int
+    private let widestSparseInput: Int
     /// Widest input that the method transforms, and widest output that it scales; 0: none.
     private let widestTransformedInput: Int
     private let widestScaledOutput: Int
@@ -76,7 +92,8 @@ package struct AdapterLayout {
     /// Of all rotations, and multiplications in a product of each block with one of its size.
     package let rotationElements: Int
     package let rotationProducts: Int
-    var hasMagnitudes: Bool { magnitudeCount > 0 }
+    /// Whether a part of what is trained is measured by the first forward.
+    package var hasMagnitudes: Bool { magnitudeCount > 0 }
 
     /// Each matrix starts at a cache line.
     package init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec) {
@@ -112,7 +129,9 @@ package struct AdapterLayout {
         placeParts(of: nil)
         layerRanges = ranges + [firstOfModel..<count]
         trainedCount = count
-        lowestLayer = count > firstOfModel ? 0 : modules.first?.layer ?? ranges.firstIndex { !$0.isEmpty } ?? 0
+        // The last norm is above all layers, but a step goes through one layer at least.
+        let isBelowLayers = parts.contains { $0.layer == nil && $0.site != .norm(.final) }
+        lowestLayer = isBelowLayers ? 0 : modules.first?.layer ?? ranges.firstIndex { !$0.isEmpty } ?? spec.layerCount - 1
         self.parts = placedParts
         for module in modules.indices {
             for (index, matrix) in matrices[module].enumerated() where places[module][index] == nil {
@@ -145,12 +164,20 @@ package struct AdapterLayout {
         self.slots = slots
         factorCount = largest
         factorRank = slots.map(\.factorRank).max() ?? 0
-        factorElements = slots.reduce(0) { $0 + $1.factorRank * ((method.foldsInputs ? 0 : $1.inFeatures) + $1.outFeatures) }
-        trainedFactorElements = slots.reduce(0) { sum, slot in
+        let ofMixtures = parts.filter { $0.site == .experts }.count
+            * (method.mixture.map { Self.elements(of: $0, rank: adapter.rank, spec) } ?? 0)
+        factorElements = slots.reduce(ofMixtures) { $0 + $1.factorRank * ((method.foldsInputs ? 0 : $1.inFeatures) + $1.outFeatures) }
+        trainedFactorElements = slots.reduce(ofMixtures) { sum, slot in
             let isTrained = method.storedFactors.map { slot.places[$0.a].matrix.isTrained } ?? !method.foldsInputs
             return sum + slot.factorRank * (slot.outFeatures + (isTrained ? slot.inFeatures : 0))
         }
         scaledWeights = shapes.reduce(0) { $0 + (method.outputScale($1) == nil ? 0 : $1.inFeatures * $1.outFeatures) }
+        let added = shapes.map(method.addedTerms)
+        let rescaled = zip(shapes, added).filter { $1.rescaling != nil }.map(\.0)
+        rescaledWeights = rescaled.reduce(0) { $0 + $1.inFeatures * $1.outFeatures }
+        widestRescaled = rescaled.map { $0.inFeatures + $0.outFeatures }.max() ?? 0
+        widestSparseInput = zip(shapes, added).filter { $1.sparse != nil }.map(\.0.inFeatures).max() ?? 0
+        sparseEntries = zip(slots, added).reduce(0) { sum, one in sum + (one.1.sparse.map { one.0.places[$0.values].matrix.count } ?? 0) }
         widestTransformedInput = shapes.filter { method.inputTransform($0) != nil }.map(\.inFeatures).max() ?? 0
         let rotations = slots.compactMap(\.rotation)
         rotationBlock = rotations.map(\.columns).max() ?? 0
@@ -159,6 +186,12 @@ package struct AdapterLayout {
         widestScaledOutput = shapes.filter { method.outputScale($0) != nil }.map(\.outFeatures).max() ?? 0
         let hasMagnitude = shapes.contains { method.outputScale($0)?.isMagnitude ?? false }
         magnitudeCount = hasMagnitude ? factorRank * (widestScaledOutput + factorRank) : 0
+    }
+
+    /// What a token is multiplied by in a mixture: by the router, by its experts' factors, and by every expert's B of down.
+    private static func elements(of mixture: ExpertMixture, rank: Int, _ spec: DecoderSpec) -> Int {
+        let (hidden, intermediate) = (spec.hiddenSize, spec.intermediateSize)
+        return mixture.experts * hidden * (1 + rank) + mixture.chosen * rank * (2 * hidden + 3 * intermediate)
     }
 
     static func padded(_ count: Int) -> Int { ByteCount.floats(count).bytes / 4 }
@@ -181,33 +214,40 @@ package struct AdapterLayout {
     /// Elements of the layer that has most.
     var largestLayer: Int { layerRanges.dropLast().map(\.count).max() ?? 0 }
 
-    /// Elements that the gradients take.
+    /// Elements that the gradients take, or what is in their place.
     package func gradientCount(_ extent: AdapterSet.GradientExtent) -> Int {
         switch extent {
         case .allLayers: trainedCount
-        case .oneLayer: largestLayer + modelRange.count
+        case .oneLayer, .forwardOnly: largestLayer + modelRange.count
         }
     }
 
     package var modules: Set<LinearModule> { Set(slots.map(\.id.module)) }
 
-    /// Elements of derived factors, and of their gradients where there is training.
-    package func factorCount(isTrained: Bool) -> Int { isTrained ? 2 * factorCount : factorCount }
+    /// Elements of derived factors, of every task at once, and of one's gradients where there is training.
+    package func factorCount(isTrained: Bool) -> Int { ((spec.method.tasks?.names.count ?? 1) + (isTrained ? 1 : 0)) * factorCount }
+    /// Where a task's derived factors begin.
+    func factorStart(task: Int?) -> Int { (task ?? 0) * factorCount }
 
     /// Elements for a scaled product's inputs or outputs, and for what a magnitude's scale is made of.
     package func scaledCount(tokens: Int, isTrained: Bool) -> Int {
-        max(tokens * max(widestTransformedInput, isTrained ? widestScaledOutput : 0), magnitudeCount)
+        max(tokens * max(widestTransformedInput, widestRescaled, isTrained ? widestScaledOutput : 0), magnitudeCount)
     }
 
     /// Of a thread's scratch, for what its pieces make of the adapter.
-    package var scratchFloats: Int { rotationBlock == 0 ? 0 : BlockRotation.scratchFloats(blockSize: rotationBlock) }
+    package var scratchFloats: Int {
+        max(
+            rotationBlock == 0 ? 0 : BlockRotation.scratchFloats(blockSize: rotationBlock),
+            SparseMatrix.scratchFloats(inFeatures: widestSparseInput))
+    }
 }
 
 extension DecoderSpec {
-    fileprivate func shape(_ module: LinearModule) -> LinearShape {
+    /// Of the linear whose leader is `module`.
+    package func shape(_ module: LinearModule) -> LinearShape {
         LinearShape(
             inFeatures: module.inFeatures(self), outFeatures: linear(doing: module).outFeatures(self), isDown: module == .down,
-            rowOrder: rowOrder(module))
+            rowOrder: rowOrder(module), hasBias: biases.contains(module))
     }
 }
 

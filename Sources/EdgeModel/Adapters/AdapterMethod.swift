@@ -4,8 +4,8 @@
 //
 // A `[factorRank, in]` and B `[out, factorRank]` are the factors, o `[out]` the output's scale, and t multiplies the input by a vector or by a
 // block-diagonal rotation. A method says which of these it has and how they come from the matrices that it stores; the products and their
-// gradients are the layer's, once for all. A method has an input's transform or factors, not both. Beside the linears a method may have
-// parts (AdapterPart.swift).
+// gradients are the layer's, once for all. A method has an input's transform or factors, not both; or it adds other terms to a linear that
+// is left as it is (AddedTerms.swift). Beside the linears it may have parts (AdapterPart.swift).
 // A method is one file, and one line in `AdapterMethods.all`.
 import EdgeFormats
 import EdgeTensor
@@ -16,9 +16,13 @@ package enum AdapterMethods {
     package static let dora = DoRA()
 
     package static let all: [any AdapterMethod] = [
-        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(),
-        PrefixTuning(), PromptTuning(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn, HubAdapter.mam,
+        lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(), MTLoRA(), MixLoRA(),
+        PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
+        HubAdapter.mam,
     ]
+
+    /// Those that a model can have whatever its linears are.
+    package static var ofAnyModel: [any AdapterMethod] { all.filter { !$0.needsBias } }
 
     package static func named(_ name: String) -> (any AdapterMethod)? { all.first { $0.name == name } }
 }
@@ -31,13 +35,16 @@ package struct LinearShape: Equatable, Sendable {
     package let isDown: Bool
     /// Output i is Hugging Face's `rowOrder[i]`, which is what shared matrices go by; nil: the same order.
     package var rowOrder: [Int]?
+    /// The base adds a bias.
+    package let hasBias: Bool
 
     /// For what is the same of every linear.
-    static let smallest = LinearShape(inFeatures: 1, outFeatures: 1, isDown: false)
+    package static let smallest = LinearShape(inFeatures: 1, outFeatures: 1, isDown: false)
 
-    package init(inFeatures: Int, outFeatures: Int, isDown: Bool, rowOrder: [Int]? = nil) {
+    package init(inFeatures: Int, outFeatures: Int, isDown: Bool, rowOrder: [Int]? = nil, hasBias: Bool = false) {
         self.inFeatures = inFeatures
         self.outFeatures = outFeatures
+        self.hasBias = hasBias
         self.isDown = isDown
         self.rowOrder = rowOrder
     }
@@ -52,6 +59,9 @@ package struct AdapterMatrix: Equatable, Sendable {
         case normal(deviation: Float)
         /// A and B of a LoRA together.
         case orthogonal
+        /// Of a sparse matrix of this size: rows, then columns, of one random place in each of as many equal stretches as there are
+        /// entries.
+        case places(rows: Int, columns: Int)
         /// What the base's weights, or its activations, say, once they are in memory; zero until then.
         case measured
     }
@@ -66,6 +76,8 @@ package struct AdapterMatrix: Equatable, Sendable {
     package var isVector = false
     package var isTrained = true
     package var isOnFile = true
+    /// Of whole numbers below 2^24: I32 on file, and exact in f32.
+    package var isInteger = false
     package var outputs: OutputAxis?
     package let start: Start
     /// The learning rate is multiplied by it.
@@ -108,6 +120,17 @@ package struct AdapterFactors {
         self.a = a
         self.b = b
     }
+}
+
+/// Of a method whose samples belong to tasks: what is stored for a linear is the matrices that all tasks share, and then as many of each.
+package struct AdapterTasks: Equatable, Sendable {
+    package let names: [String]
+    /// Matrices that all tasks share, and that each has for itself.
+    let shared: Int
+    let own: Int
+
+    /// Numbers of the matrices that a sample of this task sees.
+    package func matrices(of task: Int) -> [Int] { Array(0..<shared) + (0..<own).map { shared + task * own + $0 } }
 }
 
 /// What adapter_config.json says of an adapter, whatever its method.
@@ -171,6 +194,8 @@ package protocol AdapterMethod: Equatable, Sendable {
     var name: String { get }
     /// `peft_type` of its files.
     var peftType: String { get }
+    /// Whether PEFT has a class of this type.
+    var isPEFTs: Bool { get }
     var configKeys: AdapterConfigKeys { get }
     /// The method that its files are read as.
     var fileMethod: String { get }
@@ -189,6 +214,10 @@ package protocol AdapterMethod: Equatable, Sendable {
     func defaultAlpha(rank: Int) -> Double
     /// The largest rank that a job can ask for.
     var largestRank: Int { get }
+    /// That this linear can have; nil: any.
+    func largestRank(_ linear: LinearShape) -> Int?
+    /// Whether a job can adapt only linears with a bias.
+    var needsBias: Bool { get }
 
     /// What is stored for a linear.
     func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix]
@@ -218,23 +247,44 @@ package protocol AdapterMethod: Equatable, Sendable {
     var foldsInputs: Bool { get }
     /// Whether every step trains a number of ranks that it draws.
     var drawsRank: Bool { get }
+    /// The tasks that its samples belong to, of a method that derives factors; nil: a sample belongs to none.
+    var tasks: AdapterTasks? { get }
 
     /// Whether adapter_config.json can name layers.
     var hasLayers: Bool { get }
     func inputTransform(_ linear: LinearShape) -> InputTransform?
     func outputScale(_ linear: LinearShape) -> OutputScale?
+    func addedTerms(_ linear: LinearShape) -> AddedTerms
 
     /// Whether it changes linears, which a job's targets then name.
     var adaptsLinears: Bool { get }
+    /// Whether a job's targets, and its layers, choose what it changes.
+    var hasTargets: Bool { get }
+    /// Of a method that has targets and changes no linears: whether the model has what they name.
+    ///
+    /// - Throws: `AdapterTargetError`.
+    func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws
+    /// Of such a method: what adapter_config.json calls its modules.
+    func targetNames(_ model: DecoderSpec, _ spec: AdapterSpec) -> [String]
+    /// Whether a linear that a job's targets name is one that it changes.
+    func adapts(_ module: LinearModule) -> Bool
+    /// What a tensor of a linear is called on file; nil: as PEFT has it.
+    func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String?
+    /// Of the MLP; nil: it is the base's.
+    var mixture: ExpertMixture? { get }
     /// What is stored beside the linears, those of a layer together.
     func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart]
     /// Whether all that it does is another weight for each linear, so that a model can have it.
     var changesWeightsOnly: Bool { get }
+    /// Whether a model's file has a place for all that it does, in linears or elsewhere.
+    var canBeWeights: Bool { get }
     /// Whether the model is the base's before the first step.
     var beginsAsBase: Bool { get }
     /// What its virtual tokens begin as; nil: it has none.
     var virtualTokenStart: VirtualTokenStart? { get }
     func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes?
+    /// Whose embeddings are trained.
+    var trainedTokens: [TokenID] { get }
     /// What people call its rank.
     var rankWord: String { get }
     /// Rows before each sample's own.
@@ -249,11 +299,19 @@ package protocol AdapterMethod: Equatable, Sendable {
 
 extension AdapterMethod {
     package var adaptsLinears: Bool { true }
+    package func adapts(_ module: LinearModule) -> Bool { true }
+    package func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String? { nil }
+    package var mixture: ExpertMixture? { nil }
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] { [] }
+    package var hasTargets: Bool { adaptsLinears }
+    package func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws {}
+    package func targetNames(_ model: DecoderSpec, _ spec: AdapterSpec) -> [String] { [] }
     package var changesWeightsOnly: Bool { true }
+    package var canBeWeights: Bool { changesWeightsOnly }
     package var beginsAsBase: Bool { true }
     package var virtualTokenStart: VirtualTokenStart? { nil }
     package func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes? { nil }
+    package var trainedTokens: [TokenID] { [] }
     package var rankWord: String { "rank" }
     package func promptTokens(_ spec: AdapterSpec) -> Int { 0 }
     package func prefixTokens(_ spec: AdapterSpec) -> Int { 0 }
@@ -262,6 +320,9 @@ extension AdapterMethod {
     package var defaultRank: Int { 16 }
     package func defaultAlpha(rank: Int) -> Double { Double(rank) }
     package var largestRank: Int { 512 }
+    package func largestRank(_ linear: LinearShape) -> Int? { nil }
+    package var needsBias: Bool { false }
+    package var isPEFTs: Bool { true }
     package func shared(_ widest: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
     package func configured(by config: JSONText) throws -> any AdapterMethod { self }
     package func fileNames(_ spec: AdapterSpec) -> [String] { matrices(.smallest, spec).filter(\.isOnFile).map(\.name) }
@@ -276,10 +337,12 @@ extension AdapterMethod {
     ) {}
     package var foldsInputs: Bool { false }
     package var drawsRank: Bool { false }
+    package var tasks: AdapterTasks? { nil }
     /// PEFT's class for (IA)³, which has no rank, has no layers either.
     package var hasLayers: Bool { configKeys.rank != nil }
     package func inputTransform(_ linear: LinearShape) -> InputTransform? { nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }
+    package func addedTerms(_ linear: LinearShape) -> AddedTerms { .none }
     package var fileMethod: String { name }
     package var asOnFile: any AdapterMethod { self }
     package var hasDropout: Bool { configKeys.dropout != nil }
@@ -287,12 +350,12 @@ extension AdapterMethod {
     /// What a job calls its rank.
     package var rankKey: String { virtualTokenStart == nil ? "lora_r" : "num_virtual_tokens" }
 
-    /// Whether what it makes of a linear is a plain LoRA, exactly.
+    /// Whether what it makes of a linear is a plain LoRA, exactly: of tasks each is one.
     package func isLoRA(_ spec: AdapterSpec) -> Bool {
-        adaptsLinears && changesWeightsOnly && hasFactors(spec)
+        tasks == nil && adaptsLinears && changesWeightsOnly && hasFactors(spec)
             && [true, false].allSatisfy { isDown in
                 let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
-                return inputTransform(linear) == nil && outputScale(linear) == nil
+                return inputTransform(linear) == nil && outputScale(linear) == nil && addedTerms(linear).isEmpty
             }
     }
 

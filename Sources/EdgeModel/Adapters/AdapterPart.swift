@@ -7,8 +7,14 @@ package enum AdapterSite: Hashable, Sendable {
     case prefix
     /// Before the embeddings of a sample's own tokens: one matrix.
     case prompt
+    /// Instead of a norm's own numbers: its weight, and of layer normalisation its bias.
+    case norm(NormPlace)
+    /// Instead of some tokens' embeddings: one matrix.
+    case tokens
     /// Where a layer's attention, or its MLP, is added to the residual: a bottleneck's matrices (Bottleneck.swift).
     case afterAttention, afterMLP
+    /// In a layer's MLP: the router's matrix, and those of each expert.
+    case experts
 }
 
 /// What a method stores for one such place.

@@ -122,15 +122,36 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
     case noModule(targets: String, available: [String])
     case layerOutOfRange(Int, layerCount: Int)
     case badPattern(String, reason: String)
+    /// `targets` is nil where the model has no bias at all.
+    case noBias(method: String, targets: String?, available: [String])
+    case rankTooLarge(method: String, rank: Int, module: String, largest: Int)
+
+    /// Another method could have what was asked for.
+    package var isOfMethod: Bool {
+        switch self {
+        case .noBias, .rankTooLarge: true
+        case .noModule, .layerOutOfRange, .badPattern, .tokenOutOfRange: false
+        }
+    }
+    case tokenOutOfRange(Int, vocabularySize: Int)
 
     package var description: String {
         switch self {
         case .noModule(let targets, let available):
-            "lora_target_modules \(targets) matches no linear of this model; it has \(available.joined(separator: ", "))"
+            "lora_target_modules \(targets) matches nothing of this model that the method can change; there are "
+                + available.joined(separator: ", ")
         case .layerOutOfRange(let layer, let layerCount):
             "layers_to_transform names layer \(layer); the model has layers 0 to \(layerCount - 1)"
+        case .tokenOutOfRange(let token, let vocabularySize):
+            "token_indices names token \(token); the model has tokens 0 to \(vocabularySize - 1)"
         case .badPattern(let pattern, let reason):
             "lora_target_modules \"\(pattern)\" is not a regular expression: \(reason)"
+        case .noBias(let method, nil, _):
+            "\(method) trains biases, and no linear of this model has one; as few parameters have ia3, a vector a linear, and rlrr, two"
+        case .noBias(let method, .some(let targets), let available):
+            "\(method) trains biases, and lora_target_modules \(targets) names linears without; \(available.joined(separator: ", ")) have one"
+        case .rankTooLarge(let method, let rank, let module, let largest):
+            "lora_r: \(rank) is not allowed; with \(method) \(module) can have 1 to \(largest)"
         }
     }
 }
@@ -139,20 +160,57 @@ extension AdapterSpec {
     /// The adapted modules, by layer and then in the layer's order. PEFT's matching: a name matches the end of the
     /// path at a dot, a pattern the whole path (peft `tuners_utils.check_target_module_exists`).
     package func modules(of spec: DecoderSpec) throws -> [ModuleID] {
-        guard method.adaptsLinears else { return [] }
         if let layer = layers?.first(where: { !(0..<spec.layerCount).contains($0) }) {
             throw AdapterTargetError.layerOutOfRange(layer, layerCount: spec.layerCount)
         }
+        guard method.adaptsLinears else {
+            try method.checkTargets(spec, self)
+            return []
+        }
+        let chosen = try targeted(of: spec)
+        for id in chosen {
+            let rank = own(id.path(spec)).rank
+            if let largest = method.largestRank(spec.shape(id.module)), rank > largest {
+                throw AdapterTargetError.rankTooLarge(method: method.name, rank: rank, module: id.path(spec), largest: largest)
+            }
+        }
+        return method.needsBias ? try withBias(chosen, spec) : chosen
+    }
+
+    /// Those of `chosen`; what was named must have one.
+    private func withBias(_ chosen: [ModuleID], _ spec: DecoderSpec) throws -> [ModuleID] {
+        let have = chosen.filter { spec.biases.contains($0.module) }
+        guard have.count < chosen.count else { return have }
+        let available = spec.linears.filter { spec.biases.contains($0.leader) }.map(\.name)
+        if available.isEmpty { throw AdapterTargetError.noBias(method: method.name, targets: nil, available: []) }
+        let asked: String
+        switch targets {
+        case .allLinear: return have
+        case .names(let names): asked = names.joined(separator: ", ")
+        case .pattern(let pattern): asked = pattern
+        }
+        throw AdapterTargetError.noBias(method: method.name, targets: asked, available: available)
+    }
+
+    private func targeted(of spec: DecoderSpec) throws -> [ModuleID] {
         let linears = spec.linears
         let available = linears.map(\.name)
         let all = (0..<spec.layerCount).filter { layers?.contains($0) ?? true }.flatMap { layer in
             linears.map { ModuleID(layer: layer, module: $0.leader) }
         }
-        func matches(_ id: ModuleID, _ name: String) -> Bool {
-            let path = id.path(spec)
+        return try chosen(of: all, available: available) { $0.path(spec) }.filter { method.adapts($0.module) }
+    }
+
+    /// The modules among these that the targets name; of `allLinear` all.
+    ///
+    /// - Parameter available: their names, for the error.
+    /// - Throws: `AdapterTargetError` where a target names none.
+    func chosen<Module>(of all: [Module], available: [String], path: (Module) -> String) throws -> [Module] {
+        func matches(_ module: Module, _ name: String) -> Bool {
+            let path = path(module)
             return path == name || path.hasSuffix("." + name)
         }
-        let chosen: [ModuleID]
+        let chosen: [Module]
         let asked: String
         switch targets {
         case .allLinear:
@@ -162,7 +220,7 @@ extension AdapterSpec {
             for name in names where !all.contains(where: { matches($0, name) }) {
                 throw AdapterTargetError.noModule(targets: name, available: available)
             }
-            chosen = all.filter { id in names.contains { matches(id, $0) } }
+            chosen = all.filter { module in names.contains { matches(module, $0) } }
         case .pattern(let pattern):
             asked = pattern
             let regex: Regex<AnyRegexOutput>
@@ -171,11 +229,14 @@ extension AdapterSpec {
             } catch {
                 throw AdapterTargetError.badPattern(pattern, reason: "\(error)")
             }
-            chosen = try all.filter { try regex.wholeMatch(in: $0.path(spec)) != nil }
+            chosen = try all.filter { try regex.wholeMatch(in: path($0)) != nil }
         }
         guard !chosen.isEmpty else {
             throw AdapterTargetError.noModule(targets: asked, available: available)
         }
         return chosen
     }
+
+    /// `q_proj` of `model.layers.3.self_attn.q_proj`.
+    static func lastName(_ path: String) -> String { String(path.split(separator: ".").last ?? "") }
 }

@@ -52,6 +52,7 @@ extension Hyperparameters {
         spec.hasOutputNorms = true
         // llama.cpp's converter has added the 1.
         spec.normKind = .rootMeanSquare(weightOffset: isHuggingFace ? 1 : 0)
+        spec.hubNormOffset = 1
         spec.embeddingScale = Float(spec.hiddenSize).squareRoot()
         let ggufScalar = spec.layerCount == largestLayerCount ? spec.hiddenSize / spec.attentionHeadCount : spec.headDim
         let scalar = try number(Key(nil, "query_pre_attn_scalar"), default: isHuggingFace ? 256 : Double(ggufScalar))

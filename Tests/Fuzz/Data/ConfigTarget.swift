@@ -19,6 +19,6 @@ extension FuzzTarget {
             let rows = spec.ggufRowOrder(module)?.count ?? 0
             try BrokenClaim.unless(rows <= 1024 * 1024, "\(rows) rows")
         }
-        _ = LayerActivations.bytes(tokens: 1 << 16, mlpTokens: 1 << 16, rank: 256, adapted: Set(LinearModule.allCases), spec)
+        _ = LayerActivations.bytes(tokens: 1 << 16, mlpTokens: 1 << 16, rank: 256, adapted: Set(LinearModule.allCases), .none, spec)
     }
 }
