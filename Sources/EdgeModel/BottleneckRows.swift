@@ -91,12 +91,15 @@ extension DecoderLayer {
     /// - Parameters:
     ///   - z: what they read.
     ///   - kept: where it is kept for the backward; of no rows where there is none, or what they read is there in any case.
-    func addBottlenecks(_ bottlenecks: [BottleneckRows], reading input: Bottleneck.Input, _ z: Tensor, to y: Tensor, kept: Tensor, _ w: LayerWorkspace) {
+    func addBottlenecks(
+        _ bottlenecks: [BottleneckRows], reading input: Bottleneck.Input, _ z: Tensor, to y: Tensor, kept: Tensor, _ w: LayerWorkspace
+    ) {
         for one in bottlenecks where one.form.input == input {
             if input != .residual, kept.rows > 0 { kept.rows(one.rows).copy(from: z.rows(one.rows)) }
             one.forward(z, addingTo: y, hidden: w.bottleneck)
         }
     }
+
     /// The gradients of the bottlenecks of a half, and of what they read where that is its sum or its output. `addResidualGradients` has the
     /// rest.
     ///

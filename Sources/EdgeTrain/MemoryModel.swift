@@ -84,6 +84,11 @@ package struct MemoryModel {
     let lowestLayer: Int
     let adaptedModules: Set<LinearModule>
     let bottlenecks: BottleneckMemory
+    /// Nil where no job's MLP is a mixture of experts.
+    let mixture: MixtureSizes?
+    /// The most of a job.
+    let trainedHeadRows: Int
+    private let prefixTokens: Int
 
     /// What a job has for itself.
     private struct JobMemory {
@@ -183,6 +188,9 @@ package struct MemoryModel {
         lowestLayer = jobs.map(\.layout.lowestLayer).min() ?? 0
         adaptedModules = jobs.reduce([]) { $0.union($1.layout.modules) }
         bottlenecks = BottleneckMemory(layouts.compactMap(\.spec.method.bottleneck), of: spec)
+        mixture = MixtureSizes(layouts)
+        trainedHeadRows = weights.isHeadTied ? layouts.map(\.spec.method.trainedTokens.count).max() ?? 0 : 0
+        prefixTokens = layouts.map { $0.spec.method.prefixTokens($0.spec) }.max() ?? 0
     }
 
     /// Of the first job, or of the only one.
@@ -252,7 +260,7 @@ package struct MemoryModel {
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
             + LayerWorkspace.bytes(
-                tokens: shape.tokens, mlpTokens: shape.mlpTokens, bottlenecks, spec, layerUse(shape), MixtureSizes(layouts))
+                tokens: shape.tokens, mlpTokens: shape.mlpTokens, bottlenecks, spec, layerUse(shape), mixture)
             + .floats(shape.tokens * widestDropped) + .floats(scaledCount(shape))
     }
 
@@ -266,8 +274,6 @@ package struct MemoryModel {
     func tokenHead(_ shape: StepShape) -> ByteCount {
         trainedHeadRows == 0 ? .zero : .floats(shape.tokens * spec.hiddenSize) + .floats(shape.tokens * trainedHeadRows)
     }
-    /// The most of a job.
-    var trainedHeadRows: Int { weights.isHeadTied ? layouts.map(\.spec.method.trainedTokens.count).max() ?? 0 : 0 }
 
     /// Between forward and backward the head works, before and after it a layer, in the same memory.
     package func work(_ shape: StepShape) -> ByteCount { max(layerWork(shape), loss(shape)) }
@@ -307,7 +313,6 @@ package struct MemoryModel {
 
     /// Of the longest sample's last token, and of what comes before its first.
     func positions(_ shape: StepShape) -> Int { shape.longestSample + prefixTokens }
-    private var prefixTokens: Int { layouts.map { $0.spec.method.prefixTokens($0.spec) }.max() ?? 0 }
 
     /// That go through the step before the first, to make what virtual tokens begin as.
     var startTokens: Int {

@@ -192,7 +192,7 @@ package final class TrainStep {
                 layerActivations(mlpTokens: shape.mlpTokens),
                 LayerWorkspace(
                     tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, memory.layerUse(shape),
-                    MixtureSizes(memory.layouts), arena: arena),
+                    memory.mixture, arena: arena),
                 memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
                 arena.floats(memory.scaledCount(shape))
             )

@@ -509,7 +509,8 @@ private struct Planner {
         }
         if let hub = memory.adapter.method as? HubAdapter, let factor = hub.bottleneck?.reductionFactor {
             for larger in [2, 4, 8, 16, 32].map({ $0 * factor }) where larger <= Double(memory.spec.hiddenSize) {
-                guard let changed = changed({ $0.method = hub.with { $0.reductionFactor = larger } }), fits(changed, longest: longest) else { continue }
+                let narrower = hub.with { $0.reductionFactor = larger }
+                guard let changed = changed({ $0.method = narrower }), fits(changed, longest: longest) else { continue }
                 changes.append(FittingChange(line: "reduction_factor: \(Int(larger))", note: "narrower bottlenecks"))
                 break
             }

@@ -6,7 +6,7 @@ import Testing
 
 @Suite(.serialized) struct DaemonTogetherTests {
     /// Different in length, rank and method; long enough to be met.
-    static func request(_ number: Int, maxSteps: Int = 120) -> JobRequest {
+    static func request(_ number: Int, maxSteps: Int = 300) -> JobRequest {
         var request = KillTests.request("job\(number)")
         request.gradientAccumulationSteps = 2
         request.loraR = 4 + number
@@ -23,7 +23,7 @@ import Testing
     }
 
     /// Submitted while runs are not allowed, so that all are there when they are.
-    static func start(_ directory: String, together: Int, maxSteps: Int = 120) throws -> (daemon: DaemonProcess, jobs: [String]) {
+    static func start(_ directory: String, together: Int, maxSteps: Int = 300) throws -> (daemon: DaemonProcess, jobs: [String]) {
         try config(directory, isOpen: false)
         let daemon = try DaemonProcess(in: directory, arguments: ["--config", directory + "/config.yaml"])
         try KillTests.prepare(daemon)

@@ -15,6 +15,7 @@ struct BlockScaleTests {
         for format in QuantFormat.all where !format.hasAbsmaxBeside {
             #expect(format.hasBlockScales == (format.name != "MXFP4"), "\(format.name)")
             guard format.hasBlockScales else { continue }
+            // Blocks of the extremes of binary16 and of bits that are no numbers stay finite only as their scales do.
             var blocks = try #require(golden.file.tensor(named: "\(format.name).blocks")).withBytes { Array($0) }
             let before = try golden.floats("\(format.name).values"), original = blocks
             var after = [Float](repeating: 0, count: before.count)
@@ -23,13 +24,15 @@ struct BlockScaleTests {
                 KernelSet.supported[0].decoder(of: format)(bytes.baseAddress!, 0, &after, before.count)
                 return isFinite
             }
-            #expect(isFinite)
+            #expect(isFinite == before.allSatisfy(\.isFinite))
+            let relative: Float = format == .bf16 ? 0x1p-8 : 0x1p-9
             for first in stride(from: 0, to: before.count, by: format.blockElements) {
                 // A value is a difference of two parts, each with a rounded scale; denormal scales are coarser.
                 let block = first..<first + format.blockElements
                 let largest = before[block].map(abs).max()!
-                for i in block {
-                    #expect(abs(after[i] - factor * before[i]) <= largest * 0x1p-9 + 0x1p-17 * 256, "\(format.name) \(i): \(before[i]), \(after[i])")
+                for i in block where before[i].isFinite {
+                    let error = abs(after[i] - factor * before[i])
+                    #expect(error <= largest * relative + 0x1p-17 * 256, "\(format.name) \(i): \(before[i]), \(after[i])")
                 }
             }
             let changed = zip(original, blocks).reduce(0) { $0 + ($1.0 == $1.1 ? 0 : 1) }
@@ -67,7 +70,7 @@ struct BlockScaleTests {
         let adapter = try Self.adapter(base, targets: .allLinear, in: scratch.path + "/adapter")
         let expected = try MergedModelTests.loss(base, adapter, samples, in: scratch.path)
         let without = try MergedModelTests.loss(base, nil, samples, in: scratch.path)
-        for (format, tolerance) in [(QuantFormat.f16, 0.02), (nil, 0.02)] as [(QuantFormat?, Double)] {
+        for (format, tolerance) in [(QuantFormat.f16, 0.04), (nil, 0.04)] as [(QuantFormat?, Double)] {
             let directory = scratch.path + "/merged"
             try MergedModelTests.write(try MergedModel(base, adapter, format: format), to: directory)
             let merged = try MergedModelTests.loss(try MergedModel.open(directory, madeFrom: base), nil, samples, in: scratch.path)

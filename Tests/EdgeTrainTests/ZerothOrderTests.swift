@@ -43,8 +43,16 @@ struct Prober {
 }
 
 extension MethodCase {
-    /// But DoRA, whose gradient takes the rows' lengths as constants (arXiv:2402.09353 §4.3), which losses do not.
-    static let alongDirections = all.filter { ZerothOrder.isPossible(with: $0.adapter.method) && !($0.adapter.method is DoRA) }
+    /// But DoRA, whose backward takes the rows' lengths as constants: its slope is another than its gradient's.
+    static let forwardOnly = all.filter { ZerothOrder.isPossible(with: $0.adapter.method) && !($0.adapter.method is DoRA) }
+}
+
+extension TinyRun {
+    /// In a directory that is gone afterwards.
+    fileprivate func ended() throws -> Result {
+        let directory = try TemporaryDirectory()
+        return try run(in: directory.path)
+    }
 }
 
 @Suite(.serialized)
@@ -94,7 +102,7 @@ struct ZerothOrderTests {
         }
     }
 
-    @Test("the slope is every method's gradient along the direction", arguments: MethodCase.alongDirections)
+    @Test("the slope is every method's gradient along the direction", arguments: MethodCase.forwardOnly)
     func slopes(_ method: MethodCase) throws {
         let golden = try MethodTests.golden.get(), batch = MicroBatch(try golden.samples())
         let trainee = try MethodTests.trainee(method)
@@ -206,8 +214,7 @@ struct ZerothOrderTests {
             $0.shape.lossChunk = 3
             $0.tokenBudget = 30
         }
-        let other = try TemporaryDirectory()
-        #expect(try tight.run(in: other.path).adapter == expected.adapter)
+        #expect(try tight.ended().adapter == expected.adapter)
     }
 
     @Test("what is planned is what is taken, and a stop loses nothing, in every type of products", arguments: ComputeType.allCases)
@@ -226,10 +233,7 @@ struct ZerothOrderTests {
             group.runs[index].spec.zerothOrder = .always
             group.runs[index].spec.learningRate = 1e-3
         }
-        let own = try group.runs.map { run in
-            let directory = try TemporaryDirectory()
-            return try run.run(in: directory.path)
-        }
+        let own = try group.runs.map { try $0.ended() }
         let place = try TemporaryDirectory()
         let conversations = group.runs.map { _ in TinyRun.Conversation() }
         let together = try group.run(in: place.path, conversations)
@@ -242,35 +246,32 @@ struct ZerothOrderTests {
 
     @Test("with a cache of activations the bits do not depend on what of it is on disk")
     func cached() throws {
-        func adapter(_ limit: Int) throws -> [UInt32] {
-            let directory = try TemporaryDirectory()
+        func adapter(_ limit: Int, stopAfter: Int = .max) throws -> [UInt32] {
             var run = ActivationCacheTests.run(.bf16)
             run.spec.zerothOrder = .always
             run.cacheLimit = ByteCount(limit)
-            return try run.run(in: directory.path).adapter
+            return try run.ended().adapter
         }
         #expect(try adapter(1 << 40) == adapter(0))
     }
 
-    @Test("it learns, slowly")
+    @Test("it learns")
     func learns() throws {
         var run = TinyRun()
         run.spec.adapter.dropout = 0
         run.spec.zerothOrder = .always
-        run.spec.epochs = 200
-        run.spec.evalSteps = 100
-        run.spec.learningRate = 2e-4
+        run.spec.epochs = 600
+        run.spec.evalSteps = 300
+        run.spec.learningRate = 1e-3
         // Held out is what is trained on.
         run.dataset = Dataset(training: TinyRun.samples(4), heldOut: TinyRun.samples(4))
-        let directory = try TemporaryDirectory()
-        guard case .finished(let finished) = try run.run(in: directory.path).outcome else {
+        guard case .finished(let finished) = try run.ended().outcome else {
             Issue.record("did not finish")
             return
         }
         let (first, last) = (finished.evaluations[0].loss, finished.evaluations.last!.loss)
         print("without a backward, \(finished.steps) steps: \(first) to \(last)")
-        // 0.9974 of the first: each step is along one direction of thousands.
-        #expect(last < 0.999 * first)
+        #expect(last < 0.97 * first)
     }
 
     // MARK: plans
@@ -307,7 +308,7 @@ struct ZerothOrderTests {
         for budget in [withBackward - 1, without] {
             let plan = try Self.plan(memory, budget, .whereNothingElseFits, longest: longest)
             #expect(!plan.shape.hasBackward && plan.peak.bytes <= budget)
-            // Publishing, with two copies of the adapter, may be what takes most.
+            // The least of short samples is what publishing takes.
             #expect(plan.pools.reduce(ByteCount.zero) { $0 + $1.size } <= plan.peak)
             let trade = try #require(plan.trades.first)
             #expect(trade.what.contains("no backward") && trade.costs == nil && trade.saves == ByteCount(withBackward - plan.peak.bytes))
@@ -339,7 +340,7 @@ struct ZerothOrderTests {
 
     @Test("what a checkpoint says of its steps is what the run was")
     func kindOfSteps() throws {
-        #expect(try CheckpointStore.newestHasMoments(in: "/nowhere/at all") == nil)
+        #expect(try CheckpointStore.newestHasMoments(in: TemporaryDirectory().path + "/none") == nil)
         for use in [ZerothOrderUse.never, .always] {
             let directory = try TemporaryDirectory()
             var run = TinyRun()

@@ -40,7 +40,9 @@ package struct Bottleneck: Equatable, Sendable {
             return AdapterPart(
                 site, layer: layer,
                 [
-                    .init(AdapterMatrix(name: name + "adapter_down.0.weight", rows: width, columns: hidden, start: AdapterMatrix.kaiming(columns: hidden))),
+                    .init(
+                        AdapterMatrix(
+                            name: name + "adapter_down.0.weight", rows: width, columns: hidden, start: AdapterMatrix.kaiming(columns: hidden))),
                     .init(AdapterMatrix(name: name + "adapter_down.0.bias", rows: 1, columns: width, isVector: true, start: .constant(0))),
                     .init(AdapterMatrix(name: name + "adapter_up.weight", rows: hidden, columns: width, start: .constant(0))),
                     .init(AdapterMatrix(name: name + "adapter_up.bias", rows: 1, columns: hidden, isVector: true, start: .constant(0))),
