@@ -136,7 +136,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         try KillTests.prepare(daemon)
         let rows = try Self.table(daemon).rows
         for row in rows {
-            let needsOne = ["adalora", "dylora"].contains(row.name)
+            let needsOne = ["adalora", "dylora", "mixlora"].contains(row.name)
             #expect((row.forwardOnlyPeakBytes == nil) == needsOne && row.forwardOnlyPeakBytes ?? 0 < row.peakBytes, "\(row)")
         }
         for (steps, choice) in [(ZerothOrderSteps.always, true), (.auto, false)] {
