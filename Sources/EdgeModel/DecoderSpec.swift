@@ -177,7 +177,7 @@ extension DecoderSpec {
 }
 
 /// One linear of one layer.
-package struct ModuleID: Hashable, Sendable {
+package struct ModuleID: Hashable, Comparable, Sendable {
     package let layer: Int
     /// The leader of its group.
     package let module: LinearModule
@@ -192,4 +192,7 @@ package struct ModuleID: Hashable, Sendable {
     package func ggufName(_ spec: DecoderSpec) -> String { "blk.\(layer).\(spec.linear(doing: module).ggufName).weight" }
     package func inFeatures(_ spec: DecoderSpec) -> Int { module.inFeatures(spec) }
     package func outFeatures(_ spec: DecoderSpec) -> Int { spec.linear(doing: module).outFeatures(spec) }
+
+    /// By layer, and then in the layer's order.
+    package static func < (a: ModuleID, b: ModuleID) -> Bool { (a.layer, a.module.rawValue) < (b.layer, b.module.rawValue) }
 }

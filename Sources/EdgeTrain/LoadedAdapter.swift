@@ -32,7 +32,7 @@ package struct LoadedAdapter: Sendable {
         }
         if region.withBytes({ $0.starts(with: "GGUF".utf8) }) {
             let (alpha, tensors) = try AdapterArtifact.openGGUF(region, for: spec)
-            try self.init(tensors, AdapterMethods.lora, limitBytes: limitBytes) { alpha / Double($0.rank) }
+            try self.init(tensors.inLayerOrder(of: spec), AdapterMethods.lora, limitBytes: limitBytes) { alpha / Double($0.rank) }
         } else {
             guard let config else { throw LoadedAdapterError.noConfig }
             let artifact = try AdapterArtifact.open(
@@ -66,8 +66,8 @@ package struct LoadedAdapter: Sendable {
         let scalings = try artifact.config.scalings(of: tensors)
         let method = artifact.config.method
         try self.init(
-            tensors, method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method, configRank: artifact.config.rank,
-            limitBytes: limitBytes
+            tensors.inLayerOrder(of: spec), method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method,
+            configRank: artifact.config.rank, limitBytes: limitBytes
         ) {
             scalings[$0.modulePath]!
         }
@@ -249,6 +249,15 @@ package struct LoadedAdapter: Sendable {
 
     private static func text(_ value: Double) -> String {
         Int(exactly: value.rounded()).flatMap { abs(value - Double($0)) < 1e-6 ? "\($0)" : nil } ?? "\(value)"
+    }
+}
+
+extension [LoRATensors] {
+    /// As layouts and plans have modules. Files have them by name, layer 10 before layer 2.
+    ///
+    /// - Throws: `AdapterMismatch.noSuchModule`.
+    fileprivate func inLayerOrder(of spec: DecoderSpec) throws -> [LoRATensors] {
+        try map { (id: try ModuleID(path: $0.modulePath, in: spec), tensors: $0) }.sorted { $0.id < $1.id }.map(\.tensors)
     }
 }
 

@@ -61,6 +61,47 @@ struct LoadedAdapterTests {
         #expect(try Self.values(LoadedAdapter(directory: scratch.path + "/artifact", of: Self.spec())) == expected)
     }
 
+    /// Files have layer 10 before layer 2, and down_proj before q_proj.
+    @Test("an adapter of twelve layers is read, each module's values into its place")
+    func manyLayers() throws {
+        var spec = try Self.spec()
+        spec.layerCount = 12
+        spec.layerKinds = (0..<12).map { spec.layerKinds[$0 % spec.layerKinds.count] }
+        let scratch = try TemporaryDirectory(), modules = try Self.lora.modules(of: spec)
+        var tensors: [(name: String, shape: [Int], values: [Float])] = []
+        for (index, id) in modules.enumerated() {
+            let path = "base_model.model.\(id.path(spec))", shape = spec.shape(id.module)
+            func add(_ name: String, _ rows: Int, _ columns: Int, _ value: Float) {
+                tensors.append(("\(path).\(name).weight", [rows, columns], [Float](repeating: value, count: rows * columns)))
+            }
+            add("lora_A", 4, shape.inFeatures, Float(index + 1))
+            add("lora_B", shape.outFeatures, 4, Float(-index - 1))
+        }
+        var file = SafetensorsWriter(metadata: ["format": "pt"])
+        for one in tensors.sorted(by: { $0.name < $1.name }) {
+            try file.add(one.name, dtype: .f32, shape: one.shape, body: .floats(one.values))
+        }
+        let path = scratch.path + "/adapter_model.safetensors", config = scratch.path + "/adapter_config.json"
+        try Data(try file.encoded()).write(to: URL(fileURLWithPath: path))
+        try Data(AdapterConfig(Self.lora, modules: modules, of: spec, baseModelNameOrPath: nil).json).write(to: URL(fileURLWithPath: config))
+
+        let adapter = try LoadedAdapter(tensors: path, config: config, spec: spec, limitBytes: 1 << 24)
+        #expect(try adapter.modules(of: spec) == modules)
+        let layout = AdapterLayout(adapter.spec, modules: try adapter.modules(of: spec), of: spec)
+        let arena = try Arena(capacity: .floats(layout.parameterCount))
+        let set = AdapterSet(layout, of: spec, parameters: arena.floats(layout.parameterCount), gradients: nil, factorSpace: nil)
+        try adapter.load(into: set, spec)
+        for (index, slot) in layout.slots.enumerated() {
+            #expect(slot.id == modules[index])
+            #expect(slot.places.map { set.parameters[$0.offset] } == [Float(index + 1), Float(-index - 1)], "\(slot.id)")
+        }
+        // What is published, and composed with others, is in that order, too.
+        try adapter.publish(to: scratch.path + "/artifact", baseModel: "tiny", spec: spec, note: "From elsewhere")
+        #expect(try LoadedAdapter(directory: scratch.path + "/artifact", of: spec).modules(of: spec) == modules)
+        let composition = try AdapterComposition(1, of: spec, reserve: { _ in }, read: { _ in adapter })
+        #expect(composition.modules == modules)
+    }
+
     @Test("a job that asks for something else is told the lines that would do")
     func differences() throws {
         let scratch = try TemporaryDirectory()

@@ -96,7 +96,10 @@ package struct AdapterLayout {
     package var hasMagnitudes: Bool { magnitudeCount > 0 }
 
     /// Each matrix starts at a cache line.
+    ///
+    /// - Parameter modules: by layer and then in the layer's order.
     package init(_ adapter: AdapterSpec, modules: [ModuleID], of spec: DecoderSpec) {
+        precondition(zip(modules, modules.dropFirst()).allSatisfy { $0 < $1 }, "modules by layer")
         self.spec = adapter
         let method = adapter.method
         // Layers are alike: what their linears have is made once.
@@ -124,7 +127,6 @@ package struct AdapterLayout {
             placeParts(of: layer)
             if count > first { ranges[layer] = first..<count }
         }
-        precondition(places.count == modules.count, "modules by layer")
         let firstOfModel = count
         placeParts(of: nil)
         layerRanges = ranges + [firstOfModel..<count]
