@@ -247,6 +247,8 @@ package final class TrainStep {
     package func initialize(seed: UInt64, job: Int = 0) throws {
         adapters[job].initialize(seed: seed)
         adapters[job].copyNorms(of: model)
+        // Each has brought the pages around it, which a plan with streamed weights has no room for later.
+        if shape.weights != .resident { model.releaseResidentWeights() }
         if let rows = adapters[job].tokenRows {
             try rows.tokens.withUnsafeBufferPointer { tokens in try decodeEmbeddings(tokens.baseAddress!, into: rows.matrix) }
         }
