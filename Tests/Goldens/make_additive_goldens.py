@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from gguf_model import BaseFile
 from make_method_goldens import LEARNING_RATE, SEED, samples
-from make_training_goldens import CLIP_NORM, STEPS, WEIGHT_DECAY, packed
+from make_training_goldens import adamw_steps, packed
 from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
@@ -84,16 +84,7 @@ def make(name, config, base):
     loss, logits = batch_loss(model, batch)
     loss.backward()
     gradients = {key: value.grad.detach().clone() for key, value in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
-    losses = []
-    for _ in range(STEPS):
-        model.zero_grad()
-        step_loss, _ = batch_loss(model, batch)
-        step_loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
-        losses.append(float(step_loss.detach()))
-        optimizer.step()
+    losses, _ = adamw_steps(parameters, lambda: batch_loss(model, batch)[0], LEARNING_RATE)
     print(f"{name:20s} loss {float(loss.detach()):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
     tensors = {"loss": loss.detach().float().reshape(1), "logits": logits.detach(), "training_losses": torch.tensor(losses)}
     tensors |= {f"initial.{key}": value for key, value in initial.items()}

@@ -292,17 +292,10 @@ def random_adapter(parameters: dict, random) -> dict:
 def training(model, samples, parameters) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and gradient norms of five AdamW steps on one batch, each from before its update and before clipping."""
     from gguf_model import batch_loss
+    from make_training_goldens import adamw_steps
 
-    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8,
-                                  weight_decay=WEIGHT_DECAY)
-    losses, norms = [], []
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss, _ = batch_loss(model, samples)
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)))
-        losses.append(float(loss.detach()))
-        optimizer.step()
+    losses, norms = adamw_steps(
+        parameters, lambda: batch_loss(model, samples)[0], LEARNING_RATE, count=STEPS, weight_decay=WEIGHT_DECAY)
     return torch.tensor(losses, dtype=torch.float64), torch.tensor(norms, dtype=torch.float64)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_model import PEFT_PREFIX, BaseFile, Sample, batch_loss
-from make_training_goldens import CLIP_NORM, STEPS, TINY_LENGTHS, WEIGHT_DECAY, packed
+from make_training_goldens import TINY_LENGTHS, WEIGHT_DECAY, adamw_steps, packed
 
 HERE = Path(__file__).parent
 SEED = 20261125
@@ -130,16 +130,7 @@ def make(name, adapted):
 
 
 def train(model, parameters, batch, weight_decay=WEIGHT_DECAY):
-    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
-    losses = []
-    for _ in range(STEPS):
-        model.zero_grad()
-        loss, _ = batch_loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
-        losses.append(float(loss.detach()))
-        optimizer.step()
-    return losses
+    return adamw_steps(parameters, lambda: batch_loss(model, batch)[0], LEARNING_RATE, weight_decay=weight_decay)[0]
 
 
 def assert_biases_learn_the_same(tensors):

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_model import BaseFile, Sample, batch_loss
-from make_training_goldens import CLIP_NORM, STEPS, TINY, TINY_LENGTHS, TINY_SEED, WEIGHT_DECAY, packed
+from make_training_goldens import STEPS, TINY, TINY_LENGTHS, TINY_SEED, adamw_steps, packed
 
 HERE = Path(__file__).parent
 SEED = 20261122
@@ -161,20 +161,10 @@ def make(name, config, base):
         budgets = [budget if step == last or masks and step < last else -1 for step, (budget, masks) in enumerate(budgets)]
         extra = {"budgets": torch.tensor(budgets, dtype=torch.int32)} | {
             f"orthogonality.{key}": value.grad.detach().clone() for key, value in parameters.items() if "lora_E" not in key}
-    factors = {key: LEARNING_RATE_RATIO if name == "loraplus" and "lora_B" in key else 1.0 for key in parameters}
-    optimizer = torch.optim.AdamW(
-        [dict(params=[value], lr=LEARNING_RATE * factors[key]) for key, value in parameters.items()],
-        betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
-    losses = []
-    for step in range(STEPS):
-        model.zero_grad()
-        step_loss, _ = batch_loss(model, batch)
-        (step_loss + orthogonality(model) if name == "adalora" else step_loss).backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
-        losses.append(float(step_loss.detach()))
-        optimizer.step()
-        if name == "adalora":
-            model.base_model.update_and_allocate(step)
+    factors = {key: LEARNING_RATE_RATIO for key in parameters if name == "loraplus" and "lora_B" in key}
+    allocation = dict(penalty=lambda: orthogonality(model), after=model.base_model.update_and_allocate) if name == "adalora" else {}
+    model.zero_grad()
+    losses, _ = adamw_steps(parameters, lambda: batch_loss(model, batch)[0], LEARNING_RATE, factors=factors, **allocation)
     print(f"{name:16s} loss {float(loss.detach()):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
     tensors = {"loss": loss.detach().float().reshape(1), "logits": logits.detach(), "training_losses": torch.tensor(losses)}
     tensors |= {f"initial.{key}": value for key, value in initial.items()}

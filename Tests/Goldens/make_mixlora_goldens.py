@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_model import BaseFile, batch_loss
 from make_method_goldens import LEARNING_RATE, SEED, samples
-from make_training_goldens import CLIP_NORM, STEPS, WEIGHT_DECAY, packed
+from make_training_goldens import adamw_steps, packed
 
 HERE = Path(__file__).parent
 EXPERTS, CHOSEN, RANK, SCALING, BALANCE = 4, 2, 2, 2.0, 0.5
@@ -101,17 +101,12 @@ def main():
     (loss + part).backward()
     tensors |= {"loss": loss.detach().float().reshape(1), "logits": logits.detach(), "balance": part.detach().reshape(1)}
     tensors |= {f"gradient.{name}": value.grad.detach().clone() for name, value in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
-    losses = []
-    for _ in range(STEPS):
-        optimizer.zero_grad()
+
+    def step_loss():
         routed.clear()
-        step_loss, _ = batch_loss(model, batch)
-        (step_loss + balance(routed)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
-        losses.append(float(step_loss.detach()))
-        optimizer.step()
+        return batch_loss(model, batch)[0]
+
+    losses, _ = adamw_steps(parameters, step_loss, LEARNING_RATE, penalty=lambda: balance(routed))
     tensors["training_losses"] = torch.tensor(losses)
     print(f"loss {float(loss.detach()):.6f}  balance {float(part.detach()):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
     save_file({name: value.contiguous().clone() for name, value in tensors.items()}, HERE / "mixlora-goldens.safetensors")

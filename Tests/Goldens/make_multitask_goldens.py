@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_model import BaseFile, Sample, sample_nll
 from make_method_goldens import LEARNING_RATE, SEED
-from make_training_goldens import CLIP_NORM, STEPS, TINY, TINY_SEED, WEIGHT_DECAY, packed
+from make_training_goldens import TINY, TINY_SEED, adamw_steps, packed
 
 HERE = Path(__file__).parent
 TASKS = ["chat", "code"]
@@ -93,16 +93,7 @@ def main():
     loss.backward()
     tensors |= {"loss": loss.detach().float().reshape(1), "logits": logits.detach()}
     tensors |= {f"gradient.{name}": value.grad.detach().clone() for name, value in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
-    losses = []
-    for _ in range(STEPS):
-        model.zero_grad()
-        step_loss, _ = batch_loss(model, batch)
-        step_loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
-        losses.append(float(step_loss.detach()))
-        optimizer.step()
+    losses, _ = adamw_steps(parameters, lambda: batch_loss(model, batch)[0], LEARNING_RATE)
     tensors["training_losses"] = torch.tensor(losses)
     print(f"loss {float(loss.detach()):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
     save_file({name: value.contiguous().clone() for name, value in tensors.items()}, HERE / "multitask-goldens.safetensors")

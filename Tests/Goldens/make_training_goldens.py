@@ -79,19 +79,30 @@ CLIP_NORM = 1.0
 
 # --- The optimisation that both models go through ------------------------------------------------------------------
 
-def ten_steps(model, samples, parameters, learning_rate):
-    """Losses and gradient norms of ten AdamW steps on one batch; each loss and norm is from before its update, the
-    norm from before clipping."""
-    optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, betas=(0.9, 0.999), eps=1e-8,
-                                  weight_decay=WEIGHT_DECAY)
+def adamw_steps(parameters, loss, learning_rate, *, count=STEPS, weight_decay=WEIGHT_DECAY, factors=None, penalty=None, after=None):
+    """Losses and gradient norms of AdamW steps, each from before its update, norms from before clipping.
+
+    parameters: by name. loss(): of the batch. factors: by name, what the learning rate is multiplied by. penalty(): called after loss(),
+    has a part in gradients alone. after(step): called when a step is done.
+    """
+    optimizer = torch.optim.AdamW(
+        [dict(params=[value], lr=learning_rate * (factors or {}).get(name, 1)) for name, value in parameters.items()],
+        betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
     losses, norms = [], []
-    for _ in range(STEPS):
+    for step in range(count):
         optimizer.zero_grad()
-        loss, _ = batch_loss(model, samples)
-        loss.backward()
+        found = loss()
+        (found + penalty() if penalty else found).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)))
-        losses.append(float(loss.detach()))
+        losses.append(float(found.detach()))
         optimizer.step()
+        if after:
+            after(step)
+    return losses, norms
+
+
+def ten_steps(model, samples, parameters, learning_rate):
+    losses, norms = adamw_steps(parameters, lambda: batch_loss(model, samples)[0], learning_rate)
     return torch.tensor(losses, dtype=torch.float64), torch.tensor(norms, dtype=torch.float64)
 
 

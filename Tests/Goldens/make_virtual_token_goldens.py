@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from make_method_goldens import LEARNING_RATE, SEED, samples
-from make_training_goldens import CLIP_NORM, STEPS, WEIGHT_DECAY, packed
+from make_training_goldens import adamw_steps, packed
 from gguf_model import BaseFile
 from safetensors.torch import save_file
 
@@ -59,15 +59,7 @@ def make(name, config, base):
     loss, logits = batch_loss(model, batch)
     loss.backward()
     gradient = parameter.grad.detach().clone()
-    optimizer = torch.optim.AdamW([parameter], lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
-    losses = []
-    for _ in range(STEPS):
-        model.zero_grad()
-        step_loss, _ = batch_loss(model, batch)
-        step_loss.backward()
-        torch.nn.utils.clip_grad_norm_([parameter], CLIP_NORM)
-        losses.append(float(step_loss.detach()))
-        optimizer.step()
+    losses, _ = adamw_steps({"prompt_embeddings": parameter}, lambda: batch_loss(model, batch)[0], LEARNING_RATE)
     print(f"{name:16s} loss {float(loss.detach()):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
     tensors = {
         "loss": loss.detach().float().reshape(1), "logits": logits.detach(), "training_losses": torch.tensor(losses),
