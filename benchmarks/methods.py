@@ -13,7 +13,9 @@ import pathlib
 import subprocess
 
 MIB = 1 << 20
-METHODS = ("lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "shira")
+METHODS = (
+    "lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "shira", "ln-tuning",
+    "prefix-tuning", "prompt-tuning", "seq_bn", "double_seq_bn", "par_bn", "mam", "mixlora")
 
 
 def plan(options, model, method, budget):

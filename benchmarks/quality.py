@@ -26,7 +26,9 @@ METHODS = {
     "vera": {"learning_rate": 1e-2}, "miss": {"learning_rate": 2e-4}, "loha": {"learning_rate": 2e-3}, "ia3": {"learning_rate": 1e-2},
     "lokr": {"learning_rate": 2e-3}, "adalora": {"learning_rate": 2e-3, "tinit": 20, "tfinal": 40, "delta_t": 5},
     "oft": {"learning_rate": 2e-3}, "prefix-tuning": {"learning_rate": 1e-2}, "prompt-tuning": {"learning_rate": 1e-2},
-    "lora, eva": {"learning_rate": 5e-4, "init_lora_weights": "eva"},
+    "lora, eva": {"learning_rate": 5e-4, "init_lora_weights": "eva"}, "rlrr": {"learning_rate": 1e-2}, "shira": {"learning_rate": 2e-3},
+    "ln-tuning": {"learning_rate": 1e-2}, "seq_bn": {"learning_rate": 1e-3}, "double_seq_bn": {"learning_rate": 1e-3},
+    "par_bn": {"learning_rate": 5e-5}, "mam": {"learning_rate": 5e-5}, "mixlora": {"learning_rate": 5e-4},
 }
 ADAPTERS = {"rslora": "lora", "loraplus": "lora", "lora, q and v": "lora", "lora, eva": "lora"}
 

@@ -71,6 +71,6 @@ extension BaseModel {
 extension AdapterSet {
     /// Nil where the adapter has none.
     package var tokenRows: TokenRows? {
-        part(.tokens, layer: nil).first.map { TokenRows(spec.method.trainedTokens, $0.matrix, gradient: $0.gradient) }
+        part(.tokens, layer: nil).first.map { TokenRows(spec.trainedTokens, $0.matrix, gradient: $0.gradient) }
     }
 }

@@ -52,6 +52,7 @@ package enum AdapterError: Error, Equatable, Sendable {
     case unknownTask(String, tasks: [String])
     /// llama.cpp's adapters have no place for this.
     case notForGGUF(method: String)
+    case savedForGGUF
     /// It does more than other weights would.
     case notOfWeights(method: String)
     /// PEFT has no class for this.
@@ -92,6 +93,9 @@ extension AdapterError: CustomStringConvertible {
         case .needsTask(let tasks): "the adapter is a LoRA of each of the tasks \(tasks.joined(separator: ", ")), and none was named"
         case .unknownTask(let task, []): "the adapter has no tasks, so none called \(task): leave task out"
         case .unknownTask(let task, let tasks): "the adapter has no task \(task); it has \(tasks.joined(separator: ", "))"
+        case .savedForGGUF:
+            "the adapter has norms or tokens of its own, and llama.cpp's adapters have matrices of linears alone (src/llama-adapter.cpp); "
+                + "edgetune merge makes a GGUF model of it"
         case .notForGGUF(let method):
             "llama.cpp loads adapters of type lora only (src/llama-adapter.cpp), and no low-rank matrices say what \(method) does; "
                 + "edgetune merge makes a model that has it"
@@ -102,7 +106,7 @@ extension AdapterError: CustomStringConvertible {
                 + "only (src/llama-adapter.cpp); edgetune generate computes it as it is"
         case .notOfWeights(let method):
             "what \(method) does cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora only "
-                + "(src/llama-adapter.cpp); edgetune chat loads it as it is, and so does the library that it is exported to"
+                + "(src/llama-adapter.cpp); edgetune generate computes it as it is, and so does the library that it is exported to"
         case .notForPEFT(let method):
             "PEFT has no class for \(method); edgetune merge makes a model that has it, and edgetune export --format artifact copies its files"
         case .badPlace(let tensor, let index): "\(tensor) has at index \(index) no row and column of the linear"
@@ -218,10 +222,10 @@ package struct AdapterArtifact: Equatable, Sendable {
             let file = try safetensors(artifact.stored, artifact.provenance)
             return try AtomicFile.write(to: path) { writer in try file.write { try writer.write($0) } }
         }
-        let region = try ByteRegion.map(path: directory + "/" + configName), config = try AdapterConfig(json: region)
+        let config = try AdapterConfig(json: try ByteRegion.map(path: directory + "/" + configName))
         if let tasks = config.method.tasks { throw AdapterError.needsTask(tasks.names) }
         guard (config.hub != nil) == (reader == .hub) else { throw AdapterError.otherReader(method: config.method.name, asked: reader) }
-        try requirePEFTs(region)
+        try requirePEFTs(config.method)
         let tensors = try tensorFile(of: directory)
         _ = try SafetensorsFile(tensors)
         try AtomicFile.write(to: path) { try tensors.withBytes($0.write) }
@@ -229,18 +233,17 @@ package struct AdapterArtifact: Equatable, Sendable {
 
     /// A directory for `PeftModel.from_pretrained`, or the adapters library's `load_adapter(…, use_safetensors=True)`.
     package static func exportPEFT(_ directory: String, to destination: String) throws {
-        let isOfHub = try open(directory: directory).config.hub != nil
-        let region = try tensorFile(of: directory)
-        let config = try ByteRegion.map(path: directory + "/" + configName)
-        try requirePEFTs(config)
+        let config = try open(directory: directory).config
+        try requirePEFTs(config.method)
+        let tensors = try tensorFile(of: directory)
+        let configFile = try ByteRegion.map(path: directory + "/" + configName)
         try DirectoryPublish.publish(to: destination) { staging in
-            try staging.write(configName) { try config.withBytes($0.write) }
-            try staging.write(isOfHub ? hubName : plainName) { try region.withBytes($0.write) }
+            try staging.write(configName) { try configFile.withBytes($0.write) }
+            try staging.write(config.hub == nil ? plainName : hubName) { try tensors.withBytes($0.write) }
         }
     }
 
-    private static func requirePEFTs(_ config: ByteRegion) throws {
-        let method = try AdapterConfig(json: config).method
+    private static func requirePEFTs(_ method: any AdapterMethod) throws(AdapterError) {
         guard method.isPEFTs else { throw AdapterError.notForPEFT(method: method.name) }
     }
 }

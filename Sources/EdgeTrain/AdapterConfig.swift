@@ -21,6 +21,8 @@ package struct AdapterConfig: Equatable, Sendable {
     private var rankPattern = ModulePatterns<Int>()
     /// Those of the targets that are the MLP's last: (IA)³ scales what they get.
     private var downTargets: [String] = []
+    /// Of LoRA and DoRA, beside the linears.
+    package private(set) var saved = SavedModules()
     /// Of a method that has virtual tokens.
     private var virtualTokens: VirtualTokenSizes?
     /// Of a method of the adapters library's.
@@ -60,6 +62,7 @@ package struct AdapterConfig: Equatable, Sendable {
         fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method.asOnFile : AdapterMethods.named(spec.method.fileMethod)!)
         (rankPattern, alphaPattern) = (spec.rankPattern, spec.alphaPattern)
         virtualTokens = spec.method.virtualTokenSizes(model)
+        saved = spec.saved
         if spec.method is HubAdapter { hub = .of(model) }
         if !hasLayers {
             layersToTransform = nil
@@ -75,7 +78,9 @@ package struct AdapterConfig: Equatable, Sendable {
 
     package var method: any AdapterMethod { fileMethod.method }
     var spec: AdapterSpec {
-        AdapterSpec(method: method, rank: rank, alpha: Float(loraAlpha), dropout: 0, targets: .allLinear, layers: nil)
+        var spec = AdapterSpec(method: method, rank: rank, alpha: Float(loraAlpha), dropout: 0, targets: .allLinear, layers: nil)
+        spec.saved = saved
+        return spec
     }
     /// The same of a base that is called otherwise.
     func of(_ baseModel: String) -> AdapterConfig {
@@ -130,8 +135,10 @@ package struct AdapterConfig: Equatable, Sendable {
             .init("task_type", .string("CAUSAL_LM")),
         ]
         if method.hasTargets {
-            members += [.init("modules_to_save", .null), .init("target_modules", .array(targetModules.map(JSONText.string)))]
+            let names = saved.names.isEmpty ? JSONText.null : .array(saved.names.map(JSONText.string))
+            members += [.init("modules_to_save", names), .init("target_modules", .array(targetModules.map(JSONText.string)))]
         }
+        if !saved.tokens.isEmpty { members.append(.init("trainable_token_indices", .array(saved.tokens.map { .number("\($0)") }))) }
         if hasLayers {
             members.append(.init("layers_pattern", .null))
             members.append(.init("layers_to_transform", layersToTransform.map { .array($0.map { .number("\($0)") }) } ?? .null))
@@ -184,6 +191,9 @@ package struct AdapterConfig: Equatable, Sendable {
         baseModelNameOrPath = try Self.read("base_model_name_or_path", document, default: nil) { $0.string }
         if method.virtualTokenStart != nil { virtualTokens = try VirtualTokenSizes(document) }
         usesRankStabilizedScaling = try Self.read("use_rslora", document, default: false) { $0.bool }
+        saved = SavedModules(
+            names: try Self.read("modules_to_save", document, default: []) { Self.strings($0) },
+            tokens: try Self.read("trainable_token_indices", document, default: []) { Self.savedTokens($0) })
         // What AdaLoRA's rank_pattern says, its tensors' shapes do; an alpha_pattern it has not.
         guard method.rankTensor == nil else { return }
         alphaPattern = try Self.read("alpha_pattern", document, default: alphaPattern) {
@@ -219,7 +229,8 @@ package struct AdapterConfig: Equatable, Sendable {
             "mini_r": [.number("1")], "use_effective_conv2d": [.bool(false)], "save_projection": [.bool(true)],
             "coft": [.bool(false)], "block_share": [.bool(false)],
         ]
-        for (key, values) in neutral.sorted(by: { $0.key < $1.key }) {
+        let isLoRA = document["peft_type"] == .string(AdapterMethods.lora.peftType)
+        for (key, values) in neutral.sorted(by: { $0.key < $1.key }) where !isLoRA || !["modules_to_save", "trainable_token_indices"].contains(key) {
             guard let value = document[key], value != .null, !values.contains(value) else { continue }
             throw .unsupported(key: key, value: text(value))
         }
@@ -244,6 +255,13 @@ package struct AdapterConfig: Equatable, Sendable {
             decode(member.value).map { ModulePatterns.Row(pattern: member.key, value: $0) }
         }
         return rows.count == members.count ? ModulePatterns(rows) : nil
+    }
+
+    /// Of the embedding, which an object names.
+    private static func savedTokens(_ value: JSONText) -> [TokenID]? {
+        guard case .object(let members) = value else { return TrainableTokens.tokens(value) }
+        guard members.count == 1, TrainableTokens.embeddingPath.hasSuffix(members[0].key) else { return nil }
+        return TrainableTokens.tokens(members[0].value)
     }
 
     private static func strings(_ value: JSONText) -> [String]? {

@@ -77,6 +77,13 @@ extension AdapterSet {
             for place in slot.places where place.matrix.isOnFile { try fill(place, name(place, of: slot, model), slot.shape.rowOrder) }
             sortEntries(of: slot)
         }
+        for place in layout.shared { try fill(place, place.matrix.name, nil) }
+        try loadParts(tensors)
+    }
+
+    /// Fills what is stored beside the linears.
+    package func loadParts(_ tensors: [AdapterTensor]) throws {
+        let byName = Dictionary(tensors.map { ($0.name, $0) }) { first, _ in first }
         for (name, pieces) in partsByName {
             guard let tensor = byName[name] else { throw AdapterError.missingTensor(name) }
             guard tensor.shape == pieces[0].shape else {
@@ -87,7 +94,6 @@ extension AdapterSet {
                 piece.forEach { own.base[$0] = tensor.values[$1] }
             }
         }
-        for place in layout.shared { try fill(place, place.matrix.name, nil) }
         parametersChanged()
     }
 

@@ -26,6 +26,7 @@ extension AdapterArtifact {
         let artifact = try open(directory: directory).task(task)
         let method = artifact.config.method
         guard method.canBeWeights else { throw AdapterError.notOfWeights(method: method.name) }
+        guard artifact.config.saved.isEmpty else { throw AdapterError.savedForGGUF }
         guard method.isLoRA(artifact.config.spec) else {
             throw AdapterError.notForGGUF(method: method.name)
         }

@@ -91,9 +91,9 @@ package final class Generator {
         self.model = model
         self.context = context
         let layout = adapter?.layout
-        prefixTokens = layout.map { $0.spec.method.prefixTokens($0.spec) } ?? 0
+        prefixTokens = layout.map { $0.spec.prefixTokens } ?? 0
         unshifted = prefixTokens - (layout?.positionShift ?? 0)
-        promptTokens = layout.map { $0.spec.method.promptTokens($0.spec) } ?? 0
+        promptTokens = layout.map { $0.spec.promptTokens } ?? 0
         arena = try Arena(capacity: Self.bytes(spec, layout, context: context, threads: threads))
         pool = WorkerPool(
             kernels: kernels, threadCount: threads, scratchFloats: Self.scratchFloats(spec, layout, context: context),

@@ -16,6 +16,9 @@ package struct LoadedAdapter: Sendable {
     let tensors: [LoRATensors]
     /// Of a method that is more than a change of weights, whose `tensors` are none.
     private let whole: AdapterArtifact?
+    /// What a LoRA has beside the linears.
+    private let saved: SavedModules
+    private let ofSaved: [AdapterTensor]
 
     /// Modules of several ranks or scalings become ones of the largest rank and of one scaling, which compute the same: further rows
     /// of A and columns of B are zero, and B is multiplied by what its scaling differs.
@@ -45,6 +48,7 @@ package struct LoadedAdapter: Sendable {
     init(_ tensors: [LoRATensors], rank: Int) {
         (self.tensors, self.rank) = (tensors, rank)
         (scaling, method, configRank, whole) = (1, AdapterMethods.lora, 1, nil)
+        (saved, ofSaved) = (SavedModules(), [])
     }
 
     /// - Parameters:
@@ -59,7 +63,8 @@ package struct LoadedAdapter: Sendable {
             try self.init(whole: artifact, of: spec, limitBytes: limitBytes)
             return
         }
-        let tensors = try artifact.lora(limitBytes: limitBytes) { path in
+        let (ofLinears, ofSaved) = try artifact.split(of: spec)
+        let tensors = try ofLinears.lora(limitBytes: limitBytes) { path in
             let id = try ModuleID(path: path, in: spec)
             return (id.inFeatures(spec), id.outFeatures(spec), spec.biases.contains(id.module))
         }
@@ -67,7 +72,7 @@ package struct LoadedAdapter: Sendable {
         let method = artifact.config.method
         try self.init(
             tensors.inLayerOrder(of: spec), method.isLoRA(artifact.config.spec) ? AdapterMethods.lora : method,
-            configRank: artifact.config.rank, limitBytes: limitBytes
+            configRank: artifact.config.rank, saved: artifact.config.saved, ofSaved, limitBytes: limitBytes
         ) {
             scalings[$0.modulePath]!
         }
@@ -76,6 +81,7 @@ package struct LoadedAdapter: Sendable {
     private init(whole artifact: AdapterArtifact, of spec: DecoderSpec, limitBytes: Int) throws {
         let artifact = try artifact.withoutTiedCopy(in: spec).targetingNorms(of: spec)
         (rank, scaling, tensors, method, configRank, whole) = (artifact.config.rank, 1, [], artifact.config.method, 1, artifact)
+        (saved, ofSaved) = (SavedModules(), [])
         let own = artifact.config.wholeSpec
         let layout = AdapterLayout(own, modules: try own.modules(of: spec), of: spec)
         guard layout.fileBytes <= limitBytes else { throw LoadedAdapterError.tooLarge(bytes: layout.fileBytes, limitBytes: limitBytes) }
@@ -89,9 +95,10 @@ package struct LoadedAdapter: Sendable {
     }
 
     private init(
-        _ tensors: [LoRATensors], _ method: any AdapterMethod, configRank: Int = 1, limitBytes: Int, scaling: (LoRATensors) -> Double
+        _ tensors: [LoRATensors], _ method: any AdapterMethod, configRank: Int = 1, saved: SavedModules = SavedModules(),
+        _ ofSaved: [AdapterTensor] = [], limitBytes: Int, scaling: (LoRATensors) -> Double
     ) throws {
-        (self.method, self.configRank, whole) = (method, configRank, nil)
+        (self.method, self.configRank, whole, self.saved, self.ofSaved) = (method, configRank, nil, saved, ofSaved)
         let largest = tensors.max { $0.rank < $1.rank }!
         let (rank, common) = (largest.rank, ([largest] + tensors).map(scaling).first { $0 != 0 } ?? 1)
         for one in tensors where !Float(scaling(one) * Double(rank)).isFinite {
@@ -133,7 +140,7 @@ package struct LoadedAdapter: Sendable {
             one.added?.stored(own, spec.shape(id.module), one.modulePath) ?? one.stored
         }
         try AdapterArtifact.publish(
-            to: directory, tensors: stored, config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
+            to: directory, tensors: stored + ofSaved, config: config, provenance: ["source": source], trainingJSON: Array("{}\n".utf8),
             modelCard: "# An adapter for \(baseModel)\n\n\(note): \(own.summary).\n")
     }
 
@@ -148,10 +155,9 @@ package struct LoadedAdapter: Sendable {
 
     /// Vectors of a model's file that it has other values for, by their names there.
     func vectors(of base: BaseModel) -> [String: [Float]] {
-        guard let whole else { return [:] }
-        let values = Dictionary(whole.stored.map { ($0.name, $0.values) }) { first, _ in first }
+        let values = Dictionary(ofParts.map { ($0.name, $0.values) }) { first, _ in first }
         var vectors: [String: [Float]] = [:]
-        for part in method.parts(base.spec, spec) {
+        for part in spec.parts(base.spec) {
             guard case .norm(let place) = part.site else { continue }
             let norm = ModelNorm(place: place, layer: part.layer)
             // What the base's own file has added, which Hugging Face's has not.
@@ -164,20 +170,25 @@ package struct LoadedAdapter: Sendable {
         return vectors
     }
 
+    private var ofParts: [AdapterTensor] { whole?.stored ?? ofSaved }
+
     /// Rows of matrices of a model's file that it has other values for, by their names there.
     func rows(of base: BaseModel) -> [String: [Int: [Float]]] {
-        guard let tensor = whole?.stored.first, !method.trainedTokens.isEmpty else { return [:] }
+        let part = spec.parts(base.spec).first { $0.site == .tokens }
+        guard let name = part?.matrices[0].fileName, let tensor = ofParts.first(where: { $0.name == name }) else { return [:] }
         let width = base.spec.hiddenSize
         var rows: [Int: [Float]] = [:]
-        for (row, token) in method.trainedTokens.enumerated() { rows[Int(token)] = Array(tensor.values[row * width..<(row + 1) * width]) }
+        for (row, token) in spec.trainedTokens.enumerated() { rows[Int(token)] = Array(tensor.values[row * width..<(row + 1) * width]) }
         return base.isHeadTied ? [base.embeddingName: rows, base.headName: rows] : [base.embeddingName: rows]
     }
 
     /// As it is computed with.
     package var spec: AdapterSpec {
-        whole?.config.wholeSpec
-            ?? AdapterSpec(
-                method: method, rank: rank > 0 ? rank : configRank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+        if let whole { return whole.config.wholeSpec }
+        var spec = AdapterSpec(
+            method: method, rank: rank > 0 ? rank : configRank, alpha: Float(scaling) * Float(rank), dropout: 0, targets: .allLinear, layers: nil)
+        spec.saved = saved
+        return spec
     }
 
     /// Of all its values.
@@ -185,7 +196,7 @@ package struct LoadedAdapter: Sendable {
         let ofLinears = tensors.reduce(0) { sum, one in
             sum + one.loraA.count + one.loraB.count + (one.rotation?.skew.count ?? 0) + (one.added?.count ?? 0)
         }
-        return ByteCount(4 * (ofLinears + (whole?.stored.reduce(0) { $0 + $1.values.count } ?? 0)))
+        return ByteCount(4 * (ofLinears + ofParts.reduce(0) { $0 + $1.values.count }))
     }
 
     /// The largest of its rotations, and of their blocks; 0: it has none.
@@ -210,7 +221,9 @@ package struct LoadedAdapter: Sendable {
 
     /// Fills every module of a set that it was checked for.
     package func load(into set: AdapterSet, _ spec: DecoderSpec) throws {
-        if let whole { try set.load(whole.stored, spec) } else { try set.load(tensors, spec) }
+        if let whole { return try set.load(whole.stored, spec) }
+        try set.load(tensors, spec)
+        try set.loadParts(ofSaved)
     }
 
     /// - Throws: `AdapterError.notOfWeights` where no model has what it does as its weights.
@@ -230,6 +243,9 @@ package struct LoadedAdapter: Sendable {
         guard lora.rankPattern.isEmpty, lora.alphaPattern.isEmpty else { throw LoadedAdapterError.patterns }
         let found = Set(try self.modules(of: spec))
         var lines: [String] = []
+        func list(_ items: [String]) -> String { items.isEmpty ? "null" : "[\(items.joined(separator: ", "))]" }
+        if saved.names != lora.saved.names { lines.append("modules_to_save: \(list(saved.names))") }
+        if saved.tokens != lora.saved.tokens { lines.append("token_indices: \(list(saved.tokens.map { "\($0)" }))") }
         if rank != lora.rank { lines.append("lora_r: \(rank)") }
         // To what f32 keeps of alpha / r.
         if abs(scaling / Double(lora.scaling) - 1) > 1e-6 || rank != lora.rank {
@@ -262,6 +278,25 @@ extension [LoRATensors] {
 }
 
 extension AdapterArtifact {
+    /// What a LoRA has of linears, and what beside.
+    ///
+    /// - Throws: `AdapterTargetError`; `AdapterError` where something beside is missing, or of another shape.
+    fileprivate func split(of spec: DecoderSpec) throws -> (ofLinears: AdapterArtifact, ofSaved: [AdapterTensor]) {
+        try config.saved.check(spec)
+        let expected = config.saved.parts(spec).flatMap(\.matrices)
+        guard !expected.isEmpty else { return (self, []) }
+        let byName = Dictionary(stored.map { ($0.name, $0) }) { first, _ in first }
+        let found = try expected.map { matrix in
+            guard let tensor = byName[matrix.fileName] else { throw AdapterError.missingTensor(matrix.fileName) }
+            guard tensor.shape == matrix.matrix.shape else {
+                throw AdapterError.unexpectedShape(tensor: tensor.name, shape: tensor.shape, expected: matrix.matrix.shape)
+            }
+            return tensor
+        }
+        let names = Set(found.map(\.name))
+        return (AdapterArtifact(config: config, provenance: provenance, stored: stored.filter { !names.contains($0.name) }), found)
+    }
+
     /// PEFT writes trained tokens that are rows of a tied head a second time, under its name.
     fileprivate func withoutTiedCopy(in spec: DecoderSpec) -> AdapterArtifact {
         guard spec.tiesEmbeddings == true else { return self }

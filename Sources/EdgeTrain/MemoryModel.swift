@@ -189,8 +189,8 @@ package struct MemoryModel {
         adaptedModules = jobs.reduce([]) { $0.union($1.layout.modules) }
         bottlenecks = BottleneckMemory(layouts.compactMap(\.spec.method.bottleneck), of: spec)
         mixture = MixtureSizes(layouts)
-        trainedHeadRows = weights.isHeadTied ? layouts.map(\.spec.method.trainedTokens.count).max() ?? 0 : 0
-        prefixTokens = layouts.map { $0.spec.method.prefixTokens($0.spec) }.max() ?? 0
+        trainedHeadRows = weights.isHeadTied ? layouts.map(\.spec.trainedTokens.count).max() ?? 0 : 0
+        prefixTokens = layouts.map { $0.spec.prefixTokens }.max() ?? 0
     }
 
     /// Of the first job, or of the only one.

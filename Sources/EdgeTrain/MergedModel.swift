@@ -81,7 +81,7 @@ package struct MergedModel {
 
     private let base: BaseModel
     /// Nil: the base's blocks.
-    private let format: QuantFormat?
+    package let format: QuantFormat?
     private let adapter: LoadedAdapter
     /// In the order of the base.
     private let items: [Item]
@@ -91,9 +91,13 @@ package struct MergedModel {
         base.isImported ? [.bf16] : ggufFormats.map(\.format)
     }
 
-    /// Whether the base's own blocks can have what the adapter does.
-    package static func keepsBlocks(of base: BaseModel, _ adapter: LoadedAdapter) -> Bool {
-        (try? MergedModel(base, adapter, format: nil)) != nil
+    /// In the base's own blocks where these can have what the adapter does; else in `format`.
+    ///
+    /// - Throws: what `init` throws.
+    package static func keepingBlocks(_ base: BaseModel, _ adapter: LoadedAdapter, or format: QuantFormat) throws -> MergedModel {
+        do { return try MergedModel(base, adapter, format: nil) } catch MergeError.notOfScales {
+            return try MergedModel(base, adapter, format: format)
+        }
     }
 
     /// Reads the adapter, and nothing of the base but its header.

@@ -143,7 +143,7 @@ package struct StepCost: Equatable, Sendable {
         // Two products in the forward, five in the backward.
         let keys = spec.layerKinds.reduce(0) { $0 + CausalAttention.meanKeys(sampleTokens, window: $1.window) }
             / Double(spec.layerCount)
-            + layouts.reduce(0) { $0 + Double($1.spec.method.prefixTokens($1.spec)) } / Double(layouts.count)
+            + layouts.reduce(0) { $0 + Double($1.spec.prefixTokens) } / Double(layouts.count)
         attentionMultiplyAdds = (2 * layers + 2 * again + 5 * trained) * tokens * keys * Double(spec.queryWidth)
         // Norms and rotations of a layer take as long as so many activations; a backward, as two forwards.
         elements =

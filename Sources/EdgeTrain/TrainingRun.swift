@@ -298,7 +298,7 @@ package final class TrainingRun {
 
     /// Of the training samples, one after the other, and then again.
     private func firstTokens(_ count: Int) -> [TokenID] {
-        let before = spec.adapter.method.promptTokens(spec.adapter)
+        let before = spec.adapter.promptTokens
         var tokens: [TokenID] = []
         while tokens.count < count {
             for sample in dataset.training where tokens.count < count { tokens += sample.tokens.dropFirst(before).prefix(count - tokens.count) }

@@ -48,7 +48,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// MTLoRA: what the samples' `task` may be, and the rank of what a task has for itself; nil: lora_r.
     package var tasks: [String]?
     package var taskR: Int?
-    /// Trainable tokens: their numbers, and others as text, each of which is one token.
+    /// LoRA and DoRA: norms that are trained, too, by the ends of their names, as PEFT's.
+    package var modulesToSave: [String]?
+    /// Trainable tokens, and LoRA's and DoRA's beside the linears: their numbers, and others as text, each of which is one token.
     package var tokenIndices: [Int]?
     package var trainableTokens: [String]?
     /// Bottleneck adapters: the hidden size over the bottleneck's (nil: the library's default of the method), what is between the two
@@ -144,7 +146,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         case decomposeFactor, decomposeBoth, oftBlockSize, useCayleyNeumann, tasks, taskR, targetR, tinit, tfinal, deltaT, beta1, beta2, orthRegWeight
         case evaWhiten, originalModel
         case numVirtualTokens, promptTuningInit
-        case tokenIndices, trainableTokens
+        case modulesToSave, tokenIndices, trainableTokens
         case reductionFactor, nonLinearity, adapterScaling, mhAdapter, outputAdapter
         case numExperts, topK, routerAuxLossCoef
         case initFromAdapter
@@ -191,6 +193,7 @@ package struct JobRequest: Codable, Equatable, Sendable {
         try read(.promptTuningInit, into: &promptTuningInit)
         try read(.tasks, into: &tasks)
         try read(.taskR, into: &taskR)
+        try read(.modulesToSave, into: &modulesToSave)
         try read(.tokenIndices, into: &tokenIndices)
         try read(.trainableTokens, into: &trainableTokens)
         try read(.reductionFactor, into: &reductionFactor)
@@ -387,6 +390,12 @@ extension JobRequest {
             try require(Set(tasks).count == tasks.count, .tasks, names, "each name once")
         }
         if let taskR { try require((1...512).contains(taskR), .taskR, taskR, "1 to 512") }
+        if let modulesToSave {
+            try require(
+                (1...64).contains(modulesToSave.count) && modulesToSave.allSatisfy { (1...256).contains($0.utf8.count) }
+                    && Set(modulesToSave).count == modulesToSave.count,
+                .modulesToSave, modulesToSave.joined(separator: ", "), "1 to 64 different names")
+        }
         if let tokenIndices {
             try require(
                 Self.tokenCounts.contains(tokenIndices.count) && Set(tokenIndices).count == tokenIndices.count

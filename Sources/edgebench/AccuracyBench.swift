@@ -26,7 +26,7 @@ struct AccuracyBench: ParsableCommand {
         let base = try BaseModel.open(path: model)
         let loaded = try adapter.map { try LoadedAdapter(directory: $0, of: base.spec) }
         let spec = loaded?.spec ?? AdapterSpec(rank: 1, alpha: 1, dropout: 0, targets: .allLinear, layers: nil)
-        let samples = try samples(of: base).map { $0.behindVirtualTokens(spec.method.promptTokens(spec)) }
+        let samples = try samples(of: base).map { $0.behindVirtualTokens(spec.promptTokens) }
         let memory = MemoryModel(
             spec: base.spec, adapter: spec, modules: try loaded?.modules(of: base.spec) ?? spec.modules(of: base.spec), weights: WeightParts(base))
         let longest = samples.map(\.tokens.count).max() ?? 1

@@ -36,19 +36,18 @@ private func write(_ order: WorkOrder.MergeOrder, _ base: BaseModel, _ channel: 
     // Before it is read, and then with what the base adds.
     try require(LoadedAdapter.loadingBytes(try AdapterArtifact.tensorFileBytes(order.adapterDirectory)))
     let adapter = try LoadedAdapter(directory: order.adapterDirectory, task: order.task, of: base.spec)
-    let format: QuantFormat? =
+    let merged =
         switch order.format {
-        case .some(let format): QuantFormat(format)
-        case nil where base.isImported: .bf16
-        case nil: MergedModel.keepsBlocks(of: base, adapter) ? nil : .q8_0
+        case .some(let format): try MergedModel(base, adapter, format: QuantFormat(format))
+        case nil where base.isImported: try MergedModel(base, adapter, format: .bf16)
+        case nil: try MergedModel.keepingBlocks(base, adapter, or: .q8_0)
         }
-    let merged = try MergedModel(base, adapter, format: format)
     try require(merged.peakBytes(threads: threads))
     let total = UInt64(try merged.fileBytes)
     try BlobStore.requireFree(total, on: parent(of: order.outputDirectory), what: "are to be written")
     var meter = MergeMeter(.writing, total: total, channel)
     try merged.write(to: order.outputDirectory, kernels: try ProcessFacts.kernelSet(), threads: threads) { try meter.report(UInt64($0)) }
-    return format
+    return merged.format
 }
 
 /// Nil where the job held nothing back.

@@ -39,7 +39,7 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
             adapterBytes: UInt64(memory.layout.fileBytes),
             exports: (method is HubAdapter ? ["adapters"] : method.isPEFTs ? ["peft"] : [])
                 + (method.isLoRA(spec.adapter) || spec.adapter.method.tasks != nil ? ["gguf"] : []))
-        let own = sample.behindVirtualTokens(spec.adapter.method.promptTokens(spec.adapter))
+        let own = sample.behindVirtualTokens(spec.adapter.promptTokens)
         let dataset = Dataset(training: [TokenizedSample](repeating: own, count: order.request.samplesPerStep), heldOut: [])
         let lengths = SampleLengths(dataset, spec: spec)
         row.forwardOnlyPeakBytes = TrainingPlan.leastPeakWithoutBackward(memory, lengths: lengths, limits).map { UInt64($0.bytes) }

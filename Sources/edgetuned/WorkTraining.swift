@@ -30,7 +30,7 @@ struct WorkTraining {
         let model = try opened ?? BaseModel.open(path: order.modelPath)
         try spec.resolveTokens(order.request) { try ModelText(model).tokenizer }
         (self.spec, self.model) = (spec, model)
-        let promptTokens = spec.adapter.method.promptTokens(spec.adapter), virtualTokens = promptTokens + spec.adapter.method.prefixTokens(spec.adapter)
+        let virtualTokens = spec.adapter.virtualTokens
         guard virtualTokens < model.spec.contextLength else {
             throw Problem(
                 .invalidValue, "num_virtual_tokens: \(virtualTokens) leave no room in the model's context of \(model.spec.contextLength) tokens")
@@ -43,7 +43,7 @@ struct WorkTraining {
                 lines: samples.tooLongLines.count, tooLong: samples.tooLongLines.count,
                 sequenceLength: spec.sequenceLength)
         }
-        let dataset = Dataset(samples.tokenized.map { $0.behindVirtualTokens(promptTokens) }, heldOut: order.request.valSetSize, seed: spec.seed)
+        let dataset = Dataset(samples.tokenized.map { $0.behindVirtualTokens(spec.adapter.promptTokens) }, heldOut: order.request.valSetSize, seed: spec.seed)
         guard Dataset.lossTokens(dataset.training) > 0 else { throw TrainingError.noLossTokens }
         self.dataset = dataset
         original = try Self.original(order, model)

@@ -251,7 +251,14 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         Refusal(text: "token_indices names token 128; the model has tokens 0 to 127") {
             ($0.adapter, $0.loraR, $0.tokenIndices, $0.loraDropout) = ("trainable-tokens", nil, [128], 0)
         },
-        Refusal(text: "token_indices: lora has no tokens to choose") { $0.tokenIndices = [1] },
+        Refusal(text: "token_indices: dylora has no tokens to choose") { ($0.adapter, $0.tokenIndices) = ("dylora", [1]) },
+        Refusal(text: "modules_to_save: no norm of this model is called lm_head; there are input_layernorm, norm, post_attention_layernorm. Of "
+            + "embeddings the rows that token_indices and trainable_tokens name are trained, and nothing of a head of its own") {
+            $0.modulesToSave = ["lm_head"]
+        },
+        Refusal(text: "modules_to_save: vera has no norms beside the linears") {
+            ($0.adapter, $0.loraR, $0.modulesToSave) = ("vera", nil, ["norm"])
+        },
         Refusal(text: "lora_target_modules: trainable-tokens has no linears to choose") {
             ($0.adapter, $0.loraR, $0.tokenIndices, $0.loraTargetModules, $0.loraDropout) = ("trainable-tokens", nil, [1], .names(["norm"]), 0)
         },

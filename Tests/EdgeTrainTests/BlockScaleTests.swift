@@ -83,8 +83,9 @@ struct BlockScaleTests {
         let scratch = try TemporaryDirectory()
         let base = try BaseModel.open(path: TinyRun.modelPath)
         let all = try Self.adapter(base, targets: .allLinear, in: scratch.path + "/all")
-        #expect(MergedModel.keepsBlocks(of: base, all))
-        try MergedModelTests.write(try MergedModel(base, all, format: nil), to: scratch.path + "/merged")
+        let keeping = try MergedModel.keepingBlocks(base, all, or: .q8_0)
+        #expect(keeping.format == nil)
+        try MergedModelTests.write(keeping, to: scratch.path + "/merged")
         let made = try MergedModel.open(scratch.path + "/merged", madeFrom: base)
         #expect(made.file.metadataKeys == base.file.metadataKeys)
         for (old, new) in zip(base.storedTensors, made.storedTensors) {
@@ -96,7 +97,7 @@ struct BlockScaleTests {
         let expected = try MergedModelTests.loss(base, all, samples, in: scratch.path)
         #expect(abs(try MergedModelTests.loss(made, nil, samples, in: scratch.path) / expected - 1) < 1e-3)
         let lora = try LoadedAdapter(tensors: LoadedAdapterTests.ggufPath, config: nil, spec: base.spec, limitBytes: 1 << 30)
-        #expect(!MergedModel.keepsBlocks(of: base, lora))
+        #expect(try MergedModel.keepingBlocks(base, lora, or: .q8_0).format == .q8_0)
         #expect(throws: MergeError.self) { try MergedModel(base, lora, format: nil) }
     }
 }

@@ -120,6 +120,7 @@ struct LoadedAdapterTests {
         #expect(try lines { _ in } == [])
         #expect(try lines { $0.alpha = 16 } == ["lora_alpha: 8"])
         #expect(try lines { $0.rank = 8; $0.alpha = 16 } == ["lora_r: 4", "lora_alpha: 8"])
+        #expect(try lines { $0.saved = SavedModules(names: ["norm"], tokens: [1]) } == ["modules_to_save: null", "token_indices: null"])
         #expect(try lines { $0.targets = .names(["q_proj"]) } == [
             "lora_target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]", "layers_to_transform: null",
         ])

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Goldens for methods that train numbers of the model itself, from real torch + transformers + peft: norm tuning and trainable tokens.
+"""Goldens for methods that train numbers of the model itself, from real torch + transformers + peft: norm tuning, trainable tokens, and LoRA
+with norms and tokens beside its factors.
 
     python make_selective_goldens.py
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from gguf_model import BaseFile, Sample, batch_loss
 from make_method_goldens import LEARNING_RATE, SEED, samples
-from make_training_goldens import CLIP_NORM, STEPS, WEIGHT_DECAY, packed
+from make_training_goldens import adamw_steps, packed
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
@@ -55,7 +56,7 @@ def some_tokens(batch):
 
 
 def cases():
-    from peft import LNTuningConfig, TrainableTokensConfig
+    from peft import LNTuningConfig, LoraConfig, TrainableTokensConfig
 
     task = dict(task_type="CAUSAL_LM")
     tiny, batch = BaseFile(HERE / "tiny-llama.gguf"), samples()
@@ -69,6 +70,18 @@ def cases():
     for family in TOKEN_FAMILIES:
         batch = family_samples(family)
         yield f"trainable-tokens-{family}", family_model(family), family_model(family), batch, TrainableTokensConfig(token_indices=some_tokens(batch), **task)
+    batch = samples()
+    lora = dict(r=4, lora_alpha=8, lora_dropout=0.0)
+    yield "lora-saved", tiny.model(), tiny.model(), batch, LoraConfig(
+        target_modules=["q_proj", "v_proj", "down_proj"], modules_to_save=["post_attention_layernorm", "model.norm"],
+        trainable_token_indices=some_tokens(batch), **lora, **task)
+    # A norm below the lowest linear; and, of PEFT's matching, every name that ends so.
+    yield "lora-saved-norms", tiny.model(), tiny.model(), batch, LoraConfig(
+        target_modules=["down_proj"], layers_to_transform=[1], modules_to_save=["norm"], use_rslora=True, **lora, **task)
+    batch = family_samples("llama")
+    yield "lora-saved-llama", family_model("llama"), family_model("llama"), batch, LoraConfig(
+        target_modules=["q_proj", "up_proj"], modules_to_save=["input_layernorm"],
+        trainable_token_indices={"embed_tokens": some_tokens(batch)}, use_dora=True, **lora, **task)
 
 
 def loaded(base, config, tensors):
@@ -81,18 +94,22 @@ def loaded(base, config, tensors):
         return PeftModel.from_pretrained(base, directory)
 
 
+def file_name(parameter):
+    return parameter.replace(".modules_to_save", "").replace(".default", "").replace("magnitude_vector.weight", "magnitude_vector")
+
+
 def make(name, base, again, batch, config):
     from peft import get_peft_model, get_peft_model_state_dict
 
     torch.manual_seed(SEED)
     model = get_peft_model(base, config)
-    parameters = {key.replace(".default", ""): value for key, value in model.named_parameters() if value.requires_grad}
+    parameters = {file_name(key): value for key, value in model.named_parameters() if value.requires_grad}
     random = np.random.default_rng(SEED)
     with torch.no_grad():
-        for parameter in parameters.values():
+        for key, parameter in parameters.items():
             noise = torch.from_numpy(random.standard_normal(tuple(parameter.shape)).astype(np.float32))
             # As large as the values are: embeddings are small.
-            parameter.add_(0.2 * noise * (parameter.pow(2).mean().sqrt() if "tokens" in name else 1))
+            parameter.add_(0.2 * noise * (parameter.pow(2).mean().sqrt() if "trainable_tokens" in key else 1))
     initial = {key: value.detach().clone() for key, value in get_peft_model_state_dict(model).items()}
     # PEFT writes the rows of a tied head, too; they are those of the embedding.
     for key in set(initial) - set(parameters):
@@ -103,15 +120,7 @@ def make(name, base, again, batch, config):
         assert torch.equal(batch_loss(loaded(again, config, initial), batch)[1], logits)
     loss.backward()
     gradients = {key: value.grad.detach().clone() for key, value in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
-    losses = []
-    for _ in range(STEPS):
-        model.zero_grad()
-        step_loss, _ = batch_loss(model, batch)
-        step_loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
-        losses.append(float(step_loss.detach()))
-        optimizer.step()
+    losses, _ = adamw_steps(parameters, lambda: batch_loss(model, batch)[0], LEARNING_RATE)
     print(f"{name:26s} loss {float(loss.detach()):.6f}  ten losses " + " ".join(f"{value:.4f}" for value in losses))
     tensors = {"loss": loss.detach().float().reshape(1), "logits": logits.detach(), "training_losses": torch.tensor(losses)}
     tensors |= {f"initial.{key}": value for key, value in initial.items()}

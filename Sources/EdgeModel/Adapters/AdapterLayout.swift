@@ -48,7 +48,7 @@ package struct AdapterLayout {
     /// The first that has anything.
     package let lowestLayer: Int
     /// Rows and keys before each sample's own.
-    package var virtualTokens: Int { spec.method.promptTokens(spec) + spec.method.prefixTokens(spec) }
+    package var virtualTokens: Int { spec.virtualTokens }
     /// Layers whose MLP is a mixture of experts.
     package var mixedLayers: Int { parts.filter { $0.part.site == .experts }.count }
     /// Of the two matrices of all bottlenecks.
@@ -57,7 +57,7 @@ package struct AdapterLayout {
             .reduce(0) { $0 + $1.matrix.count }
     }
     /// Of a sample's tokens, by the keys before its own.
-    package var positionShift: Int { spec.method.prefixShiftsPositions ? spec.method.prefixTokens(spec) : 0 }
+    package var positionShift: Int { spec.method.prefixShiftsPositions ? spec.prefixTokens : 0 }
     /// Whether what goes into a layer has a gradient that the method needs, and no layer below is trained.
     package func needsInputGradient(of layer: Int) -> Bool {
         parts.contains { placed in
@@ -114,7 +114,7 @@ package struct AdapterLayout {
         }
         var places: [[Place?]] = []
         var ranges = [Range<Int>](repeating: 0..<0, count: spec.layerCount)
-        let parts = method.parts(spec, adapter)
+        let parts = adapter.parts(spec)
         var placedParts: [PlacedPart] = []
         func placeParts(of layer: Int?) {
             for part in parts where part.layer == layer { placedParts.append(PlacedPart(part: part, places: part.matrices.map { place($0.matrix) })) }
@@ -133,7 +133,7 @@ package struct AdapterLayout {
         trainedCount = count
         // The last norm is above all layers, but a step goes through one layer at least.
         let isBelowLayers = parts.contains { $0.layer == nil && $0.site != .norm(.final) }
-        lowestLayer = isBelowLayers ? 0 : modules.first?.layer ?? ranges.firstIndex { !$0.isEmpty } ?? spec.layerCount - 1
+        lowestLayer = isBelowLayers ? 0 : ranges.firstIndex { !$0.isEmpty } ?? spec.layerCount - 1
         self.parts = placedParts
         for module in modules.indices {
             for (index, matrix) in matrices[module].enumerated() where places[module][index] == nil {

@@ -283,7 +283,7 @@ package protocol AdapterMethod: Equatable, Sendable {
     /// What its virtual tokens begin as; nil: it has none.
     var virtualTokenStart: VirtualTokenStart? { get }
     func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes?
-    /// Whose embeddings are trained.
+    /// Whose embeddings it trains.
     var trainedTokens: [TokenID] { get }
     /// What people call its rank.
     var rankWord: String { get }
@@ -352,7 +352,7 @@ extension AdapterMethod {
 
     /// Whether what it makes of a linear is a plain LoRA, exactly: of tasks each is one.
     package func isLoRA(_ spec: AdapterSpec) -> Bool {
-        tasks == nil && adaptsLinears && changesWeightsOnly && hasFactors(spec)
+        tasks == nil && adaptsLinears && changesWeightsOnly && spec.saved.isEmpty && hasFactors(spec)
             && [true, false].allSatisfy { isDown in
                 let linear = LinearShape(inFeatures: 1, outFeatures: 1, isDown: isDown)
                 return inputTransform(linear) == nil && outputScale(linear) == nil && addedTerms(linear).isEmpty

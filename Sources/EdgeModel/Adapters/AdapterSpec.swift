@@ -1,4 +1,5 @@
 // What is asked of an adapter, and which modules get one.
+import EdgeFormats
 import EdgeTensor
 
 /// What was asked of an adapter.
@@ -29,6 +30,8 @@ package struct AdapterSpec: Equatable, Sendable {
     package var whitensStart = false
     /// What LoRA+ (arXiv:2402.12354) multiplies the learning rate of every B by; nil: 1.
     package var learningRateRatio: Double?
+    /// Beside the linears: of LoRA and DoRA.
+    package var saved = SavedModules()
 
     package init(
         method: any AdapterMethod = AdapterMethods.lora, rank: Int, alpha: Float, dropout: Float, targets: Targets, layers: [Int]?
@@ -45,7 +48,7 @@ package struct AdapterSpec: Equatable, Sendable {
         a.method.equals(b.method) && (a.rank, a.alpha, a.dropout) == (b.rank, b.alpha, b.dropout) && a.targets == b.targets
             && a.layers == b.layers && a.usesRankStabilizedScaling == b.usesRankStabilizedScaling
             && a.learningRateRatio == b.learningRateRatio && a.start == b.start && a.whitensStart == b.whitensStart
-            && a.rankPattern == b.rankPattern && a.alphaPattern == b.alphaPattern
+            && a.rankPattern == b.rankPattern && a.alphaPattern == b.alphaPattern && a.saved == b.saved
     }
 
     /// "rank 16, alpha 32.0": what of it the method has.
@@ -66,6 +69,16 @@ package struct AdapterSpec: Equatable, Sendable {
 
     /// PEFT's word for what the low-rank change is multiplied by.
     package var scaling: Float { method.scaling(self) }
+    /// Rows before each sample's own; keys before its own, in every layer; and both.
+    package var promptTokens: Int { method.promptTokens(self) }
+    package var prefixTokens: Int { method.prefixTokens(self) }
+    package var virtualTokens: Int { promptTokens + prefixTokens }
+    /// What is stored beside the linears, those of a layer together.
+    package func parts(_ model: DecoderSpec) -> [AdapterPart] { method.parts(model, self) + saved.parts(model) }
+    /// Whose embeddings are trained.
+    package var trainedTokens: [TokenID] { method.trainedTokens + saved.tokens }
+    /// Whether all that it does is another weight for each linear.
+    package var changesWeightsOnly: Bool { method.changesWeightsOnly && saved.isEmpty }
     /// alpha / rank, or alpha / √rank.
     var alphaOverRank: Float { alpha / (usesRankStabilizedScaling ? Float(rank).squareRoot() : Float(rank) + Float(method.rankMargin)) }
 }
@@ -124,17 +137,17 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
     case badPattern(String, reason: String)
     /// `targets` is nil where the model has no bias at all.
     case noBias(method: String, targets: String?, available: [String])
+    case tokenOutOfRange(Int, vocabularySize: Int)
+    case notSaved(String, available: [String])
     case rankTooLarge(method: String, rank: Int, module: String, largest: Int)
 
     /// Another method could have what was asked for.
     package var isOfMethod: Bool {
         switch self {
         case .noBias, .rankTooLarge: true
-        case .noModule, .layerOutOfRange, .badPattern, .tokenOutOfRange: false
+        case .noModule, .layerOutOfRange, .badPattern, .tokenOutOfRange, .notSaved: false
         }
     }
-    case tokenOutOfRange(Int, vocabularySize: Int)
-
     package var description: String {
         switch self {
         case .noModule(let targets, let available):
@@ -144,6 +157,9 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
             "layers_to_transform names layer \(layer); the model has layers 0 to \(layerCount - 1)"
         case .tokenOutOfRange(let token, let vocabularySize):
             "token_indices names token \(token); the model has tokens 0 to \(vocabularySize - 1)"
+        case .notSaved(let name, let available):
+            "modules_to_save: no norm of this model is called \(name); there are \(available.joined(separator: ", ")). Of embeddings the rows "
+                + "that token_indices and trainable_tokens name are trained, and nothing of a head of its own"
         case .badPattern(let pattern, let reason):
             "lora_target_modules \"\(pattern)\" is not a regular expression: \(reason)"
         case .noBias(let method, nil, _):
@@ -163,6 +179,7 @@ extension AdapterSpec {
         if let layer = layers?.first(where: { !(0..<spec.layerCount).contains($0) }) {
             throw AdapterTargetError.layerOutOfRange(layer, layerCount: spec.layerCount)
         }
+        try saved.check(spec)
         guard method.adaptsLinears else {
             try method.checkTargets(spec, self)
             return []

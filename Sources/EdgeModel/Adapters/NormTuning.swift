@@ -25,16 +25,17 @@ package struct NormTuning: AdapterMethod {
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] {
         // What does not match has been refused when the job was checked.
         let norms = (try? Self.norms(model, spec)) ?? []
-        return norms.map { norm in
-            let names = Self.tensorNames.prefix(model.normKind == .layer ? 2 : 1)
-            return AdapterPart(
-                .norm(norm.place), layer: norm.layer,
-                names.map { name in
-                    let matrix = AdapterMatrix(
-                        name: name, rows: 1, columns: norm.width(model), isVector: true, start: .measured)
-                    return .init(matrix, path: norm.path(model), columnOrder: norm.order(model))
-                })
-        }
+        return norms.map { Self.part($0, model, names: Self.tensorNames) }
+    }
+
+    /// - Parameter names: of the weight on file, and of layer normalisation's bias.
+    static func part(_ norm: ModelNorm, _ model: DecoderSpec, names: [String]) -> AdapterPart {
+        AdapterPart(
+            .norm(norm.place), layer: norm.layer,
+            names.prefix(model.normKind == .layer ? 2 : 1).map { name in
+                let matrix = AdapterMatrix(name: name, rows: 1, columns: norm.width(model), isVector: true, start: .measured)
+                return .init(matrix, path: norm.path(model), columnOrder: norm.order(model))
+            })
     }
 
     package func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws { _ = try Self.norms(model, spec) }

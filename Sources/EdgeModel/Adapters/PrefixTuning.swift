@@ -2,43 +2,25 @@
 // every layer, trained as they are. What makes them of fewer numbers by an MLP while training is left out, as it is from the files.
 import EdgeFormats
 
-package struct PrefixTuning: AdapterMethod {
+package struct PrefixTuning: VirtualTokenMethod {
     package let name = "prefix-tuning"
     package let peftType = "PREFIX_TUNING"
-    package let configKeys = AdapterConfigKeys(rank: "num_virtual_tokens", alpha: nil, dropout: nil)
-    let start: VirtualTokenStart
+    package let start: VirtualTokenStart
 
     package init(_ start: VirtualTokenStart = .samples) { self.start = start }
 
-    package var defaultRank: Int { 20 }
-    package let rankWord = "virtual tokens"
-    package var asOnFile: any AdapterMethod { PrefixTuning() }
-    package var adaptsLinears: Bool { false }
-    package var hasLayers: Bool { false }
-    package var changesWeightsOnly: Bool { false }
-    package var beginsAsBase: Bool { false }
-    package var virtualTokenStart: VirtualTokenStart? { start }
     package func prefixTokens(_ spec: AdapterSpec) -> Int { spec.rank }
-    package func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
-    package func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int { 0 }
 
-    package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] {
-        (values.virtualTokens?.configMembers ?? []) + [
-            .init("encoder_hidden_size", .null), .init("init_weights", .null), .init("prefix_projection", .bool(false)),
-        ]
+    package var ownMembers: [JSONText.Member] {
+        [.init("encoder_hidden_size", .null), .init("init_weights", .null), .init("prefix_projection", .bool(false))]
     }
 
     package func virtualTokenSizes(_ model: DecoderSpec) -> VirtualTokenSizes? {
         VirtualTokenSizes(tokenDim: model.keyValueWidth, heads: model.keyValueHeadCount, layers: model.layerCount)
     }
 
-    package func configured(by config: JSONText) throws -> any AdapterMethod {
-        guard config["num_transformer_submodules"]?.integer ?? 1 == 1 else { throw AdapterSettingError(key: "num_transformer_submodules") }
-        return self
-    }
-
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] {
-        Self.parts(model, AdapterMatrix(name: "prompt_embeddings", rows: spec.rank, columns: model.keyValueWidth, start: start.matrixStart))
+        Self.parts(model, rows(spec, columns: model.keyValueWidth))
     }
 
     /// Of one tensor, whose row is a token's key and value of each layer.

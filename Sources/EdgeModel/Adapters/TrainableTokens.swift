@@ -31,22 +31,34 @@ package struct TrainableTokens: AdapterMethod {
     }
 
     package func configured(by config: JSONText) throws -> any AdapterMethod {
-        let listed = config["token_indices"]?.array ?? []
+        guard let tokens = Self.tokens(config["token_indices"] ?? .null) else { throw AdapterSettingError(key: "token_indices") }
+        return TrainableTokens(tokens)
+    }
+
+    /// Different ones; nil: it is no list of these.
+    package static func tokens(_ value: JSONText) -> [TokenID]? {
+        let listed = value.array ?? []
         let tokens = listed.compactMap { value -> TokenID? in
             guard let number = value.integer, number >= 0 else { return nil }
             return TokenID(exactly: number)
         }
-        guard Self.counts.contains(listed.count), Set(tokens).count == listed.count else { throw AdapterSettingError(key: "token_indices") }
-        return TrainableTokens(tokens)
+        return counts.contains(listed.count) && Set(tokens).count == listed.count ? tokens : nil
     }
 
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] {
-        let matrix = AdapterMatrix(name: Self.tensorName, rows: trainedTokens.count, columns: model.hiddenSize, start: .measured)
-        return [AdapterPart(.tokens, layer: nil, [.init(matrix, path: Self.embeddingPath)])]
+        [Self.part(trainedTokens, model, name: Self.tensorName)]
     }
 
-    package func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws {
-        guard let token = trainedTokens.first(where: { !(0..<model.vocabularySize).contains(Int($0)) }) else { return }
+    static func part(_ tokens: [TokenID], _ model: DecoderSpec, name: String) -> AdapterPart {
+        let matrix = AdapterMatrix(name: name, rows: tokens.count, columns: model.hiddenSize, start: .measured)
+        return AdapterPart(.tokens, layer: nil, [.init(matrix, path: embeddingPath)])
+    }
+
+    package func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws { try Self.check(trainedTokens, model) }
+
+    /// - Throws: `AdapterTargetError`.
+    static func check(_ tokens: [TokenID], _ model: DecoderSpec) throws {
+        guard let token = tokens.first(where: { !(0..<model.vocabularySize).contains(Int($0)) }) else { return }
         throw AdapterTargetError.tokenOutOfRange(Int(token), vocabularySize: model.vocabularySize)
     }
 }
