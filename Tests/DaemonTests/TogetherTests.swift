@@ -32,9 +32,24 @@ import Testing
             #expect(answer.status == 201, "\(answer.text)")
             return try answer.decoded(JobStatus.self).id
         }
+        try makeDecodingSlow(directory)
         try config(directory, isOpen: true, together: together)
         kill(daemon.process.processIdentifier, SIGHUP)
         return (daemon, jobs)
+    }
+
+    /// In what plans predict times from, so that jobs end sooner together whatever this machine does beside.
+    private static func makeDecodingSlow(_ directory: String) throws {
+        let calibrations = URL(filePath: directory + "/state/cache/calibrations")
+        for file in try FileManager.default.contentsOfDirectory(at: calibrations, includingPropertiesForKeys: nil) {
+            var values = try #require(JSONSerialization.jsonObject(with: Data(contentsOf: file)) as? [String: Any])
+            for width in ["narrow", "wide"] {
+                var cost = try #require(values[width] as? [String: Any])
+                cost["perWeight"] = 1e-7
+                values[width] = cost
+            }
+            try JSONSerialization.data(withJSONObject: values).write(to: file)
+        }
     }
 
     static func adapters(_ daemon: DaemonProcess) throws -> [[Data]] { try (0..<3).map { try KillTests.files(of: "job\($0)", daemon) } }
