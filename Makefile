@@ -45,7 +45,8 @@ demo: build $(MODEL)
 # Built once, as `build` builds it plus the tests, so that nothing is compiled twice.
 test: test-packages $(MODEL)
 	swift build -c release --build-tests
-	swift test -c release --skip-build
+	# Swift Testing starts all tests at once, and those that wait for a daemon would wait for those that compute.
+	SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH=4 swift test -c release --skip-build
 
 install: build
 	install -D -m 755 $(BUILD)/edgetuned $(DESTDIR)$(PREFIX)/bin/edgetuned

@@ -157,6 +157,8 @@ import Testing
             if !client.isRunning { client = try started() }
             return try daemon.post(Endpoint.ranks + "?samples=1", request).status == 429
         }
+        // On a busy machine one before it may have come to its end unseen.
+        if FileManager.default.fileExists(atPath: ranked) { try FileManager.default.removeItem(atPath: ranked) }
         #expect(client.isRunning)
         client.interrupt()
         client.waitUntilExit()

@@ -200,12 +200,12 @@ import Testing
 
     @Test func othersRunWhileACrashedJobWaitsForItsNextTry() async throws {
         let rig = try await QueueRig(
-            train: "case \"$order\" in *j-1*) kill -9 $$;; *) \(FakeWorker.succeed());; esac", retryAfter: .seconds(30))
+            train: "case \"$order\" in *j-1*) kill -9 $$;; *) \(FakeWorker.succeed());; esac", retryAfter: .seconds(600))
         try await rig.submit("j-1")
         try await rig.submit("j-2")
         #expect(try await rig.wait("j-2") { $0.state.isFinal }.state == .succeeded)
         let waiting = try await rig.wait("j-1") { $0.runs == 2 && $0.state == .queued }
-        #expect(waiting.reason?.hasPrefix("waits for another try: 2 runs in a row came to no new checkpoint, the next is in 30 s: ") == true)
+        #expect(waiting.reason?.hasPrefix("waits for another try: 2 runs in a row came to no new checkpoint, the next is in 600 s: ") == true)
         #expect(waiting.reason?.contains("killed by SIGKILL") == true)
         try await Task.sleep(for: .milliseconds(200))
         #expect(try await rig.store.job("j-1")?.runs == 2)
