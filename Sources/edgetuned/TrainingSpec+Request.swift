@@ -27,6 +27,11 @@ extension TrainingSpec {
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience, optimizer: OptimizerState(request.optimizer))
         activationCache = request.activationCache.map { $0 == .bf16 ? .bf16 : .int8 }
+        if activationCache != nil, adapter.method is LadderSideTuning {
+            throw Problem(
+                .invalidValue, "activation_cache: \(adapter.method.name) reads what every layer gives, and the cache has what one of them does",
+                hint: "leave activation_cache out")
+        }
         try readZerothOrder(request)
     }
 
@@ -130,7 +135,18 @@ extension AdapterSpec {
             ("adapter_scaling", request.adapterScaling != nil), ("mh_adapter", request.mhAdapter != nil),
             ("output_adapter", request.outputAdapter != nil),
         ]
-        for (key, isGiven) in ofBottleneck { try refuse(key, isGiven, unless: method.bottleneck != nil, "bottleneck") }
+        for (key, isGiven) in ofBottleneck where !(key == "reduction_factor" && method is LadderSideTuning) {
+            try refuse(key, isGiven, unless: method.bottleneck != nil, "bottleneck")
+        }
+        if method is LadderSideTuning, let factor = request.reductionFactor {
+            // Which of them divide the hidden size is the model's to know.
+            guard let whole = Int(exactly: factor), LadderSideTuning.reductionFactors.contains(whole) else {
+                throw Problem(
+                    .invalidValue, "reduction_factor: \(factor) is not allowed; with \(method.name) it is a whole number that divides the model's "
+                        + "hidden size")
+            }
+            method = LadderSideTuning(reductionFactor: whole)
+        }
         if let hub = method as? HubAdapter { method = hub.with { $0.take(request) }.with(prefixTokens: request.numVirtualTokens, virtualTokenStart) }
         for (key, isGiven) in [
             ("num_experts", request.numExperts != nil), ("top_k", request.topK != nil),

@@ -129,11 +129,13 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
     /// Another method could have what was asked for.
     package var isOfMethod: Bool {
         switch self {
-        case .noBias, .rankTooLarge: true
+        case .noBias, .rankTooLarge, .badReductionFactor: true
         case .noModule, .layerOutOfRange, .badPattern, .tokenOutOfRange: false
         }
     }
     case tokenOutOfRange(Int, vocabularySize: Int)
+    /// Of a side network.
+    case badReductionFactor(Int, hiddenSize: Int, allowed: [Int])
 
     package var description: String {
         switch self {
@@ -144,6 +146,9 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
             "layers_to_transform names layer \(layer); the model has layers 0 to \(layerCount - 1)"
         case .tokenOutOfRange(let token, let vocabularySize):
             "token_indices names token \(token); the model has tokens 0 to \(vocabularySize - 1)"
+        case .badReductionFactor(let factor, let hiddenSize, let allowed):
+            "reduction_factor: \(factor) is not allowed; it divides the model's hidden size of \(hiddenSize): use one of "
+                + allowed.map { "\($0)" }.joined(separator: ", ")
         case .badPattern(let pattern, let reason):
             "lora_target_modules \"\(pattern)\" is not a regular expression: \(reason)"
         case .noBias(let method, nil, _):
