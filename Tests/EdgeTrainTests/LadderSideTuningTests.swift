@@ -56,7 +56,11 @@ struct LadderSideTuningTests {
             let found = Dictionary(uniqueKeysWithValues: MethodTests.gradients(trainee).map { ($0.name, $0.values) })
             var worstGradient = 0.0
             for gradient in expected {
-                let error = relativeError(try #require(found[gradient.name]), gradient.values)
+                let own = try #require(found[gradient.name])
+                // One number, whose terms may cancel.
+                let error = gradient.name.hasSuffix(".gate")
+                    ? Double(abs(own[0] - gradient.values[0]) / (try golden.floats("\(name)/terms.\(gradient.name)")[0]))
+                    : relativeError(own, gradient.values)
                 worstGradient = max(worstGradient, error)
                 #expect(error < 2e-5, "\(gradient.name)")
             }
@@ -138,7 +142,7 @@ struct LadderSideTuningTests {
         let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 20, longest: 13)
         try trainee.step.initialize(seed: 1)
         let (losses, _) = try trainee.train(MicroBatch(try Self.golden.get().samples()), steps: 3, learningRate: 1e-3)
-        #expect(losses.allSatisfy(\.isFinite))
+        #expect(losses.allSatisfy { $0.isFinite })
     }
 
     @Test("what is published is loaded to the same loss; no other program's export, and no merge", arguments: cases)

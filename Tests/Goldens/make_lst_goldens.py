@@ -5,7 +5,8 @@
 
 Writes lst-goldens.safetensors. PEFT has no such method: this is the formula of Sources/EdgeModel/Adapters/LadderSideTuning.swift, under the names of
 its files. Of each case (`narrow`: a factor of 8, one head; `wide`: 2, two heads) the loss and the logits of two samples, every gradient, and the
-losses of ten AdamW steps; nothing is as it begins, where half of the gradients are zero.
+losses of ten AdamW steps; nothing is as it begins, where half of the gradients are zero. A gate's gradient is one number, a sum over tokens that
+may cancel: `terms.` has the length of what is added, which it is to be held to.
 """
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ class Ladder(torch.nn.Module):
         self.heads = max(1, config.num_attention_heads // factor)
         width, hidden, intermediate = config.hidden_size // factor, config.hidden_size, config.intermediate_size // factor
         query = self.heads * self.head_dim
-        self.parts, self.seen = {}, [None] * (self.count + 1)
+        self.parts, self.seen, self.mixed = {}, [None] * (self.count + 1), []
         for layer in range(self.count):
             path = f"layers.{layer}."
             for name, shape, start, scale in [
@@ -92,7 +93,10 @@ class Ladder(torch.nn.Module):
             path = f"layers.{layer}"
             mix = torch.sigmoid(self.parts[f"lst.{path}.gate"] / TEMPERATURE)
             read = self.seen[layer + 1] @ self.parts[f"lst.{path}.downsample.weight"].T
-            state = self.block(path, mix * state + (1 - mix) * read, rotation)
+            x = mix * state + (1 - mix) * read
+            x.retain_grad()
+            self.mixed.append((layer, x, ((state - read) * mix * (1 - mix) / TEMPERATURE).detach()))
+            state = self.block(path, x, rotation)
         return self.norm(self.seen[-1] + state @ self.parts["lst.upsample.weight"].T)
 
 
@@ -108,11 +112,18 @@ def case(factor, batch):
     loss.backward()
     tensors |= {"loss": loss.detach().float().reshape(1), "logits": logits.detach()}
     tensors |= {f"gradient.{name}": value.grad.detach().clone() for name, value in parameters.items()}
+    for layer in range(ladder.count):
+        terms = torch.cat([(x.grad * change).sum(-1).flatten() for own, x, change in ladder.mixed if own == layer])
+        gradient = parameters[f"lst.layers.{layer}.gate"].grad
+        assert torch.allclose(terms.sum(), gradient, rtol=1e-3)
+        tensors[f"terms.lst.layers.{layer}.gate"] = terms.norm().reshape(1)
+        print(f"gate {layer}: {float(gradient):.3e}, of terms as long as {float(terms.norm()):.3e}")
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
     losses = []
     for _ in range(STEPS):
         optimizer.zero_grad()
+        ladder.mixed.clear()
         step_loss, _ = batch_loss(model, batch)
         step_loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
