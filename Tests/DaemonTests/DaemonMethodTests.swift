@@ -137,7 +137,9 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         let rows = try Self.table(daemon).rows
         for row in rows {
             let needsOne = ["adalora", "dylora", "mixlora"].contains(row.name)
-            #expect((row.forwardOnlyPeakBytes == nil) == needsOne && row.forwardOnlyPeakBytes ?? 0 < row.peakBytes, "\(row)")
+            #expect((row.forwardOnlyPeakBytes == nil) == needsOne, "\(row)")
+            // Of lst's steps both kinds take less on this model than what comes before the first.
+            #expect(row.forwardOnlyPeakBytes ?? 0 < row.peakBytes || row.name == "lst" && row.forwardOnlyPeakBytes == row.peakBytes, "\(row)")
         }
         for (steps, choice) in [(ZerothOrderSteps.always, true), (.auto, false)] {
             var request = KillTests.request("steps-\(steps.rawValue)")
