@@ -41,7 +41,8 @@ package enum RotaryFactors: Equatable, Sendable {
 
 package struct RotaryEmbedding {
     package let headDim: Int
-    package let pairing: RotaryPairing
+    /// The tables are the same for both.
+    package var pairing: RotaryPairing
     private let rotated: Int
     /// Samples that are longer find their rows behind `original` others; nil: there is one kind of sample.
     private let original: Int?

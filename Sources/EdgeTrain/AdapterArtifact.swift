@@ -101,6 +101,12 @@ extension AdapterError: CustomStringConvertible {
                 + "edgetune merge makes a model that has it"
         case .notForPEFT(let method) where AdapterMethods.named(method)?.mixture != nil:
             "PEFT has no class for \(method): as it is stored it has the keys of TUDB-Labs/MixLoRA (edgetune export --format artifact)"
+        case .notForPEFT(let method) where AdapterMethods.named(method) is LadderSideTuning:
+            "PEFT has no class for \(method), a network beside the model; edgetune generate computes it, and edgetune export --format artifact "
+                + "copies its files"
+        case .notOfWeights(let method) where AdapterMethods.named(method) is LadderSideTuning:
+            "what \(method) has learned is a network beside the model, so it cannot be weights of the model, nor an adapter of llama.cpp's, which "
+                + "loads type lora only (src/llama-adapter.cpp); edgetune generate computes it as it is"
         case .notOfWeights(let method) where AdapterMethods.named(method)?.mixture != nil:
             "what \(method) does depends on each token, so it cannot be weights of a model, nor an adapter of llama.cpp's, which loads type lora "
                 + "only (src/llama-adapter.cpp); edgetune generate computes it as it is"

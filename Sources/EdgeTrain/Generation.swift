@@ -42,6 +42,8 @@ package final class Generator {
     private let unshifted: Int
     private let promptTokens: Int
     private let keys: [Tensor], values: [Tensor]
+    /// Nil where the adapter has no side network.
+    private let side: Side?
     private let activations: LayerActivations
     private let workspace: LayerWorkspace
     private let scaledRows: UnsafeMutablePointer<Float>
@@ -52,6 +54,31 @@ package final class Generator {
     private let tokens: UnsafeMutablePointer<Int32>
     private let positions: UnsafeMutablePointer<Int32>
 
+    /// What a side network needs beside the adapter.
+    private struct Side {
+        let memory: SideMemory
+        let keys: [Tensor], values: [Tensor]
+        /// The last state, and the number, of the token whose logits are asked for.
+        let lastState: UnsafeMutablePointer<Float>
+        let lastToken: UnsafeMutablePointer<Int32>
+
+        static func bytes(_ sizes: SideSizes, _ spec: DecoderSpec, context: Int) -> ByteCount {
+            ByteCount(2 * spec.layerCount * ByteCount.floats(context * sizes.queryWidth).bytes)
+                + SideMemory.stateBytes(sizes, tokens: promptChunk, layers: spec.layerCount, .forwardOnly)
+                + SideMemory.workBytes(sizes, tokens: promptChunk, .forwardOnly) + .floats(sizes.width) + .floats(1)
+        }
+
+        init(_ sizes: SideSizes, _ spec: DecoderSpec, context: Int, arena: Arena) {
+            keys = (0..<spec.layerCount).map { _ in arena.tensor(context, sizes.queryWidth) }
+            values = (0..<spec.layerCount).map { _ in arena.tensor(context, sizes.queryWidth) }
+            memory = SideMemory(
+                sizes, states: SideMemory.states(sizes, tokens: promptChunk, layers: spec.layerCount, .forwardOnly, arena: arena),
+                work: SideMemory.work(sizes, tokens: promptChunk, .forwardOnly, arena: arena))
+            lastState = arena.floats(sizes.width)
+            lastToken = arena.integers(1)
+        }
+    }
+
     /// Prompt tokens that go through the layers at once.
     private static let promptChunk = 128
 
@@ -61,7 +88,8 @@ package final class Generator {
         let cache = ByteCount(2 * spec.layerCount * ByteCount.floats(context * spec.keyValueWidth).bytes)
         let ofAdapter = adapter.map { ByteCount.floats($0.parameterCount) + .floats($0.factorCount(isTrained: false)) } ?? .zero
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
-        return cache + ofAdapter + hidden + hidden
+        let side = adapter.flatMap { SideSizes([$0]) }.map { Side.bytes($0, spec, context: context) } ?? .zero
+        return cache + ofAdapter + side + hidden + hidden
             + LayerActivations.bytes(
                 tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], bottlenecks(spec, adapter), spec)
             + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
@@ -116,6 +144,7 @@ package final class Generator {
                 cache.prefix(prefixTokens).copy(from: part.matrix)
             }
         }
+        side = layout.flatMap { SideSizes([$0]) }.map { Side($0, spec, context: context, arena: arena) }
         activations = LayerActivations(
             tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [],
             Self.bottlenecks(spec, layout), spec, arena: arena)
@@ -177,6 +206,8 @@ package final class Generator {
             input.prefix(rows.count).copy(from: virtual.rows(rows))
         }
         multiply(input, by: spec.embeddingScale, on: pool)
+        let beside = adapters.flatMap { SideNetwork($0, spec, side?.memory, rotaries, tokens: new.count, positions: positions, on: pool) }
+        beside?.begin(input)
         for index in 0..<spec.layerCount {
             var layer = DecoderLayer(
                 index: index, spec: spec, weights: model.layers[index], jobs: adapters.map { [LayerJob($0)] } ?? [], rotaries: rotaries,
@@ -185,9 +216,14 @@ package final class Generator {
             layer.forwardCached(
                 input, positions: positions, past: past, keyCache: keys[index], valueCache: values[index], activations,
                 workspace, into: output)
+            if let side { beside?.forwardCached(index, output, past: past, keys: side.keys[index], values: side.values[index]) }
             swap(&input, &output)
         }
         let last = Tensor(input.row(new.count - 1), rows: 1, columns: spec.hiddenSize)
+        if let side {
+            side.lastToken[0] = Int32(new.count - 1)
+            beside?.addOutput(of: side.lastToken, gathered: side.lastState, to: last)
+        }
         let norm = adapters?.norm(.final, layer: nil, insteadOf: model.outputNorm, spec)?.norm ?? model.outputNorm
         normalize(last, norm, into: lastNormed, inverse: inverseNorm, on: pool)
         multiply(lastNormed, by: spec.logitScale, on: pool)

@@ -81,11 +81,14 @@ package struct MemoryModel {
     let factorRank: Int
     /// Widest input of a module that is adapted with dropout: what that needs per token.
     let widestDropped: Int
-    let lowestLayer: Int
+    package let lowestLayer: Int
+    private let lowestBackwardLayer: Int
     let adaptedModules: Set<LinearModule>
     let bottlenecks: BottleneckMemory
     /// Nil where no job's MLP is a mixture of experts.
     let mixture: MixtureSizes?
+    /// Nil where nothing is beside the layers.
+    let side: SideSizes?
     /// The most of a job.
     let trainedHeadRows: Int
     private let prefixTokens: Int
@@ -186,9 +189,11 @@ package struct MemoryModel {
         factorRank = layouts.map(\.factorRank).max() ?? 0
         widestDropped = layouts.filter { $0.spec.dropout > 0 }.flatMap(\.modules).map { $0.inFeatures(spec) }.max() ?? 0
         lowestLayer = jobs.map(\.layout.lowestLayer).min() ?? 0
+        lowestBackwardLayer = jobs.map(\.layout.lowestBackwardLayer).min() ?? 0
         adaptedModules = jobs.reduce([]) { $0.union($1.layout.modules) }
         bottlenecks = BottleneckMemory(layouts.compactMap(\.spec.method.bottleneck), of: spec)
         mixture = MixtureSizes(layouts)
+        side = SideSizes(layouts)
         trainedHeadRows = weights.isHeadTied ? layouts.map(\.spec.trainedTokens.count).max() ?? 0 : 0
         prefixTokens = layouts.map { $0.spec.prefixTokens }.max() ?? 0
     }
@@ -198,7 +203,10 @@ package struct MemoryModel {
     var original: WeightParts? { jobs[0].original }
     package var modules: [ModuleID] { jobs[0].modules }
     package var adapter: AdapterSpec { layout.spec }
-    package var trainedLayers: Int { spec.layerCount - lowestLayer }
+    /// Of the base's layers, those that a backward goes through.
+    package var trainedLayers: Int { spec.layerCount - lowestBackwardLayer }
+    /// Those whose inputs stay until a backward needs them.
+    package var keptInputs: Int { spec.layerCount - lowestLayer }
 
     private func sum(_ bytes: (JobMemory) -> ByteCount) -> ByteCount { jobs.reduce(.zero) { $0 + bytes($1) } }
 
@@ -242,7 +250,7 @@ package struct MemoryModel {
     /// Of disk.
     package func spill(_ shape: StepShape) -> ByteCount {
         shape.checkpoints == .file
-            ? LayerCheckpoints.fileBytes(tokens: shape.tokens, trainedLayers: trainedLayers, spec) : .zero
+            ? LayerCheckpoints.fileBytes(tokens: shape.tokens, trainedLayers: keptInputs, spec) : .zero
     }
 
     private func oneLayer(_ shape: StepShape, mlpTokens: Int) -> ByteCount {
@@ -254,7 +262,21 @@ package struct MemoryModel {
         ByteCount(oneLayer(shape, mlpTokens: shape.tokens).bytes * shape.keptLayers)
     }
 
-    func layerUse(_ shape: StepShape) -> LayerWorkspace.Use { shape.hasBackward ? .training(rank: factorRank) : .forwardOnly }
+    /// Whether the base's layers have one.
+    private func layersHaveBackward(_ shape: StepShape) -> Bool { shape.hasBackward && trainedLayers > 0 }
+
+    func layerUse(_ shape: StepShape) -> LayerWorkspace.Use { layersHaveBackward(shape) ? .training(rank: factorRank) : .forwardOnly }
+
+    func sideUse(_ shape: StepShape) -> SideMemory.Use { shape.hasBackward ? .training : .forwardOnly }
+
+    /// What is between a side network's blocks.
+    package func sideStates(_ shape: StepShape) -> ByteCount {
+        side.map { SideMemory.stateBytes($0, tokens: shape.tokens, layers: spec.layerCount, sideUse(shape)) } ?? .zero
+    }
+
+    private func sideWork(_ shape: StepShape) -> ByteCount {
+        side.map { SideMemory.workBytes($0, tokens: shape.tokens, sideUse(shape)) } ?? .zero
+    }
 
     /// The layer at work: what it computes again, and the backward's own.
     func layerWork(_ shape: StepShape) -> ByteCount {
@@ -266,8 +288,8 @@ package struct MemoryModel {
 
     func loss(_ shape: StepShape) -> ByteCount {
         let hidden = ByteCount.floats(shape.lossChunk * spec.hiddenSize)
-        let row = ByteCount.floats(shape.lossChunk)
-        return .floats(shape.lossChunk * spec.vocabularySize) + hidden + hidden + (shape.hasBackward ? hidden : .zero) + row + row
+        let row = ByteCount.floats(shape.lossChunk), states = ByteCount.floats(shape.lossChunk * (side?.width ?? 0))
+        return .floats(shape.lossChunk * spec.vocabularySize) + hidden + hidden + (shape.hasBackward ? hidden : .zero) + row + row + states
     }
 
     /// Of trained tokens whose rows the head has, too: what it read, and the gradients of their logits, until the embeddings' own come.
@@ -275,8 +297,8 @@ package struct MemoryModel {
         trainedHeadRows == 0 ? .zero : .floats(shape.tokens * spec.hiddenSize) + .floats(shape.tokens * trainedHeadRows)
     }
 
-    /// Between forward and backward the head works, before and after it a layer, in the same memory.
-    package func work(_ shape: StepShape) -> ByteCount { max(layerWork(shape), loss(shape)) }
+    /// Between forward and backward the head works, before and after it a layer, or a side network's block, in the same memory.
+    package func work(_ shape: StepShape) -> ByteCount { max(layerWork(shape), sideWork(shape), loss(shape)) }
 
     /// The gradient of the layer's output, which goes from layer to layer.
     package func hiddenGradient(_ shape: StepShape) -> ByteCount { shape.hasBackward ? .floats(shape.tokens * spec.hiddenSize) : .zero }
@@ -288,11 +310,11 @@ package struct MemoryModel {
 
     /// The largest of a step's products: its left operands in the type that is computed in.
     package func rounding(_ shape: StepShape) -> ByteCount {
-        guard shape.hasBackward else {
+        guard layersHaveBackward(shape) else {
             let operands = [
                 (shape.tokens, spec.hiddenSize), (shape.tokens, spec.queryWidth), (shape.mlpTokens, spec.intermediateSize),
                 (shape.lossChunk, spec.hiddenSize),
-            ]
+            ] + (shape.hasBackward ? [(shape.lossChunk, spec.vocabularySize)] : [])
             return operands.map { RoundedRows.bytes(shape.compute, rows: $0, widths: [$1]) }.max()!
         }
         let ofLayers = [
@@ -328,7 +350,7 @@ package struct MemoryModel {
     /// Everything that one arena holds.
     package func arena(_ shape: StepShape) -> ByteCount {
         adapters + factors(shape) + gradients(shape) + optimizer(shape) + layerCheckpoints(shape) + keptActivations(shape)
-            + work(shape) + tokenHead(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
+            + work(shape) + sideStates(shape) + tokenHead(shape) + hiddenGradient(shape) + rounding(shape) + smoothing(shape) + scratch(shape)
             + activationCache(shape)
             + (shape.weights == .streamed ? weights.streamBytes : .zero)
     }
@@ -353,9 +375,11 @@ package struct MemoryModel {
             Pool(name: "program, libraries and samples", size: process.resident),
             Pool(name: "page tables", size: pageTables(shape)),
         ]
-        let cached = activationCache(shape)
+        let cached = activationCache(shape), states = sideStates(shape)
         // What only a backward has is not named where there is none.
-        return pools.filter { shape.hasBackward || $0.size > .zero } + (cached > .zero ? [Pool(name: "activation cache's buffer and index", size: cached)] : [])
+        return pools.filter { shape.hasBackward || $0.size > .zero }
+            + (states > .zero ? [Pool(name: "side network between its blocks", size: states)] : [])
+            + (cached > .zero ? [Pool(name: "activation cache's buffer and index", size: cached)] : [])
             + (jobs.count > 1 ? [Pool(name: "an adapter that is published beside", size: publicationBeside)] : [])
     }
 

@@ -119,7 +119,7 @@ package struct StepCost: Equatable, Sendable {
         let ofJob = tokens / Double(layouts.count)
         for layout in layouts {
             guard shape.hasBackward else {
-                adapterMultiplyAdds += ofJob * Double(layout.factorElements + layout.rotationElements)
+                adapterMultiplyAdds += ofJob * Double(layout.factorElements + layout.rotationElements + layout.sideElements)
                 drawn += Double(layout.trainedCount)
                 continue
             }
@@ -127,6 +127,8 @@ package struct StepCost: Equatable, Sendable {
                 + ofJob * Double(layout.trainedFactorElements)
             // Of a bottleneck both products, and in the backward five of half as much.
             adapterMultiplyAdds += ofJob * Double(layout.bottleneckElements) * (3.5 + (trained > 0 ? again / trained : 0))
+            // Of a side network a forward, the same again, and two products more; what reads the base has no gradient of its input.
+            adapterMultiplyAdds += ofJob * Double(4 * layout.sideElements - layout.sideReadElements)
             // Turned, turned back, and the products of both; for each run of tokens the gradient goes through some ten products of blocks.
             let runs = max(1, ofJob / min(Double(outerProductTokens), sampleTokens))
             adapterMultiplyAdds += ofJob * Double(layout.rotationElements) * (3 + (trained > 0 ? again / trained : 0))
@@ -149,6 +151,11 @@ package struct StepCost: Equatable, Sendable {
         elements =
             tokens * Double(spec.intermediateSize + spec.hiddenSize) * (layers + again + 2 * trained)
             + lossTokens * Double(spec.vocabularySize)
+        for side in layouts.compactMap(\.side) {
+            let blocks = ofJob * Double(spec.layerCount)
+            attentionMultiplyAdds += blocks * keys * Double(side.queryWidth) * (shape.hasBackward ? 2 + 2 + 5 : 2)
+            elements += blocks * Double(side.intermediateSize + side.width) * (shape.hasBackward ? 4 : 1)
+        }
         isNarrow = spec.hiddenSize < Calibration.narrowBelow
         if shape.weights == .streamed {
             let layerBytes = memory.weights.layerBytes
@@ -158,7 +165,7 @@ package struct StepCost: Equatable, Sendable {
                 + headPasses * chunks * Double(memory.weights.headBytes)
         }
         if let cache = memory.cache { cachedBytes = cachedShare * tokens * Double(cache.format.rowBytes(spec.hiddenSize)) }
-        if shape.checkpoints == .file { spilledBytes = 2 * trained * tokens * 4 * Double(spec.hiddenSize) }
+        if shape.checkpoints == .file { spilledBytes = 2 * Double(memory.keptInputs) * tokens * 4 * Double(spec.hiddenSize) }
         weights *= forwards
         weightTokens *= forwards
         adapterMultiplyAdds *= forwards

@@ -95,6 +95,8 @@ package final class TrainStep {
     private let dH: Tensor
     private let dropped: Tensor?
     private let scaledRows: UnsafeMutablePointer<Float>
+    /// Nil where no job has a side network.
+    private let side: SideMemory?
     private let head: HeadMemory
     private let tokenHead: TokenHead?
     /// Nil unless products are computed in int8.
@@ -120,14 +122,17 @@ package final class TrainStep {
         let logits: Tensor, input: Tensor, normed: Tensor, dInput: Tensor
         let inverseNorm: UnsafeMutablePointer<Float>
         let losses: UnsafeMutablePointer<Float>
+        /// Of side networks; empty where there is none.
+        let states: UnsafeMutablePointer<Float>
 
-        init(_ shape: StepShape, _ spec: DecoderSpec, arena: Arena) {
+        init(_ shape: StepShape, _ spec: DecoderSpec, _ side: SideSizes?, arena: Arena) {
             logits = arena.tensor(shape.lossChunk, spec.vocabularySize)
             input = arena.tensor(shape.lossChunk, spec.hiddenSize)
             normed = arena.tensor(shape.lossChunk, spec.hiddenSize)
             dInput = arena.tensor(shape.hasBackward ? shape.lossChunk : 0, spec.hiddenSize)
             inverseNorm = arena.floats(shape.lossChunk)
             losses = arena.floats(shape.lossChunk)
+            states = arena.floats(shape.lossChunk * (side?.width ?? 0))
         }
     }
 
@@ -187,20 +192,28 @@ package final class TrainStep {
                 arena: arena)
         }
         kept = (0..<shape.keptLayers).map { _ in layerActivations(mlpTokens: shape.tokens) }
-        let (layer, head) = arena.either {
-            (
-                layerActivations(mlpTokens: shape.mlpTokens),
-                LayerWorkspace(
-                    tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, memory.layerUse(shape),
-                    memory.mixture, arena: arena),
-                memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
-                arena.floats(memory.scaledCount(shape))
-            )
+        let ((layer, sideWork), head) = arena.either {
+            arena.either {
+                (
+                    layerActivations(mlpTokens: shape.mlpTokens),
+                    LayerWorkspace(
+                        tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, memory.layerUse(shape),
+                        memory.mixture, arena: arena),
+                    memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
+                    arena.floats(memory.scaledCount(shape))
+                )
+            } or: {
+                memory.side.map { SideMemory.work($0, tokens: shape.tokens, memory.sideUse(shape), arena: arena) } ?? []
+            }
         } or: {
-            HeadMemory(shape, spec, arena: arena)
+            HeadMemory(shape, spec, memory.side, arena: arena)
         }
         (activations, workspace, dropped, scaledRows) = layer
         self.head = head
+        side = memory.side.map {
+            let states = SideMemory.states($0, tokens: shape.tokens, layers: spec.layerCount, memory.sideUse(shape), arena: arena)
+            return SideMemory($0, states: states, work: sideWork)
+        }
         tokenHead = TokenHead(shape, memory, arena: arena)
         dH = arena.tensor(shape.hasBackward ? shape.tokens : 0, spec.hiddenSize)
         smoothing = shape.compute == .int8 ? Smoothing(spec, arena: arena) : nil
@@ -291,11 +304,14 @@ package final class TrainStep {
         precondition(work.count == 1 || work.allSatisfy { $0.cached == nil })
         precondition(work.allSatisfy { ($0.perturbation == nil) == shape.hasBackward })
         guard shape.hasBackward else { return try probe(&work, batch) }
-        try forward(batch, pass, work[0].cached)
+        let sides = try forward(batch, pass, work[0].cached)
         let dH = dH.prefix(batch.tokenCount)
         dH.clear()
-        try headLoss(&work, .gradient, after: first(ofBackward: model.spec.layerCount - 1))
-        let lowest = work.map { adapters[$0.job].lowestLayer }.min()!
+        let lowest = work.map { adapters[$0.job].layout.lowestBackwardLayer }.min()!
+        let hasLayers = lowest < model.spec.layerCount
+        try headLoss(&work, sides, .gradient, after: hasLayers ? first(ofBackward: model.spec.layerCount - 1) : .attention(0))
+        // Before the layers make another gradient of this one.
+        try sideBackward(work, sides, dH, finished)
         let needsInput = work.contains { adapters[$0.job].layout.needsInputGradient(of: lowest) }
         for index in stride(from: model.spec.layerCount - 1, through: lowest, by: -1) {
             let isLowest = index == lowest
@@ -313,19 +329,38 @@ package final class TrainStep {
             if keeps(index) { layer.restoreAttention(input, batch, activations, workspace) }
             layer.attentionBackward(
                 dH: dH, input, batch, activations, workspace, isLowest && !needsInput ? .isFrozen : .needsGradient)
-            for one in work where !adapters[one.job].layerRanges[index].isEmpty { try finished(index, one) }
+            for one in work where !adapters[one.job].layerRanges[index].isEmpty && adapters[one.job].layout.side == nil { try finished(index, one) }
         }
         addPromptGradients(work, batch)
         addTokenGradients(work, batch)
         for one in work where !adapters[one.job].layout.modelRange.isEmpty { try finished(model.spec.layerCount, one) }
     }
 
+    /// Of side networks alone: the layers beside them have none, and none of theirs is computed again.
+    private func sideBackward(
+        _ work: [JobMicroBatch], _ sides: [SideNetwork?], _ dH: Tensor, _ finished: (_ layer: Int, JobMicroBatch) throws -> Void
+    ) throws {
+        let networks = zip(work, sides).compactMap { one, side in side.map { (one: one, side: $0) } }
+        guard !networks.isEmpty else { return }
+        for network in networks { network.side.beginBackward(dH) }
+        let count = model.spec.layerCount
+        for index in stride(from: count - 1, through: 0, by: -1) {
+            let output = index + 1 == count ? checkpoints.input(of: count) : try checkpoints.fetch(index + 1, on: pool)
+            for network in networks {
+                network.side.backward(index, output)
+                try finished(index, network.one)
+            }
+        }
+        let embeddings = try checkpoints.fetch(0, on: pool)
+        for network in networks { network.side.endBackward(embeddings) }
+    }
+
     /// What is derived from the adapters and kept is, meanwhile, that of the perturbed ones.
     private func probe(_ work: inout [JobMicroBatch], _ batch: PackedBatch) throws {
         for one in work { adapters[one.job].parametersChanged() }
         defer { for one in work { adapters[one.job].parametersChanged() } }
-        try forward(batch, .training(work), work[0].cached)
-        try headLoss(&work, .trainingLoss, after: .attention(0))
+        let sides = try forward(batch, .training(work), work[0].cached)
+        try headLoss(&work, sides, .trainingLoss, after: .attention(0))
     }
 
     /// `accumulate` of the only job.
@@ -339,9 +374,9 @@ package final class TrainStep {
 
     /// Adds Σ nll over the loss tokens to `loss`, in nats, without gradients or dropout.
     package func evaluate(_ microBatch: MicroBatch, job: Int = 0, cached: CachedSamples? = nil, loss: inout Double) throws {
-        try forward(load([(microBatch, job)]), .evaluation(job: job), cached)
+        let sides = try forward(load([(microBatch, job)]), .evaluation(job: job), cached)
         var work = [JobMicroBatch(job: job, microBatch, lossScale: 0, addingTo: loss)]
-        try headLoss(&work, .heldOutLoss, after: .attention(0))
+        try headLoss(&work, sides, .heldOutLoss, after: .attention(0))
         loss = work[0].loss
     }
 
@@ -368,12 +403,12 @@ package final class TrainStep {
     /// Logits of every token, a chunk at a time: for goldens and tools.
     package func logits(of microBatch: MicroBatch, _ body: (_ firstToken: Int, _ logits: Tensor) -> Void) throws {
         let batch = load([(microBatch, 0)])
-        try forward(batch, .evaluation(job: 0))
+        let sides = try forward(batch, .evaluation(job: 0))
         for row in 0..<batch.tokenCount { lossRows[row] = Int32(row) }
         for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
             let rows = min(shape.lossChunk, batch.tokenCount - first)
             let logits = try headLogits(
-                first: first, [HeadRows(adapters: adapters[0], rows: 0..<rows, chunkStart: first)], .unrounded, smoothing: nil, after: .headSlice(0))
+                first: first, [HeadRows(adapters: adapters[0], side: sides[0], rows: 0..<rows, chunkStart: first)], .unrounded, smoothing: nil, after: .headSlice(0))
             if let cap = model.spec.logitCap { softCap(logits, cap, on: pool) }
             body(first, logits)
         }
@@ -460,7 +495,16 @@ package final class TrainStep {
         keeps(index) ? kept[index - (model.spec.layerCount - shape.keptLayers)] : activations
     }
 
-    private func forward(_ batch: PackedBatch, _ pass: Pass, _ cached: CachedSamples? = nil) throws {
+    /// Side networks of the jobs in the batch, in its order; nil of those that have none.
+    private func sides(_ batch: PackedBatch, _ pass: Pass) -> [SideNetwork?] {
+        passAdapters(pass).enumerated().map { index, own in
+            SideNetwork(own, model.spec, side, rotaries, batch, job: index, on: pool)
+        }
+    }
+
+    /// - Returns: of the jobs in the batch, with their last states.
+    @discardableResult
+    private func forward(_ batch: PackedBatch, _ pass: Pass, _ cached: CachedSamples? = nil) throws -> [SideNetwork?] {
         let last = model.spec.layerCount - 1
         checkpoints.begin(tokens: batch.tokenCount)
         // The head's norm is perturbed where the lower layers come from the cache, too.
@@ -472,6 +516,8 @@ package final class TrainStep {
         } else {
             try embed(batch, pass, into: checkpoints.input(of: 0))
         }
+        let sides = sides(batch, pass)
+        for side in sides { side?.begin(checkpoints.input(of: 0)) }
         for index in first...last {
             if let cached, index == cached.layer, first < index { try cached.keep(checkpoints.input(of: index), batch.spans, on: pool) }
             let activations = activations(of: index)
@@ -483,25 +529,33 @@ package final class TrainStep {
                 keep(index, keys, values)
             }
             try weights.use(.mlp(index), next: index < last ? .attention(index + 1) : .headSlice(0))
-            layer(index, pass).mlpForward(batch, activations, workspace, into: try checkpoints.output(of: index))
+            let output = try checkpoints.output(of: index)
+            layer(index, pass).mlpForward(batch, activations, workspace, into: output)
+            for side in sides { side?.forward(index, output) }
             if case .training = pass { checkpoints.keep(index, on: pool) }
         }
+        return sides
     }
 
     /// Virtual tokens are rows of the batch, whose embeddings are the adapter's.
     private func embed(_ batch: PackedBatch, _ pass: Pass, into h: Tensor) throws {
         try decodeEmbeddings(tokens, into: h)
-        let jobs: [AdapterSet] = switch pass {
-        case .training(let work): work.map(modelAdapters)
-        case .evaluation(let job): [adapters[job]]
-        case .measuringSmoothing, .watchingInputs, .keepingKeys: []
-        }
+        let jobs = passAdapters(pass)
         for (prompt, rows) in prompts(of: jobs, batch) { h.rows(rows).copy(from: prompt.matrix) }
         for (index, job) in jobs.enumerated() {
             guard let trained = job.tokenRows else { continue }
             for rows in batch.samples(job: index) { trained.replace(loadedTokens(rows), in: h.rows(rows)) }
         }
         multiply(h, by: model.spec.embeddingScale, on: pool)
+    }
+
+    /// Of the jobs in the batch, with what is no layer's.
+    private func passAdapters(_ pass: Pass) -> [AdapterSet] {
+        switch pass {
+        case .training(let work): work.map(modelAdapters)
+        case .evaluation(let job): [adapters[job]]
+        case .measuringSmoothing, .watchingInputs, .keepingKeys: []
+        }
     }
 
     /// The rows of virtual tokens of each sample, in the samples' order.
@@ -576,6 +630,7 @@ package final class TrainStep {
     /// Rows that go through the head together, of one job, or, where there are no adapters, of the base alone.
     private struct HeadRows {
         let adapters: AdapterSet?
+        var side: SideNetwork?
         /// In the chunk.
         let rows: Range<Int>
         /// Loss tokens of the batch before the chunk's first, and before the job's.
@@ -604,6 +659,9 @@ package final class TrainStep {
         let input = head.input.prefix(rows), normed = head.normed.prefix(rows), logits = head.logits.prefix(rows)
         for row in 0..<rows {
             input.row(row).update(from: hidden.row(Int(lossRows[first + row])), count: hidden.columns)
+        }
+        for part in parts {
+            part.side?.addOutput(of: lossRows + part.lossTokens.lowerBound, gathered: head.states, to: input.rows(part.rows))
         }
         normalizeForHead(input, parts, into: normed, inverse: head.inverseNorm)
         let x = rounding([normed], smoothing: smoothing, on: pool)[0]
@@ -685,7 +743,9 @@ package final class TrainStep {
     }
 
     /// Head and cross-entropy together, a chunk of loss tokens at a time: logits of all tokens never exist.
-    private func headLoss(_ work: inout [JobMicroBatch], _ kind: HeadWork, after next: WeightParts.Part) throws {
+    ///
+    /// - Parameter sides: of the jobs in `work`.
+    private func headLoss(_ work: inout [JobMicroBatch], _ sides: [SideNetwork?], _ kind: HeadWork, after next: WeightParts.Part) throws {
         let counts = work.map(\.batch.lossRows.count), chunks = lossChunks(counts)
         for (index, chunk) in chunks.enumerated() {
             let (first, rows) = (chunk.rows.lowerBound, chunk.rows.count)
@@ -696,7 +756,7 @@ package final class TrainStep {
             let parts = chunk.parts.map {
                 HeadRows(
                     adapters: kind == .heldOutLoss ? adapters[work[$0.work].job] : modelAdapters(work[$0.work]),
-                    rows: $0.rows.lowerBound - first..<$0.rows.upperBound - first, chunkStart: first,
+                    side: sides[$0.work], rows: $0.rows.lowerBound - first..<$0.rows.upperBound - first, chunkStart: first,
                     jobStart: counts.prefix($0.work).reduce(0, +))
             }
             let logits = try headLogits(first: first, parts, rounding, smoothing: smoothed, after: hasGradient ? .headSlice(0) : afterChunk)

@@ -515,6 +515,13 @@ private struct Planner {
                 break
             }
         }
+        if let ladder = memory.adapter.method as? LadderSideTuning {
+            for larger in [2, 4, 8, 16].map({ $0 * ladder.reductionFactor }) where memory.spec.hiddenSize % larger == 0 {
+                guard let changed = changed({ $0.method = LadderSideTuning(reductionFactor: larger) }), fits(changed, longest: longest) else { continue }
+                changes.append(FittingChange(line: "reduction_factor: \(larger)", note: "a narrower side network"))
+                break
+            }
+        }
         if memory.adaptedModules.count > 2,
             let changed = changed({ $0.targets = .names(["q_proj", "v_proj"]) }), fits(changed, longest: longest)
         {

@@ -53,8 +53,9 @@ package struct JobRequest: Codable, Equatable, Sendable {
     /// Trainable tokens, and LoRA's and DoRA's beside the linears: their numbers, and others as text, each of which is one token.
     package var tokenIndices: [Int]?
     package var trainableTokens: [String]?
-    /// Bottleneck adapters: the hidden size over the bottleneck's (nil: the library's default of the method), what is between the two
-    /// matrices, what the result is multiplied by, and whether a layer has one after attention, and one after the MLP.
+    /// Ladder side-tuning: the hidden size over the side network's, which it divides; nil: 8. Bottleneck adapters: the hidden size over the
+    /// bottleneck's (nil: the library's default of the method), what is between the two matrices, what the result is multiplied by, and whether
+    /// a layer has one after attention, and one after the MLP.
     package var reductionFactor: Double?
     package var nonLinearity: BottleneckNonLinearity?
     package var adapterScaling: Double?

@@ -131,7 +131,7 @@ private struct MethodKey: Sendable {
         MethodKey("use_cayley_neumann", \.useCayleyNeumann, "such series") { $0 is OFT },
         MethodKey("tasks", \.tasks, "tasks") { $0 is MTLoRA },
         MethodKey("task_r", \.taskR, "tasks") { $0 is MTLoRA },
-        MethodKey("reduction_factor", \.reductionFactor, "bottleneck") { $0.bottleneck != nil },
+        MethodKey("reduction_factor", \.reductionFactor, "bottleneck") { $0.bottleneck != nil || $0 is LadderSideTuning },
         MethodKey("non_linearity", \.nonLinearity, "bottleneck") { $0.bottleneck != nil },
         MethodKey("adapter_scaling", \.adapterScaling, "bottleneck") { $0.bottleneck != nil },
         MethodKey("mh_adapter", \.mhAdapter, "bottleneck") { $0.bottleneck != nil },
@@ -219,6 +219,19 @@ extension MixLoRA: MethodOfRequest {
 extension HubAdapter: MethodOfRequest {
     fileprivate func asked(by request: JobRequest) -> HubAdapter {
         with { $0.take(request) }.with(prefixTokens: request.numVirtualTokens, request.virtualTokenStart)
+    }
+}
+
+extension LadderSideTuning: MethodOfRequest {
+    fileprivate func asked(by request: JobRequest) throws -> LadderSideTuning {
+        guard let factor = request.reductionFactor else { return self }
+        // Which of them divide the hidden size is the model's to know.
+        guard let whole = Int(exactly: factor), LadderSideTuning.reductionFactors.contains(whole) else {
+            throw Problem(
+                .invalidValue,
+                "reduction_factor: \(factor) is not allowed; with \(name) it is a whole number that divides the model's hidden size")
+        }
+        return LadderSideTuning(reductionFactor: whole)
     }
 }
 

@@ -27,6 +27,11 @@ extension TrainingSpec {
             seed: request.seed, precision: ComputeType(request.precision), evalSteps: request.evalSteps, saveSteps: request.saveSteps ?? defaultSaveSteps,
             earlyStoppingPatience: request.earlyStoppingPatience, optimizer: OptimizerState(request.optimizer))
         activationCache = request.activationCache.map { $0 == .bf16 ? .bf16 : .int8 }
+        if activationCache != nil, adapter.method is LadderSideTuning {
+            throw Problem(
+                .invalidValue, "activation_cache: \(adapter.method.name) reads what every layer gives, and the cache has what one of them does",
+                hint: "leave activation_cache out")
+        }
         try readZerothOrder(request)
     }
 

@@ -57,7 +57,7 @@ struct WorkTraining {
         let cached = spec.activationCache.map { MemoryModel.CachedActivations($0, lengths) }
         memory = try MemoryModel(
             model, adapter: spec.adapter, process: process, loadsAdapter: initial != nil, original: original, cache: cached)
-        guard cached == nil || memory.trainedLayers < model.spec.layerCount else {
+        guard cached == nil || memory.lowestLayer > 0 else {
             throw Problem(
                 .invalidValue, "activation_cache: the model's first layer is adapted, so nothing is the same in the next epoch",
                 hint: "adapt upper layers only: layers_to_transform: [\(model.spec.layerCount / 2), …]")
@@ -127,7 +127,7 @@ struct WorkTraining {
 
     private var cacheText: [String] {
         guard spec.activationCache != nil else { return [] }
-        let layers = model.spec.layerCount - memory.trainedLayers
+        let layers = memory.lowestLayer
         return ["layers 0 to \(layers - 1) run in the first epoch: \(plan.cache.mebibytes) MiB of disk for what they give"]
     }
 

@@ -115,6 +115,17 @@ struct TogetherTests {
                 }, testDescription: "streamed, nothing kept"),
             Case(methods: ["mixlora", "lora", "mixlora", "ia3"], testDescription: "experts beside none"),
             Case(methods: ["mixlora", "dora"], precision: .bf16, testDescription: "bf16, experts"),
+            Case(methods: ["lst", "lora", "lst", "mixlora"], testDescription: "side networks beside none"),
+            Case(methods: ["lst", "lst"], precision: .bf16, testDescription: "bf16, side networks alone"),
+            Case(
+                methods: ["lst", "dora", "lst"],
+                replan: {
+                    $0.keptLayers = 0
+                    $0.weights = .streamed
+                    $0.checkpoints = .file
+                    $0.lossChunk = 5
+                }, testDescription: "side networks, streamed, nothing kept"),
+            Case(methods: ["lora", "lst"], clips: false, testDescription: "a side network without clipping"),
             Case(methods: ["lora", "vera", "loha"], clips: false, testDescription: "without clipping"),
         ]
     }

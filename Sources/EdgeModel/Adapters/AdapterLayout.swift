@@ -47,6 +47,13 @@ package struct AdapterLayout {
     package var modelRange: Range<Int> { layerRanges.last! }
     /// The first that has anything.
     package let lowestLayer: Int
+    /// The lowest of the base's that a backward goes through; the layer count where it goes through none.
+    package let lowestBackwardLayer: Int
+    /// Nil: nothing is beside the layers.
+    package let side: SideShape?
+    /// Of all matrices of a side network; and of those that read the base, whose inputs have no gradient.
+    package let sideElements: Int
+    package let sideReadElements: Int
     /// Rows and keys before each sample's own.
     package var virtualTokens: Int { spec.virtualTokens }
     /// Layers whose MLP is a mixture of experts.
@@ -134,6 +141,11 @@ package struct AdapterLayout {
         // The last norm is above all layers, but a step goes through one layer at least.
         let isBelowLayers = parts.contains { $0.layer == nil && $0.site != .norm(.final) }
         lowestLayer = isBelowLayers ? 0 : ranges.firstIndex { !$0.isEmpty } ?? spec.layerCount - 1
+        side = method.side(spec)
+        lowestBackwardLayer = side == nil ? lowestLayer : spec.layerCount
+        let ofSide = parts.filter { $0.site == .side }
+        sideElements = ofSide.flatMap(\.matrices).map(\.matrix).filter { !$0.isVector }.reduce(0) { $0 + $1.count }
+        sideReadElements = ofSide.count * spec.hiddenSize * (side?.width ?? 0)
         self.parts = placedParts
         for module in modules.indices {
             for (index, matrix) in matrices[module].enumerated() where places[module][index] == nil {

@@ -18,7 +18,7 @@ package enum AdapterMethods {
     package static let all: [any AdapterMethod] = [
         lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(), MTLoRA(), MixLoRA(),
         PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
-        HubAdapter.mam,
+        HubAdapter.mam, LadderSideTuning(),
     ]
 
     /// Those that a model can have whatever its linears are.
@@ -272,6 +272,8 @@ package protocol AdapterMethod: Equatable, Sendable {
     func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String?
     /// Of the MLP; nil: it is the base's.
     var mixture: ExpertMixture? { get }
+    /// Of the network that it trains beside the base's layers, through which no backward goes then; nil: it has none.
+    func side(_ model: DecoderSpec) -> SideShape?
     /// What is stored beside the linears, those of a layer together.
     func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart]
     /// Whether all that it does is another weight for each linear, so that a model can have it.
@@ -302,6 +304,7 @@ extension AdapterMethod {
     package func adapts(_ module: LinearModule) -> Bool { true }
     package func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String? { nil }
     package var mixture: ExpertMixture? { nil }
+    package func side(_ model: DecoderSpec) -> SideShape? { nil }
     package func parts(_ model: DecoderSpec, _ spec: AdapterSpec) -> [AdapterPart] { [] }
     package var hasTargets: Bool { adaptsLinears }
     package func checkTargets(_ model: DecoderSpec, _ spec: AdapterSpec) throws {}

@@ -15,6 +15,8 @@ package enum AdapterSite: Hashable, Sendable {
     case afterAttention, afterMLP
     /// In a layer's MLP: the router's matrix, and those of each expert.
     case experts
+    /// Beside the layers: a block's matrices, and the whole network's (LadderSideTuning.swift).
+    case side
 }
 
 /// What a method stores for one such place.

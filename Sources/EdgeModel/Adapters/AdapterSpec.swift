@@ -77,8 +77,6 @@ package struct AdapterSpec: Equatable, Sendable {
     package func parts(_ model: DecoderSpec) -> [AdapterPart] { method.parts(model, self) + saved.parts(model) }
     /// Whose embeddings are trained.
     package var trainedTokens: [TokenID] { method.trainedTokens + saved.tokens }
-    /// Whether all that it does is another weight for each linear.
-    package var changesWeightsOnly: Bool { method.changesWeightsOnly && saved.isEmpty }
     /// alpha / rank, or alpha / √rank.
     var alphaOverRank: Float { alpha / (usesRankStabilizedScaling ? Float(rank).squareRoot() : Float(rank) + Float(method.rankMargin)) }
 }
@@ -139,15 +137,18 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
     case noBias(method: String, targets: String?, available: [String])
     case tokenOutOfRange(Int, vocabularySize: Int)
     case notSaved(String, available: [String])
+    /// Of a side network.
+    case badReductionFactor(Int, hiddenSize: Int, allowed: [Int])
     case rankTooLarge(method: String, rank: Int, module: String, largest: Int)
 
     /// Another method could have what was asked for.
     package var isOfMethod: Bool {
         switch self {
-        case .noBias, .rankTooLarge: true
+        case .noBias, .rankTooLarge, .badReductionFactor: true
         case .noModule, .layerOutOfRange, .badPattern, .tokenOutOfRange, .notSaved: false
         }
     }
+
     package var description: String {
         switch self {
         case .noModule(let targets, let available):
@@ -160,6 +161,9 @@ package enum AdapterTargetError: Error, Equatable, CustomStringConvertible {
         case .notSaved(let name, let available):
             "modules_to_save: no norm of this model is called \(name); there are \(available.joined(separator: ", ")). Of embeddings the rows "
                 + "that token_indices and trainable_tokens name are trained, and nothing of a head of its own"
+        case .badReductionFactor(let factor, let hiddenSize, let allowed):
+            "reduction_factor: \(factor) is not allowed; it divides the model's hidden size of \(hiddenSize): use one of "
+                + allowed.map { "\($0)" }.joined(separator: ", ")
         case .badPattern(let pattern, let reason):
             "lora_target_modules \"\(pattern)\" is not a regular expression: \(reason)"
         case .noBias(let method, nil, _):
