@@ -45,6 +45,7 @@ METHODS = {
     "mtlora": {"adapter": "mtlora", "lora_r": 8, "task_r": 4, "tasks": ["licences"]},
     "ia3-recommended": {"adapter": "ia3", "lora_target_modules": ["k_proj", "v_proj", "down_proj"]},
     "ln-tuning": {"adapter": "ln-tuning"}, "trainable-tokens": {"adapter": "trainable-tokens", "token_indices": [28, 198, 253, 260, 282]},
+    "lora-saved": {"adapter": "lora", "lora_r": 8, "modules_to_save": ["norm"], "token_indices": [28, 198, 253, 260, 282]},
 }
 
 

@@ -29,6 +29,7 @@ METHODS = {
     "lora, eva": {"learning_rate": 5e-4, "init_lora_weights": "eva"}, "rlrr": {"learning_rate": 1e-2}, "shira": {"learning_rate": 2e-3},
     "ln-tuning": {"learning_rate": 1e-2}, "seq_bn": {"learning_rate": 1e-3}, "double_seq_bn": {"learning_rate": 1e-3},
     "par_bn": {"learning_rate": 5e-5}, "mam": {"learning_rate": 5e-5}, "mixlora": {"learning_rate": 5e-4},
+    "lst": {"learning_rate": 1e-3},
 }
 ADAPTERS = {"rslora": "lora", "loraplus": "lora", "lora, q and v": "lora", "lora, eva": "lora"}
 
