@@ -176,7 +176,7 @@ package struct StepCost: Equatable, Sendable {
         cachedBytes *= forwards
     }
 
-    /// A normal number takes as long as so many activations; measured on x86-64.
+    /// A normal number takes about as long as so many activations: an estimate, which no run has been compared with.
     static let elementsPerDraw = 20.0
 
     /// Threads that wait for each other, small operations, caches that are colder than in a measurement: real steps of four
