@@ -93,6 +93,42 @@ struct Trainee {
         }
         return (losses, norms)
     }
+
+    /// - Parameter expected: `[tokens, vocabulary]`.
+    func largestLogitDifference(_ batch: MicroBatch, from expected: [Float]) throws -> Float {
+        var worst: Float = 0
+        try step.logits(of: batch) { first, logits in
+            for i in 0..<logits.count { worst = max(worst, abs(logits.base[i] - expected[first * logits.columns + i])) }
+        }
+        return worst
+    }
+
+    /// Twelve tokens generated with an adapter of these tensors, which this one has, too, are the argmax of the training path's logits.
+    func expectGreedyGeneration(
+        from prompt: [TokenID], _ tensors: [AdapterTensor], context: Int, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        let generator = try Generator(
+            model: model, adapter: (adapters.layout, { try $0.load(tensors, model.spec) }), context: context, kernels: .strongest, threads: 2)
+        var generated: [TokenID] = []
+        _ = try generator.generate(prompt: prompt, GenerationSettings(maxTokens: 12, temperature: 0, seed: 1), endTokens: []) {
+            generated.append($0)
+            return .goOn
+        }
+        var sequence = prompt
+        for token in generated {
+            let sample = TokenizedSample(tokens: sequence, carriesLoss: sequence.map { _ in false })
+                .behindVirtualTokens(adapters.spec.promptTokens)
+            var best: TokenID = -1
+            try step.logits(of: MicroBatch([sample])) { first, logits in
+                let row = sample.tokens.count - 1 - first
+                guard (0..<logits.rows).contains(row) else { return }
+                best = TokenID((0..<logits.columns).max { logits.row(row)[$0] < logits.row(row)[$1] }!)
+            }
+            #expect(best == token, sourceLocation: sourceLocation)
+            sequence.append(token)
+        }
+        #expect(generated.count == 12, sourceLocation: sourceLocation)
+    }
 }
 
 /// Of plain LoRA.

@@ -57,10 +57,7 @@ struct HubAdapterTests {
         let golden = try Self.golden.get(), trainee = try Self.trainee(one, keptLayers: keptLayers)
         try trainee.adapters.load(Self.tensors(one, "initial"), trainee.model.spec)
         let batch = MicroBatch(try golden.samples()), expectedLogits = try golden.floats("\(one.name)/logits")
-        var worst: Float = 0
-        try trainee.step.logits(of: batch) { first, logits in
-            for i in 0..<logits.count { worst = max(worst, abs(logits.base[i] - expectedLogits[first * logits.columns + i])) }
-        }
+        let worst = try trainee.largestLogitDifference(batch, from: expectedLogits)
         #expect(worst < 5e-5)
 
         let count = batch.lossRows.count
@@ -208,25 +205,6 @@ struct HubAdapterTests {
         let trainee = try Trainee(TinyRun.modelPath, lora: one.spec, tokens: 64, longest: 64)
         try trainee.adapters.load(tensors, trainee.model.spec)
         let prompt = TinyRun.samples(1)[0].tokens
-        let generator = try Generator(
-            model: trainee.model, adapter: (trainee.adapters.layout, { try $0.load(tensors, trainee.model.spec) }), context: 60,
-            kernels: .strongest, threads: 2)
-        var generated: [TokenID] = []
-        _ = try generator.generate(prompt: prompt, GenerationSettings(maxTokens: 12, temperature: 0, seed: 1), endTokens: []) {
-            generated.append($0)
-            return .goOn
-        }
-        var sequence = prompt
-        for token in generated {
-            var best: TokenID = -1
-            try trainee.step.logits(of: MicroBatch([TokenizedSample(tokens: sequence, carriesLoss: sequence.map { _ in false })])) { first, logits in
-                let row = sequence.count - 1 - first
-                guard (0..<logits.rows).contains(row) else { return }
-                best = TokenID((0..<logits.columns).max { logits.row(row)[$0] < logits.row(row)[$1] }!)
-            }
-            #expect(best == token)
-            sequence.append(token)
-        }
-        #expect(generated.count == 12)
+        try trainee.expectGreedyGeneration(from: prompt, tensors, context: 60)
     }
 }

@@ -67,10 +67,7 @@ struct LinearMethodTests {
             let trainee = try one.trainee(keptLayers: keptLayers, kernels: kernels)
             try trainee.adapters.load(Self.tensors(one, "initial"), trainee.model.spec)
             let expectedLogits = try golden.floats("\(one.name)/logits")
-            var worst: Float = 0
-            try trainee.step.logits(of: batch) { first, logits in
-                for i in 0..<logits.count { worst = max(worst, abs(logits.base[i] - expectedLogits[first * logits.columns + i])) }
-            }
+            let worst = try trainee.largestLogitDifference(batch, from: expectedLogits)
             #expect(worst < 5e-5)
 
             let count = batch.lossRows.count

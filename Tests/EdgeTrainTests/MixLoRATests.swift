@@ -35,10 +35,7 @@ struct MixLoRATests {
         for kernels in KernelSet.supported {
             let golden = try Self.golden.get(), trainee = try Self.trainee(keptLayers: keptLayers, kernels: kernels)
             let batch = MicroBatch(try golden.samples()), expectedLogits = try golden.floats("logits")
-            var worst: Float = 0
-            try trainee.step.logits(of: batch) { first, logits in
-                for i in 0..<logits.count { worst = max(worst, abs(logits.base[i] - expectedLogits[first * logits.columns + i])) }
-            }
+            let worst = try trainee.largestLogitDifference(batch, from: expectedLogits)
             #expect(worst < 5e-5)
 
             let count = batch.lossRows.count

@@ -177,27 +177,6 @@ struct VirtualTokenTests {
         let trainee = try Trainee(TinyRun.modelPath, lora: spec, tokens: 64, longest: 64)
         try trainee.adapters.load([tensor], trainee.model.spec)
         let prompt = TinyRun.samples(1)[0].tokens
-        let generator = try Generator(
-            model: trainee.model, adapter: (trainee.adapters.layout, { try $0.load([tensor], trainee.model.spec) }), context: 60,
-            kernels: .strongest, threads: 2)
-        var generated: [TokenID] = []
-        _ = try generator.generate(prompt: prompt, GenerationSettings(maxTokens: 12, temperature: 0, seed: 1), endTokens: []) {
-            generated.append($0)
-            return .goOn
-        }
-        var sequence = prompt
-        for token in generated {
-            let sample = TokenizedSample(tokens: sequence, carriesLoss: sequence.map { _ in false })
-                .behindVirtualTokens(spec.method.promptTokens(spec))
-            var best: TokenID = -1
-            try trainee.step.logits(of: MicroBatch([sample])) { first, logits in
-                let row = sample.tokens.count - 1 - first
-                guard (0..<logits.rows).contains(row) else { return }
-                best = TokenID((0..<logits.columns).max { logits.row(row)[$0] < logits.row(row)[$1] }!)
-            }
-            #expect(best == token)
-            sequence.append(token)
-        }
-        #expect(generated.count == 12)
+        try trainee.expectGreedyGeneration(from: prompt, [tensor], context: 60)
     }
 }
