@@ -23,7 +23,7 @@ from running_daemon import running_daemon
 METHODS = {
     "seq_bn": {"adapter": "seq_bn"}, "double_seq_bn": {"adapter": "double_seq_bn"}, "par_bn": {"adapter": "par_bn"},
     "par_bn-both": {"adapter": "par_bn", "mh_adapter": True, "reduction_factor": 8, "non_linearity": "gelu", "adapter_scaling": 2},
-    "mam": {"adapter": "mam", "reduction_factor": 8, "num_virtual_tokens": 10},
+    "mam": {"adapter": "mam", "reduction_factor": 8, "num_virtual_tokens": 10}, "unipelt": {"adapter": "unipelt"},
 }
 
 

@@ -27,7 +27,7 @@ TRAINING_STEPS = 13
 
 def lines(file, intents=None):
     found = [line for line in (ROOT / f"benchmarks/tasks/{file}.jsonl").read_text().splitlines()]
-    return [line for line in found if intents is None or json.loads(line)["messages"][1]["content"] in intents]
+    return [line for line in found if intents is None or json.loads(line)["messages"][-1]["content"] in intents]
 
 
 def main():
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--lines", type=Path)
     options = parser.parse_args()
-    intents = sorted({json.loads(line)["messages"][1]["content"] for line in lines("banking-intents.train")})
+    intents = sorted({json.loads(line)["messages"][-1]["content"] for line in lines("banking-intents.train")})
     parts = {"spam": None, "first": intents[:4], "second": intents[4:8]}
     targets = {"both fours": intents[:8], "unseen": intents[8:]}
     found = {}

@@ -15,7 +15,7 @@ import subprocess
 MIB = 1 << 20
 METHODS = (
     "lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "shira", "ln-tuning",
-    "prefix-tuning", "prompt-tuning", "seq_bn", "double_seq_bn", "par_bn", "mam", "mixlora", "lst")
+    "prefix-tuning", "prompt-tuning", "seq_bn", "double_seq_bn", "par_bn", "mam", "unipelt", "mixlora", "lst")
 
 
 def plan(options, model, method, budget):

@@ -12,7 +12,6 @@ import json
 import re
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 from running_daemon import running_daemon
@@ -23,31 +22,20 @@ ROOT = Path(__file__).resolve().parent.parent
 def measure(options, together, count):
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         scratch = Path(scratch)
-        hours = time.localtime(time.time() + 6 * 3600).tm_hour
-        config = f"jobs_together: {together}\n"
-        with running_daemon(options.bin, scratch, config + f"run_between: {hours:02}:00-{hours:02}:01\n") as daemon:
+        with running_daemon(options.bin, scratch, f"jobs_together: {together}\n") as daemon:
             daemon.edgetune("models", "add", Path(options.model).resolve(), "--name", "base")
             samples = scratch / "samples.jsonl"
             words = "one two three four five six seven eight nine ten".split()
             samples.write_text("".join(
                 json.dumps({"text": " ".join(words[(line * 7 + word) % 10] for word in range(options.tokens))}) + "\n"
                 for line in range(64)))
-            for number in range(count):
-                job = {"name": f"job-{number}", "base_model": "base", "datasets": [{"path": str(samples)}], "val_set_size": 0,
-                       "micro_batch_size": options.batch, "gradient_accumulation_steps": 1, "max_steps": options.steps, "seed": number + 1,
-                       "sequence_len": max(512, 2 * options.tokens + 16), "precision": options.precision, "memory_budget": options.budget, "lora_dropout": 0}
-                (scratch / "job.yaml").write_text(json.dumps(job))
-                daemon.edgetune("submit", "job.yaml")
-            start = time.monotonic()
-            daemon.reload(config)
-            while True:
-                jobs = json.loads(daemon.edgetune("jobs", "--json"))["jobs"]
-                assert not any(job["state"] in ("failed", "paused") for job in jobs), jobs
-                if all(job["state"] == "succeeded" for job in jobs):
-                    break
-                time.sleep(0.2)
-            seconds = time.monotonic() - start
-            logs = [daemon.edgetune("logs", job["id"]) for job in jobs]
+            seconds, jobs = daemon.run_queued([
+                {"name": f"job-{number}", "base_model": "base", "datasets": [{"path": str(samples)}], "val_set_size": 0,
+                 "micro_batch_size": options.batch, "gradient_accumulation_steps": 1, "max_steps": options.steps, "seed": number + 1,
+                 "sequence_len": max(512, 2 * options.tokens + 16), "precision": options.precision, "memory_budget": options.budget,
+                 "lora_dropout": 0}
+                for number in range(count)])
+            logs = [daemon.edgetune("logs", job["id"]) for job in jobs.values()]
             alike = sum("trains together" in log for log in logs)
             assert alike == (count if together > 1 else 0), f"{alike} of {count} jobs trained together"
             figures = [tuple(map(int, found)) for log in logs for found in re.findall(r"peak memory (\d+) MiB, planned (\d+) MiB", log)]

@@ -72,7 +72,7 @@ def main():
                     "seed": options.seed, "seconds": round(seconds, 1),
                     "held_out": {each["step"]: round(each["loss"], 4) for each in record["evaluations"]},
                     "kept_step": record["kept_step"], "held_mib": int(held[1]), "planned_mib": int(held[2]),
-                    } | accuracy(options, options.task, path)
+                    } | accuracy(options, ROOT / f"benchmarks/tasks/{options.task}.test.jsonl", path)
                 print(json.dumps(line), flush=True)
                 if options.lines:
                     with options.lines.open("a") as file:

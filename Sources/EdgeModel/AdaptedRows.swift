@@ -11,8 +11,14 @@ package struct LayerJob {
     let smoothing: LayerSmoothing?
     /// What a sample counts in what is a mean over the step's samples.
     let sampleShare: Float
+    /// While text is generated.
+    let runningGates: RunningGates?
 
-    package init(_ adapters: AdapterSet, masks: DropoutMasks? = nil, smoothing: LayerSmoothing? = nil, sampleShare: Float = 0) {
+    package init(
+        _ adapters: AdapterSet, masks: DropoutMasks? = nil, smoothing: LayerSmoothing? = nil, sampleShare: Float = 0,
+        runningGates: RunningGates? = nil
+    ) {
+        self.runningGates = runningGates
         self.sampleShare = sampleShare
         self.adapters = adapters
         self.masks = masks
@@ -85,7 +91,17 @@ struct AdaptedRows {
                     input, modules.map { (a: $0.factors.a, z: narrow(projected[$0.module], $0), scale: $0.slot.scaling) }, on: pool)
             }
         }
+        for module in adapted {
+            if let gate = gate(module, x.rows(rows)) { gate.scale(narrow(projected[module.module], module), by: gate.values()) }
+        }
         return modules.map { term(of: $0, adapted, projected, from: first) }
+    }
+
+    /// - Parameter x: of these rows.
+    private func gate(_ module: AdaptedModule, _ x: Tensor) -> SampleGate? {
+        adapters.gate(module.slot).map {
+            SampleGate($0.weight, $0.bias, x: x, parts, job.runningGates?.of(module.slot.id.module, layer: layer.index), on: pool)
+        }
     }
 
     private func term(of module: LinearModule, _ adapted: [AdaptedModule], _ projected: [Tensor], from first: Int) -> LowRankTerm? {
@@ -125,6 +141,8 @@ struct AdaptedRows {
         let dz: Tensor
         let dys: [(module: LinearModule, dy: Tensor)]
         let z: Tensor
+        /// Nil where there is no gate.
+        var gate: GateGradient?
     }
 
     /// The gradients of what is stored for these modules, which are added to, and the narrow ones that dx needs.
@@ -152,8 +170,22 @@ struct AdaptedRows {
             )
         }
         projectDownBackward(factors, on: pool)
-        addGradients(gradients, x)
-        return gradients
+        let throughGates = gradients.map { throughGate($0, x) }
+        addGradients(throughGates, x)
+        return throughGates
+    }
+
+    /// z has g and the scaling, dz only the scaling; on return dz has g, too.
+    private func throughGate(_ one: NarrowGradient, _ x: Tensor) -> NarrowGradient {
+        guard let gate = gate(one.module, x) else { return one }
+        let values = gate.values(), scaling = one.module.slot.scaling
+        // Where a gate is nothing, so is its slope.
+        let dValues = zip(gate.products(one.dz, one.z), values).map { $1 * scaling == 0 ? 0 : $0 / ($1 * scaling) }
+        gate.scale(one.dz, by: values)
+        gate.addGradients(dValues)
+        var own = one
+        own.gate = GateGradient(gate: gate, dValues: dValues, rows: 0..<x.rows)
+        return own
     }
 
     /// What the gradient of `module`'s input gets with the frozen product; nil where it is not a product with A.
@@ -170,6 +202,7 @@ struct AdaptedRows {
     ///
     /// - Parameter dx: of these rows.
     func addInputTerms(_ gradients: [NarrowGradient], to dx: Tensor) {
+        for one in gradients { one.gate?.addInputGradient(to: dx) }
         guard hasDropout, let dropped = layer.dropped else {
             if foldsInputs { for one in gradients { addUnfolded(one.dz, to: dx, on: pool) } }
             return

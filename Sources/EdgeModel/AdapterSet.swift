@@ -192,6 +192,12 @@ package struct AdapterSet {
         }
     }
 
+    /// Of what a linear's factors give, w and b of the gate; nil: there is none.
+    func gate(_ slot: Slot) -> (weight: PartMatrix, bias: PartMatrix)? {
+        func part(_ index: Int) -> PartMatrix { (tensor(slot.places[index]), gradient(slot.places[index], layer: slot.id.layer)) }
+        return spec.method.gate(slot.shape).map { (part($0.weight), part($0.bias)) }
+    }
+
     /// What a linear has added, and the gradient of what is trained of it.
     struct AddedParts {
         /// Left, of all outputs, and right.

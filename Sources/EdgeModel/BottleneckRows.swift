@@ -14,15 +14,19 @@ struct BottleneckRows {
     private let downBias: (matrix: Tensor, gradient: Tensor)
     private let up: (matrix: Tensor, gradient: Tensor)
     private let upBias: (matrix: Tensor, gradient: Tensor)
+    /// w and b; empty where there is no gate.
+    private let ofGate: [AdapterSet.PartMatrix]
+    private let running: RunningGates.Mean?
     private let pool: WorkerPool
     private var scaling: Float { Float(form.scaling) }
 
     /// Nil where the job's method has none there.
-    init?(_ adapters: AdapterSet, _ site: AdapterSite, layer: Int, rows: Range<Int>, _ parts: [SamplePart], on pool: WorkerPool) {
-        guard let form = adapters.spec.method.bottleneck else { return nil }
-        let matrices = adapters.part(site, layer: layer)
-        guard matrices.count == 4 else { return nil }
+    init?(_ job: LayerJob, _ site: AdapterSite, layer: Int, rows: Range<Int>, _ parts: [SamplePart], on pool: WorkerPool) {
+        guard let form = job.adapters.spec.method.bottleneck else { return nil }
+        let matrices = job.adapters.part(site, layer: layer)
+        guard matrices.count >= 4 else { return nil }
         (down, downBias, up, upBias) = (matrices[0], matrices[1], matrices[2], matrices[3])
+        (ofGate, running) = (Array(matrices[4...]), job.runningGates?.ofBottleneck(site, layer: layer))
         (self.form, self.rows, self.parts, self.pool) = (form, rows, parts, pool)
     }
 
@@ -41,7 +45,11 @@ struct BottleneckRows {
         return p
     }
 
-    /// y += scaling · (f(z · Dᵀ + d) · Uᵀ + u). z and y may be the same.
+    private func gate(_ z: Tensor) -> SampleGate? {
+        ofGate.isEmpty ? nil : SampleGate(ofGate[0], ofGate[1], x: z.rows(rows), parts, running, on: pool)
+    }
+
+    /// y += g · scaling · (f(z · Dᵀ + d) · Uᵀ + u). z and y may be the same.
     ///
     /// - Parameters:
     ///   - z, y: `[tokens, hiddenSize]`, of the batch.
@@ -49,25 +57,59 @@ struct BottleneckRows {
     func forward(_ z: Tensor, addingTo y: Tensor, hidden: Tensor) {
         let p = projected(z, into: hidden), y = y.rows(rows)
         activate(form.nonLinearity, p, scale: scaling, into: p, on: pool)
+        guard let gate = gate(z) else {
+            linear(p, QuantizedMatrix(up.matrix), into: y, .add, on: pool)
+            addRows(upBias.matrix, scale: scaling, to: y, on: pool)
+            return
+        }
+        let values = gate.values()
+        gate.scale(p, by: values)
         linear(p, QuantizedMatrix(up.matrix), into: y, .add, on: pool)
-        addRows(upBias.matrix, scale: scaling, to: y, on: pool)
+        for (part, value) in zip(parts, values) { addRows(upBias.matrix, scale: scaling * value, to: y.rows(part.rows), on: pool) }
     }
 
-    /// Adds the gradients of D, d, U and u, and leaves that of z · Dᵀ + d.
+    /// Adds the gradients of all matrices, and leaves that of z · Dᵀ + d.
     ///
     /// - Parameters:
     ///   - z: as in the forward.
     ///   - dY: `[tokens, hiddenSize]`, of the batch.
-    ///   - hidden, dHidden: `[tokens, width]`.
-    func backward(_ z: Tensor, dY: Tensor, hidden: Tensor, dHidden: Tensor) {
+    ///   - hidden, dHidden: `[tokens, width]`; and of those that have a gate `gated`.
+    /// - Returns: nil where there is no gate.
+    func backward(_ z: Tensor, dY: Tensor, hidden: Tensor, dHidden: Tensor, gated: Tensor) -> GateGradient? {
         let p = projected(z, into: hidden), dY = dY.rows(rows), dP = narrow(dHidden)
-        activate(form.nonLinearity, p, scale: scaling, into: dP, on: pool)
-        addOuterProduct(dY, dP, parts, into: up.gradient, on: pool)
-        addColumnSums(dY, scale: scaling, parts, into: upBias.gradient, on: pool)
-        projectDownBackward([(parts: [(dy: dY, b: up.matrix)], dz: dP, scale: scaling)], on: pool)
+        let gate = gate(z)
+        var dValues: [Float] = []
+        if let gate {
+            dValues = gatedBackward(gate, p, dY: dY, dP: dP, activated: narrow(gated))
+        } else {
+            activate(form.nonLinearity, p, scale: scaling, into: dP, on: pool)
+            addOuterProduct(dY, dP, parts, into: up.gradient, on: pool)
+            addColumnSums(dY, scale: scaling, parts, into: upBias.gradient, on: pool)
+            projectDownBackward([(parts: [(dy: dY, b: up.matrix)], dz: dP, scale: scaling)], on: pool)
+        }
         activateBackward(form.nonLinearity, p, dy: dP, on: pool)
         addOuterProduct(dP, z.rows(rows), parts, into: down.gradient, on: pool)
         addColumnSums(dP, parts, into: downBias.gradient, on: pool)
+        return gate.map { GateGradient(gate: $0, dValues: dValues, rows: rows) }
+    }
+
+    /// With the gate between dY and U: adds the gradients of U, u, w and b, and leaves that of f(p) in dP.
+    ///
+    /// - Returns: of each sample's g.
+    private func gatedBackward(_ gate: SampleGate, _ p: Tensor, dY: Tensor, dP: Tensor, activated: Tensor) -> [Float] {
+        let values = gate.values()
+        projectDownBackward([(parts: [(dy: dY, b: up.matrix)], dz: dP, scale: scaling)], on: pool)
+        activate(form.nonLinearity, p, scale: 1, into: activated, on: pool)
+        let dot = pool.kernels.raw.dot!
+        let dValues = zip(parts, gate.products(dP, activated)).map { part, product in
+            part.rows.reduce(product) { $0 + scaling * dot(dY.row($1), upBias.matrix.base, dY.columns) }
+        }
+        gate.scale(activated, by: values, times: scaling)
+        addOuterProduct(dY, activated, parts, into: up.gradient, on: pool)
+        for (part, value) in zip(parts, values) { addColumnSums(dY, scale: scaling * value, [part], into: upBias.gradient, on: pool) }
+        gate.scale(dP, by: values)
+        gate.addGradients(dValues)
+        return dValues
     }
 
     /// dz += what z's gradient is by way of the bottleneck, after `backward`.
@@ -78,7 +120,7 @@ struct BottleneckRows {
 
 extension DecoderLayer {
     func bottleneck(of job: AdaptedRows, _ site: AdapterSite) -> BottleneckRows? {
-        BottleneckRows(job.job.adapters, site, layer: index, rows: job.rows, job.parts, on: pool)
+        BottleneckRows(job.job, site, layer: index, rows: job.rows, job.parts, on: pool)
     }
 
     /// Those of the jobs whose samples these are.
@@ -112,8 +154,12 @@ extension DecoderLayer {
     ) -> Tensor {
         let dHidden = g.own.dBottleneck
         for one in bottlenecks {
-            one.backward(one.form.input == .residual ? residual : kept, dY: dH, hidden: w.bottleneck, dHidden: dHidden)
-            if one.form.input == .sum { one.addInputGradient(dHidden, to: dH) }
+            let dGate = one.backward(
+                one.form.input == .residual ? residual : kept, dY: dH, hidden: w.bottleneck, dHidden: dHidden, gated: g.own.gatedBottleneck)
+            precondition(dGate == nil || one.form.input == .sum, "a gate of a bottleneck that does not read the sum")
+            guard one.form.input == .sum else { continue }
+            one.addInputGradient(dHidden, to: dH)
+            dGate?.addInputGradient(to: dH)
         }
         let readers = bottlenecks.filter { $0.form.input == .output }
         guard !readers.isEmpty else { return dH }

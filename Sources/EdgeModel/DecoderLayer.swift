@@ -74,7 +74,7 @@ package struct DecoderLayer {
             rotate(q, k, batch.positions, .forward)
         }
         let heads = attentionHeads(a, w, tokens)
-        attend(h, q: heads.q, k: heads.k, v: v, batch.spans, prefixes(batch.parts), batch.parts, a, w)
+        attend(h, x, q: heads.q, k: heads.k, v: v, batch.spans, ofPrefixes: batch.parts, batch.parts, a, w)
     }
 
     /// What the attention's backward needs again of a layer that has kept its products.
@@ -146,29 +146,31 @@ package struct DecoderLayer {
         if spec.headNorm != .none { normalizeHeads(q, k, parts, into: q, k, a) }
         rotate(q, k, positions, .forward)
         let span = AttentionSpan(firstQuery: 0, queryCount: tokens, firstKey: 0, keyCount: past + tokens)
-        // A prefix is in the cache.
-        attend(h, q: q, k: keyCache, v: valueCache, [span], [], parts, a, w)
+        // A prefix is in the cache: one with a gate as these tokens see it.
+        for gated in gatedPrefixes(parts, x) { gated.scale(into: keyCache, valueCache, on: pool) }
+        attend(h, x, q: q, k: keyCache, v: valueCache, [span], ofPrefixes: [], parts, a, w)
         mlp(TokenChunk(rows: 0..<tokens, parts: parts), a, w, into: output)
     }
 
-    /// What the samples' jobs have before their keys; empty where none has anything.
-    private func prefixes(_ samples: [SamplePart]) -> [AttentionPrefix?] {
-        let ofJobs = jobs.map { job -> AttentionPrefix? in
-            let part = job.adapters.part(.prefix, layer: index)
-            guard part.count == 2 else { return nil }
-            return AttentionPrefix(keys: part[0].matrix, values: part[1].matrix, dKeys: part[0].gradient, dValues: part[1].gradient)
-        }
-        return ofJobs.contains { $0 != nil } ? samples.map { ofJobs[$0.job] } : []
-    }
-
     /// From rotated q, k and v to the middle of the layer.
+    ///
+    /// - Parameters:
+    ///   - x: what they were made of.
+    ///   - samples: those whose prefix is not in k and v.
     private func attend(
-        _ h: Tensor, q: Tensor, k: Tensor, v: Tensor, _ spans: [AttentionSpan], _ prefixes: [AttentionPrefix?], _ parts: [SamplePart],
-        _ a: LayerActivations, _ w: LayerWorkspace
+        _ h: Tensor, _ x: Tensor, q: Tensor, k: Tensor, v: Tensor, _ spans: [AttentionSpan], ofPrefixes samples: [SamplePart],
+        _ parts: [SamplePart], _ a: LayerActivations, _ w: LayerWorkspace
     ) {
-        let attended = a.attended.prefix(h.rows), middle = a.middle.prefix(h.rows)
-        attention.forward(
-            q: q, k: k, v: v, spans: spans, prefixes: prefixes, into: attended, logSumExp: a.logSumExp.prefix(h.rows), on: pool)
+        let attended = a.attended.prefix(h.rows), middle = a.middle.prefix(h.rows), logSumExp = a.logSumExp.prefix(h.rows)
+        let gated = gatedPrefixes(samples, x), others = GatedPrefix.without(gated, spans, prefixes(samples))
+        attention.forward(q: q, k: k, v: v, spans: others.spans, prefixes: others.prefixes, into: attended, logSumExp: logSumExp, on: pool)
+        for one in gated {
+            let memory = w.forGatedPrefix, rows = one.rows
+            one.scale(into: memory.keys, memory.values, on: pool)
+            attention.forward(
+                q: q.rows(rows), k: k.rows(rows), v: v.rows(rows), spans: [one.ownSpan], prefixes: [one.seen(memory)],
+                into: attended.rows(rows), logSumExp: logSumExp.rows(rows), on: pool)
+        }
         addToResidual(
             .output, attended, parts, residual: h, into: middle, norm: weights.attentionOutput,
             output: a.attentionOutput.prefix(h.rows), inverse: a.inverses.attentionOutput, projected: a.projected,
@@ -329,7 +331,10 @@ package struct DecoderLayer {
             for mixed in mixtures { mixed.place(dGate: activated, dUp: dActivated, into: gate, up) }
             throughInput(
                 [(.gate, gate), (.up, up)], x: x, input: middle, chunk.parts, .mlpInput, weights.mlpInput,
-                a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g, mixtures)
+                a.inverses.mlpInput + chunk.rows.lowerBound, dNormed: dNormed, addingTo: dH, projected, g
+            ) { dX in
+                for mixed in mixtures { mixed.addInput(to: dX) }
+            }
         }
     }
 
@@ -353,18 +358,28 @@ package struct DecoderLayer {
             .output, dAdded, a.attentionOutput.prefix(tokens), parts, weights.attentionOutput, a.inverses.attentionOutput, into: dNormed)
         projectBackward([(.output, dOutput)], x: a.attended.prefix(tokens), parts, into: dAttended, a.projected, g)
         if below == .needsGradient { addResidualGradients(bottlenecks, to: dH, g) }
-        let heads = attentionHeads(a, w, tokens)
-        attention.backward(
-            dO: dAttended, q: heads.q, k: heads.k, v: a.v.prefix(tokens),
-            o: a.attended.prefix(tokens), logSumExp: a.logSumExp.prefix(tokens), spans: batch.spans,
-            prefixes: prefixes(parts), dQ: dQ,
-            headDK: g.attention.headDK.prefix(tokens), headDV: g.attention.headDV.prefix(tokens), dK: dK, dV: dV, on: pool)
+        let heads = attentionHeads(a, w, tokens), x = weights.attentionInput == nil ? h : w.n1.prefix(tokens)
+        func attendBackward(_ rows: Range<Int>, _ spans: [AttentionSpan], _ prefixes: [AttentionPrefix?]) {
+            attention.backward(
+                dO: dAttended.rows(rows), q: heads.q.rows(rows), k: heads.k.rows(rows), v: a.v.rows(rows), o: a.attended.rows(rows),
+                logSumExp: a.logSumExp.rows(rows), spans: spans, prefixes: prefixes, dQ: dQ.rows(rows), headDK: g.attention.headDK.rows(rows),
+                headDV: g.attention.headDV.rows(rows), dK: dK.rows(rows), dV: dV.rows(rows), on: pool)
+        }
+        let gated = gatedPrefixes(parts, x), others = GatedPrefix.without(gated, batch.spans, prefixes(parts))
+        attendBackward(0..<tokens, others.spans, others.prefixes)
+        let dGates = gated.map { one in
+            let memory = w.forGatedPrefix, seen = one.seen(memory)
+            let value = one.scale(into: memory.keys, memory.values, on: pool)
+            seen.dKeys.clear()
+            seen.dValues.clear()
+            attendBackward(one.rows, [one.ownSpan], [seen])
+            return one.backward(seen, value: value, on: pool)
+        }
         rotate(dQ, dK, batch.positions, .backward)
         if let ofQuery = weights.query, let ofKey = weights.key {
             normalizeBackward(dQ, a.q.prefix(tokens), .query, ofQuery, parts, inverse: a.inverses.query, into: dQ, .overwrite)
             normalizeBackward(dK, a.k.prefix(tokens), .key, ofKey, parts, inverse: a.inverses.key, into: dK, .overwrite)
         }
-        let x = weights.attentionInput == nil ? h : w.n1.prefix(tokens)
         let modules: [(LinearModule, Tensor)] = [(.query, dQ), (.key, dK), (.value, dV)]
         guard below == .needsGradient else {
             projectBackward(modules, x: x, parts, into: nil, a.projected, g)
@@ -372,7 +387,10 @@ package struct DecoderLayer {
         }
         throughInput(
             modules, x: x, input: h, parts, .attentionInput, weights.attentionInput, a.inverses.attentionInput, dNormed: dNormed,
-            addingTo: dH, a.projected, g)
+            addingTo: dH, a.projected, g
+        ) { dX in
+            for one in dGates { one.addInputGradient(to: dX) }
+        }
     }
 
     /// The gradient of x · Wᵀ, given that of what became of it in the residual: the same, or made in `place`.
@@ -391,19 +409,21 @@ package struct DecoderLayer {
         return place
     }
 
-    /// dH += the gradient of the half's input, by way of its products and its norm.
+    /// dH += the gradient of the half's input, by way of its products, of what else reads what they read, and its norm.
+    ///
+    /// - Parameter addOthers: to the gradient of x.
     private func throughInput(
         _ modules: [(module: LinearModule, dy: Tensor)], x: Tensor, input: Tensor, _ parts: [SamplePart], _ place: NormPlace, _ norm: Norm?,
         _ inverse: UnsafePointer<Float>, dNormed: Tensor, addingTo dH: Tensor, _ projected: [Tensor], _ g: LayerGradients,
-        _ mixtures: [MixedRows] = []
+        _ addOthers: (Tensor) -> Void
     ) {
         guard let norm else {
             projectBackward(modules, x: x, parts, into: dH, projected, g, .add)
-            for mixed in mixtures { mixed.addInput(to: dH) }
+            addOthers(dH)
             return
         }
         projectBackward(modules, x: x, parts, into: dNormed, projected, g)
-        for mixed in mixtures { mixed.addInput(to: dNormed) }
+        addOthers(dNormed)
         normalizeBackward(dNormed, input, place, norm, parts, inverse: inverse, into: dH, .add)
     }
 }

@@ -47,14 +47,14 @@ package struct LayerActivations {
         private let ofAttention: Tensor
         let afterMLP: Tensor
 
-        static func bytes(tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory, _ spec: DecoderSpec) -> ByteCount {
-            .floats(bottlenecks.keepsAfterAttention ? tokens * spec.hiddenSize : 0)
-                + .floats(bottlenecks.keepsAfterMLP ? mlpTokens * spec.hiddenSize : 0)
+        static func bytes(tokens: Int, mlpTokens: Int, _ ofParts: PartMemory, _ spec: DecoderSpec) -> ByteCount {
+            .floats(ofParts.keepsAfterAttention ? tokens * spec.hiddenSize : 0)
+                + .floats(ofParts.keepsAfterMLP ? mlpTokens * spec.hiddenSize : 0)
         }
 
-        init(tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory, _ spec: DecoderSpec, arena: Arena) {
-            ofAttention = arena.tensor(bottlenecks.keepsAfterAttention ? tokens : 0, spec.hiddenSize)
-            afterMLP = arena.tensor(bottlenecks.keepsAfterMLP ? mlpTokens : 0, spec.hiddenSize)
+        init(tokens: Int, mlpTokens: Int, _ ofParts: PartMemory, _ spec: DecoderSpec, arena: Arena) {
+            ofAttention = arena.tensor(ofParts.keepsAfterAttention ? tokens : 0, spec.hiddenSize)
+            afterMLP = arena.tensor(ofParts.keepsAfterMLP ? mlpTokens : 0, spec.hiddenSize)
         }
 
         func afterAttention(_ tokens: Int) -> Tensor { ofAttention.prefix(min(tokens, ofAttention.rows)) }
@@ -62,7 +62,7 @@ package struct LayerActivations {
 
     /// - Parameter mlpTokens: rows of what belongs to the MLP: all, or those that it does at once.
     package static func bytes(
-        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec
+        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ ofParts: PartMemory = .none, _ spec: DecoderSpec
     ) -> ByteCount {
         let output = spec.hasOutputNorms ? spec.hiddenSize : 0
         let widths = [
@@ -71,12 +71,12 @@ package struct LayerActivations {
         ]
         let attention = widths.reduce(Inverses.bytes(tokens: tokens, spec)) { $0 + .floats(tokens * $1) }
         let mlp = [spec.intermediateSize, spec.intermediateSize, output].reduce(.zero) { $0 + .floats(mlpTokens * $1) }
-        let read = ReadByBottlenecks.bytes(tokens: tokens, mlpTokens: mlpTokens, bottlenecks, spec)
+        let read = ReadByBottlenecks.bytes(tokens: tokens, mlpTokens: mlpTokens, ofParts, spec)
         return adapted.reduce(attention + mlp + read) { $0 + .floats(($1.isOfMLP ? mlpTokens : tokens) * rank) }
     }
 
     package init(
-        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec,
+        tokens: Int, mlpTokens: Int, rank: Int, adapted: Set<LinearModule>, _ ofParts: PartMemory = .none, _ spec: DecoderSpec,
         arena: Arena
     ) {
         q = arena.tensor(tokens, spec.queryWidth)
@@ -89,7 +89,7 @@ package struct LayerActivations {
         up = arena.tensor(mlpTokens, spec.intermediateSize)
         attentionOutput = arena.tensor(tokens, spec.hasOutputNorms ? spec.hiddenSize : 0)
         mlpOutput = arena.tensor(mlpTokens, spec.hasOutputNorms ? spec.hiddenSize : 0)
-        read = ReadByBottlenecks(tokens: tokens, mlpTokens: mlpTokens, bottlenecks, spec, arena: arena)
+        read = ReadByBottlenecks(tokens: tokens, mlpTokens: mlpTokens, ofParts, spec, arena: arena)
         inverses = Inverses(tokens: tokens, spec, arena: arena)
         projected = LinearModule.allCases.map {
             arena.tensor(adapted.contains($0) ? ($0.isOfMLP ? mlpTokens : tokens) : 0, rank)
@@ -109,6 +109,8 @@ package struct LayerWorkspace {
     let q: Tensor, k: Tensor
     /// `[tokens, width]`: what is between a bottleneck's matrices.
     let bottleneck: Tensor
+    /// Nil where no prefix has a gate.
+    let gatedPrefix: GatedPrefix.Memory?
     /// Nil where there is no backward.
     package let gradients: LayerGradients?
     /// Nil where no job's MLP is a mixture of experts.
@@ -125,27 +127,31 @@ package struct LayerWorkspace {
     }
 
     package static func bytes(
-        tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec, _ use: Use, _ sizes: MixtureSizes? = nil
+        tokens: Int, mlpTokens: Int, _ ofParts: PartMemory = .none, _ spec: DecoderSpec, _ use: Use, _ sizes: MixtureSizes? = nil
     ) -> ByteCount {
         let mixture = sizes.map { MixtureMemory.bytes($0, tokens: tokens, mlpTokens: mlpTokens, spec, use) } ?? .zero
         let widths = widths(spec, use)
-        let bottleneck = ByteCount.floats(tokens * bottlenecks.width)
-        let n = ByteCount.floats(tokens * widths.norm) + .floats(mlpTokens * widths.norm) + bottleneck
+        let bottleneck = ByteCount.floats(tokens * ofParts.width)
+        let prefix = GatedPrefix.Memory.bytes(tokens: ofParts.gatedPrefixTokens, spec, isTrained: use != .forwardOnly)
+        let n = ByteCount.floats(tokens * widths.norm) + .floats(mlpTokens * widths.norm) + bottleneck + prefix
         let heads = ByteCount.floats(tokens * widths.q) + .floats(tokens * widths.k)
         let i = ByteCount.floats(mlpTokens * spec.intermediateSize)
         return switch use {
         case .forwardOnly: n + heads + i + mixture
         case .training(let rank):
-            n + heads + bottleneck + mixture + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
+            n + heads + bottleneck + .floats(tokens * ofParts.gatedWidth) + mixture + LayerGradients.ownBytes(tokens: tokens, rank: rank, spec)
                 + max(i + i, LayerGradients.attentionBytes(tokens: tokens, spec))
         }
     }
 
     package init(
-        tokens: Int, mlpTokens: Int, _ bottlenecks: BottleneckMemory = .none, _ spec: DecoderSpec, _ use: Use,
+        tokens: Int, mlpTokens: Int, _ ofParts: PartMemory = .none, _ spec: DecoderSpec, _ use: Use,
         _ sizes: MixtureSizes? = nil, arena: Arena
     ) {
-        bottleneck = arena.tensor(tokens, bottlenecks.width)
+        bottleneck = arena.tensor(tokens, ofParts.width)
+        let prefixTokens = ofParts.gatedPrefixTokens
+        gatedPrefix =
+            prefixTokens == 0 ? nil : GatedPrefix.Memory(tokens: prefixTokens, spec, isTrained: use != .forwardOnly, arena: arena)
         self.mlpTokens = mlpTokens
         mixture = sizes.map { MixtureMemory($0, tokens: tokens, mlpTokens: mlpTokens, spec, use, arena: arena) }
         let widths = Self.widths(spec, use)
@@ -158,7 +164,7 @@ package struct LayerWorkspace {
             activated = arena.tensor(mlpTokens, spec.intermediateSize)
             gradients = nil
         case .training(let rank):
-            let own = LayerGradients.Own(tokens: tokens, rank: rank, bottlenecks, spec, arena: arena)
+            let own = LayerGradients.Own(tokens: tokens, rank: rank, ofParts, spec, arena: arena)
             // The MLP's backward is over when the attention's begins.
             let (mlp, attention) = arena.either {
                 (arena.tensor(mlpTokens, spec.intermediateSize), arena.tensor(mlpTokens, spec.intermediateSize))
@@ -179,9 +185,12 @@ package struct LayerGradients {
         let dProjected: [Tensor]
         /// `[tokens, width]`.
         let dBottleneck: Tensor
+        /// The same of those that have a gate.
+        let gatedBottleneck: Tensor
 
-        init(tokens: Int, rank: Int, _ bottlenecks: BottleneckMemory, _ spec: DecoderSpec, arena: Arena) {
-            dBottleneck = arena.tensor(tokens, bottlenecks.width)
+        init(tokens: Int, rank: Int, _ ofParts: PartMemory, _ spec: DecoderSpec, arena: Arena) {
+            dBottleneck = arena.tensor(tokens, ofParts.width)
+            gatedBottleneck = arena.tensor(tokens, ofParts.gatedWidth)
             dNormed = arena.tensor(tokens, spec.hiddenSize)
             dProjected = (0..<mostTogether).map { _ in arena.tensor(tokens, rank) }
         }

@@ -85,7 +85,7 @@ extension KernelSet {
         UnsafeMutablePointer<Int32>?, Int, UnsafePointer<Float>?
     ) -> Void
 
-    func scale(_ x: UnsafeMutablePointer<Float>, count: Int, by factor: Float) {
+    package func scale(_ x: UnsafeMutablePointer<Float>, count: Int, by factor: Float) {
         for i in 0..<count { x[i] *= factor }
     }
 }

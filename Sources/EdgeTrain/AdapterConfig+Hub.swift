@@ -17,7 +17,8 @@ extension AdapterConfig {
 
     func hubJSON(_ hub: HubAdapter, _ file: HubFile) -> [UInt8] {
         JSONText.object([
-            .init("config", hub.hubConfig), .init("hidden_size", .number("\(file.hiddenSize)")), .init("model_class", .null),
+            .init("config", hub.hubConfig(rank: rank)),
+            .init("hidden_size", .number("\(file.hiddenSize)")), .init("model_class", .null),
             .init("model_name", baseModelNameOrPath.map(JSONText.string) ?? .null), .init("model_type", .string(file.modelType)),
             .init("name", .string(file.name)), .init("version", .string("adapters.1.3.0")),
         ]).indented()
@@ -26,13 +27,15 @@ extension AdapterConfig {
     /// Nil for a file of PEFT's.
     ///
     /// - Throws: `AdapterError.badConfig`, and `unsupported` for a setting of the library's that is none here.
-    static func hub(_ document: JSONText) throws(AdapterError) -> (method: HubAdapter, file: HubFile, baseModel: String?)? {
+    static func hub(
+        _ document: JSONText
+    ) throws(AdapterError) -> (method: HubAdapter, rank: Int?, file: HubFile, baseModel: String?)? {
         guard document["peft_type"] == nil, let config = document["config"] else { return nil }
         guard let name = document["name"]?.string, !name.isEmpty else { throw .badConfig(key: "name", value: text(document["name"])) }
         let file = HubFile(
             name: name, hiddenSize: try positive("hidden_size", document), modelType: document["model_type"]?.string ?? "")
         do {
-            return (try HubAdapter(hubConfig: config), file, document["model_name"]?.string)
+            return (try HubAdapter(hubConfig: config), try HubAdapter.rank(hubConfig: config), file, document["model_name"]?.string)
         } catch {
             // In a union's, of the last that has it: its bottleneck.
             let value = config[error.key] ?? config["configs"]?.array?.compactMap { $0[error.key] }.last

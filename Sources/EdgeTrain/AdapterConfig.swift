@@ -56,7 +56,7 @@ package struct AdapterConfig: Equatable, Sendable {
         self.init(
             rank: keys.rank == nil ? 1 : spec.rank, loraAlpha: keys.alpha == nil ? 1 : Double(spec.alpha),
             loraDropout: keys.dropout == nil ? 0 : Double(spec.dropout),
-            targetModules: spec.method.adaptsLinears ? targets { _ in true } : spec.method.targetNames(model, spec),
+            targetModules: spec.method.adaptsLinears && spec.method.hasTargets ? targets { _ in true } : spec.method.targetNames(model, spec),
             layersToTransform: spec.layers, baseModelNameOrPath: baseModelNameOrPath,
             usesRankStabilizedScaling: spec.usesRankStabilizedScaling)
         fileMethod = FileMethod(spec.method.fileMethod == spec.method.name ? spec.method.asOnFile : AdapterMethods.named(spec.method.fileMethod)!)
@@ -92,7 +92,7 @@ package struct AdapterConfig: Equatable, Sendable {
     /// With the linears and layers that the file names.
     var wholeSpec: AdapterSpec {
         var spec = spec
-        spec.targets = .names(targetModules)
+        if method.hasTargets { spec.targets = .names(targetModules) }
         spec.layers = layersToTransform
         return spec
     }
@@ -161,8 +161,8 @@ package struct AdapterConfig: Equatable, Sendable {
     /// - Throws: `JSONTextError` or `AdapterError`.
     package init(json: ByteRegion) throws {
         let document = try json.withBytes { try JSONText(parsing: $0) }
-        if let (method, file, baseModel) = try Self.hub(document) {
-            (rank, loraAlpha, loraDropout, targetModules, layersToTransform) = (1, 1, 0, [], nil)
+        if let (method, ownRank, file, baseModel) = try Self.hub(document) {
+            (rank, loraAlpha, loraDropout, targetModules, layersToTransform) = (ownRank ?? 1, 1, 0, [], nil)
             (baseModelNameOrPath, usesRankStabilizedScaling) = (baseModel, false)
             (fileMethod, hub) = (FileMethod(method), file)
             return

@@ -41,6 +41,8 @@ package final class Generator {
     /// Keys of the cache that do not make positions higher.
     private let unshifted: Int
     private let promptTokens: Int
+    private let promptChunk: Int
+    private let gateSums: UnsafeMutablePointer<Float>
     private let keys: [Tensor], values: [Tensor]
     /// Nil where the adapter has no side network.
     private let side: Side?
@@ -62,46 +64,52 @@ package final class Generator {
         let lastState: UnsafeMutablePointer<Float>
         let lastToken: UnsafeMutablePointer<Int32>
 
-        static func bytes(_ sizes: SideSizes, _ spec: DecoderSpec, context: Int) -> ByteCount {
+        static func bytes(_ sizes: SideSizes, _ spec: DecoderSpec, chunk: Int, context: Int) -> ByteCount {
             ByteCount(2 * spec.layerCount * ByteCount.floats(context * sizes.queryWidth).bytes)
-                + SideMemory.stateBytes(sizes, tokens: promptChunk, layers: spec.layerCount, .forwardOnly)
-                + SideMemory.workBytes(sizes, tokens: promptChunk, .forwardOnly) + .floats(sizes.width) + .floats(1)
+                + SideMemory.stateBytes(sizes, tokens: chunk, layers: spec.layerCount, .forwardOnly)
+                + SideMemory.workBytes(sizes, tokens: chunk, .forwardOnly) + .floats(sizes.width) + .floats(1)
         }
 
-        init(_ sizes: SideSizes, _ spec: DecoderSpec, context: Int, arena: Arena) {
+        init(_ sizes: SideSizes, _ spec: DecoderSpec, chunk: Int, context: Int, arena: Arena) {
             keys = (0..<spec.layerCount).map { _ in arena.tensor(context, sizes.queryWidth) }
             values = (0..<spec.layerCount).map { _ in arena.tensor(context, sizes.queryWidth) }
             memory = SideMemory(
-                sizes, states: SideMemory.states(sizes, tokens: promptChunk, layers: spec.layerCount, .forwardOnly, arena: arena),
-                work: SideMemory.work(sizes, tokens: promptChunk, .forwardOnly, arena: arena))
+                sizes, states: SideMemory.states(sizes, tokens: chunk, layers: spec.layerCount, .forwardOnly, arena: arena),
+                work: SideMemory.work(sizes, tokens: chunk, .forwardOnly, arena: arena))
             lastState = arena.floats(sizes.width)
             lastToken = arena.integers(1)
         }
     }
 
-    /// Prompt tokens that go through the layers at once.
-    private static let promptChunk = 128
+    /// Prompt tokens that go through the layers at once: all where a gate needs them.
+    private static func promptChunk(_ adapter: AdapterLayout?, context: Int) -> Int {
+        adapter?.spec.method.isGated == true ? context : 128
+    }
 
     /// Bytes of the arena of a generator, beside the mapped weights.
     package static func bytes(_ spec: DecoderSpec, _ adapter: AdapterLayout?, context: Int, threads: Int) -> ByteCount {
-        let chunk = promptChunk
+        let chunk = promptChunk(adapter, context: context)
         let cache = ByteCount(2 * spec.layerCount * ByteCount.floats(context * spec.keyValueWidth).bytes)
         let ofAdapter = adapter.map { ByteCount.floats($0.parameterCount) + .floats($0.factorCount(isTrained: false)) } ?? .zero
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
-        let side = adapter.flatMap { SideSizes([$0]) }.map { Side.bytes($0, spec, context: context) } ?? .zero
+        let side = adapter.flatMap { SideSizes([$0]) }.map { Side.bytes($0, spec, chunk: chunk, context: context) } ?? .zero
         return cache + ofAdapter + side + hidden + hidden
             + LayerActivations.bytes(
-                tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], bottlenecks(spec, adapter), spec)
+                tokens: chunk, mlpTokens: chunk, rank: adapter?.factorRank ?? 1, adapted: adapter?.modules ?? [], partMemory(spec, adapter), spec)
             + .floats(adapter?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
             + LayerWorkspace.bytes(
-                tokens: chunk, mlpTokens: chunk, bottlenecks(spec, adapter), spec, .forwardOnly, adapter.flatMap { MixtureSizes([$0]) })
-            + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
+                tokens: chunk, mlpTokens: chunk, partMemory(spec, adapter), spec, .forwardOnly, adapter.flatMap { MixtureSizes([$0]) })
+            + .floats(gateCount(spec, adapter)) + .floats(spec.hiddenSize) + .floats(1) + .floats(spec.vocabularySize) + .floats(chunk) + .floats(chunk)
             + WorkerPool.scratchBytes(threads: threads, scratchFloats: scratchFloats(spec, adapter, context: context))
             + RotaryEmbedding.bytes(positions: context, spec)
     }
 
-    private static func bottlenecks(_ spec: DecoderSpec, _ adapter: AdapterLayout?) -> BottleneckMemory {
-        BottleneckMemory(adapter?.spec.method.bottleneck.map { [$0] } ?? [], of: spec).forwardOnly
+    private static func gateCount(_ spec: DecoderSpec, _ adapter: AdapterLayout?) -> Int {
+        adapter?.spec.method.isGated == true ? RunningGates.count(layers: spec.layerCount) : 0
+    }
+
+    private static func partMemory(_ spec: DecoderSpec, _ adapter: AdapterLayout?) -> PartMemory {
+        PartMemory(adapter.map { [$0.spec] } ?? [], of: spec).forwardOnly
     }
 
     private static func scratchFloats(_ spec: DecoderSpec, _ adapter: AdapterLayout?, context: Int) -> Int {
@@ -144,20 +152,23 @@ package final class Generator {
                 cache.prefix(prefixTokens).copy(from: part.matrix)
             }
         }
-        side = layout.flatMap { SideSizes([$0]) }.map { Side($0, spec, context: context, arena: arena) }
+        let chunk = Self.promptChunk(layout, context: context)
+        promptChunk = chunk
+        side = layout.flatMap { SideSizes([$0]) }.map { Side($0, spec, chunk: chunk, context: context, arena: arena) }
         activations = LayerActivations(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [],
-            Self.bottlenecks(spec, layout), spec, arena: arena)
-        scaledRows = arena.floats(layout?.scaledCount(tokens: Self.promptChunk, isTrained: false) ?? 0)
+            tokens: chunk, mlpTokens: chunk, rank: layout?.factorRank ?? 1, adapted: layout?.modules ?? [],
+            Self.partMemory(spec, layout), spec, arena: arena)
+        scaledRows = arena.floats(layout?.scaledCount(tokens: chunk, isTrained: false) ?? 0)
         workspace = LayerWorkspace(
-            tokens: Self.promptChunk, mlpTokens: Self.promptChunk, Self.bottlenecks(spec, layout), spec, .forwardOnly,
+            tokens: chunk, mlpTokens: chunk, Self.partMemory(spec, layout), spec, .forwardOnly,
             layout.flatMap { MixtureSizes([$0]) }, arena: arena)
-        hidden = (arena.tensor(Self.promptChunk, spec.hiddenSize), arena.tensor(Self.promptChunk, spec.hiddenSize))
+        hidden = (arena.tensor(chunk, spec.hiddenSize), arena.tensor(chunk, spec.hiddenSize))
+        gateSums = arena.floats(Self.gateCount(spec, layout))
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseNorm = arena.floats(1)
         logits = arena.tensor(1, spec.vocabularySize)
-        tokens = arena.integers(Self.promptChunk)
-        positions = arena.integers(Self.promptChunk)
+        tokens = arena.integers(chunk)
+        positions = arena.integers(chunk)
     }
 
     /// Calls `onToken` for each new token until it returns `.stop`, an end token comes, or `maxTokens` are there.
@@ -174,8 +185,9 @@ package final class Generator {
         }
         let prompt = [TokenID](repeating: 0, count: promptTokens) + prompt
         var past = prefixTokens
-        for first in stride(from: 0, to: prompt.count, by: Self.promptChunk) {
-            let chunk = prompt[first..<min(first + Self.promptChunk, prompt.count)]
+        gateSums.update(repeating: 0, count: Self.gateCount(model.spec, adapters?.layout))
+        for first in stride(from: 0, to: prompt.count, by: promptChunk) {
+            let chunk = prompt[first..<min(first + promptChunk, prompt.count)]
             advance(chunk, past: past)
             past += chunk.count
         }
@@ -208,9 +220,10 @@ package final class Generator {
         multiply(input, by: spec.embeddingScale, on: pool)
         let beside = adapters.flatMap { SideNetwork($0, spec, side?.memory, rotaries, tokens: new.count, positions: positions, on: pool) }
         beside?.begin(input)
+        let gates = adapters?.spec.method.isGated == true ? RunningGates(sums: gateSums, past: past - prefixTokens) : nil
         for index in 0..<spec.layerCount {
             var layer = DecoderLayer(
-                index: index, spec: spec, weights: model.layers[index], jobs: adapters.map { [LayerJob($0)] } ?? [], rotaries: rotaries,
+                index: index, spec: spec, weights: model.layers[index], jobs: adapters.map { [LayerJob($0, runningGates: gates)] } ?? [], rotaries: rotaries,
                 dropped: nil, scaledRows: scaledRows, rounding: .unrounded, pool: pool)
             layer.mixture = workspace.mixture
             layer.forwardCached(

@@ -237,7 +237,7 @@ package struct LoadedAdapter: Sendable {
     /// - Throws: `LoadedAdapterError.differs` with the lines that would make the job fit the adapter; `AdapterMismatch` where the
     ///   base has no such module, or one of another shape.
     package func check(_ lora: AdapterSpec, modules: [ModuleID], spec: DecoderSpec) throws {
-        guard lora.method.storedFactors != nil, lora.method.mixture == nil, lora.method.fileMethod == method.name else {
+        guard lora.method.storedFactors != nil, lora.method.mixture == nil, !lora.method.isGated, lora.method.fileMethod == method.name else {
             throw LoadedAdapterError.otherMethod(adapter: method.name, asked: lora.method.name)
         }
         guard lora.rankPattern.isEmpty, lora.alphaPattern.isEmpty else { throw LoadedAdapterError.patterns }

@@ -84,7 +84,9 @@ package struct MemoryModel {
     package let lowestLayer: Int
     private let lowestBackwardLayer: Int
     let adaptedModules: Set<LinearModule>
-    let bottlenecks: BottleneckMemory
+    let partMemory: PartMemory
+    /// Whether an MLP can be done in parts.
+    package let partsMLP: Bool
     /// Nil where no job's MLP is a mixture of experts.
     let mixture: MixtureSizes?
     /// Nil where nothing is beside the layers.
@@ -191,7 +193,8 @@ package struct MemoryModel {
         lowestLayer = jobs.map(\.layout.lowestLayer).min() ?? 0
         lowestBackwardLayer = jobs.map(\.layout.lowestBackwardLayer).min() ?? 0
         adaptedModules = jobs.reduce([]) { $0.union($1.layout.modules) }
-        bottlenecks = BottleneckMemory(layouts.compactMap(\.spec.method.bottleneck), of: spec)
+        partMemory = PartMemory(layouts.map(\.spec), of: spec)
+        partsMLP = !layouts.contains { $0.spec.method.isGated }
         mixture = MixtureSizes(layouts)
         side = SideSizes(layouts)
         trainedHeadRows = weights.isHeadTied ? layouts.map(\.spec.trainedTokens.count).max() ?? 0 : 0
@@ -255,7 +258,7 @@ package struct MemoryModel {
 
     private func oneLayer(_ shape: StepShape, mlpTokens: Int) -> ByteCount {
         LayerActivations.bytes(
-            tokens: shape.tokens, mlpTokens: mlpTokens, rank: factorRank, adapted: adaptedModules, bottlenecks, spec)
+            tokens: shape.tokens, mlpTokens: mlpTokens, rank: factorRank, adapted: adaptedModules, partMemory, spec)
     }
     /// Of the layers that keep them.
     package func keptActivations(_ shape: StepShape) -> ByteCount {
@@ -282,7 +285,7 @@ package struct MemoryModel {
     func layerWork(_ shape: StepShape) -> ByteCount {
         oneLayer(shape, mlpTokens: shape.mlpTokens)
             + LayerWorkspace.bytes(
-                tokens: shape.tokens, mlpTokens: shape.mlpTokens, bottlenecks, spec, layerUse(shape), mixture)
+                tokens: shape.tokens, mlpTokens: shape.mlpTokens, partMemory, spec, layerUse(shape), mixture)
             + .floats(shape.tokens * widestDropped) + .floats(scaledCount(shape))
     }
 

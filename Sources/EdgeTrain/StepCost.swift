@@ -106,7 +106,7 @@ package struct StepCost: Equatable, Sendable {
             if module.isOfMLP { ofMLP += weights }
         }
         // Forward, what is computed again (all but the last product, if no bottleneck reads what it gives), and the gradient of the input.
-        let spared = memory.bottlenecks.keepsAfterMLP ? 0 : ofDown
+        let spared = memory.partMemory.keepsAfterMLP ? 0 : ofDown
         let passes = layers * ofLayer + again * (ofLayer - spared) + trained * ofLayer
         let head = Double(spec.vocabularySize * spec.hiddenSize)
         let chunks = max(1, (lossTokens / Double(max(1, shape.lossChunk))).rounded(.up))

@@ -188,7 +188,7 @@ package final class TrainStep {
             arena: arena)
         func layerActivations(mlpTokens: Int) -> LayerActivations {
             LayerActivations(
-                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.factorRank, adapted: memory.adaptedModules, memory.bottlenecks, spec,
+                tokens: shape.tokens, mlpTokens: mlpTokens, rank: memory.factorRank, adapted: memory.adaptedModules, memory.partMemory, spec,
                 arena: arena)
         }
         kept = (0..<shape.keptLayers).map { _ in layerActivations(mlpTokens: shape.tokens) }
@@ -197,7 +197,7 @@ package final class TrainStep {
                 (
                     layerActivations(mlpTokens: shape.mlpTokens),
                     LayerWorkspace(
-                        tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.bottlenecks, spec, memory.layerUse(shape),
+                        tokens: shape.tokens, mlpTokens: shape.mlpTokens, memory.partMemory, spec, memory.layerUse(shape),
                         memory.mixture, arena: arena),
                     memory.widestDropped > 0 ? arena.tensor(shape.tokens, memory.widestDropped) : nil,
                     arena.floats(memory.scaledCount(shape))
@@ -400,13 +400,27 @@ package final class TrainStep {
         return (loss / Double(max(1, tokens)), tokens)
     }
 
-    /// Logits of every token, a chunk at a time: for goldens and tools.
-    package func logits(of microBatch: MicroBatch, _ body: (_ firstToken: Int, _ logits: Tensor) -> Void) throws {
+    package enum LogitRows {
+        case everyToken
+        /// The micro-batch's `lossRows`, in their order.
+        case carryingLoss
+    }
+
+    /// Logits, a chunk of rows at a time: for goldens and tools.
+    ///
+    /// - Parameter body: gets the number of the chunk's first row, and `[rows, vocabulary]`.
+    package func logits(
+        of microBatch: MicroBatch, at rows: LogitRows = .everyToken, _ body: (_ firstRow: Int, _ logits: Tensor) -> Void
+    ) throws {
         let batch = load([(microBatch, 0)])
         let sides = try forward(batch, .evaluation(job: 0))
-        for row in 0..<batch.tokenCount { lossRows[row] = Int32(row) }
-        for first in stride(from: 0, to: batch.tokenCount, by: shape.lossChunk) {
-            let rows = min(shape.lossChunk, batch.tokenCount - first)
+        var count = microBatch.lossRows.count
+        if rows == .everyToken {
+            count = batch.tokenCount
+            for row in 0..<count { lossRows[row] = Int32(row) }
+        }
+        for first in stride(from: 0, to: count, by: shape.lossChunk) {
+            let rows = min(shape.lossChunk, count - first)
             let logits = try headLogits(
                 first: first, [HeadRows(adapters: adapters[0], side: sides[0], rows: 0..<rows, chunkStart: first)], .unrounded, smoothing: nil, after: .headSlice(0))
             if let cap = model.spec.logitCap { softCap(logits, cap, on: pool) }

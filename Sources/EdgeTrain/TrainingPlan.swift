@@ -296,7 +296,7 @@ private struct Planner {
                         one.shape.checkpoints = checkpoints
                         guard memory.spill(one.shape) <= limits.spill else { continue }
                         all.append(one)
-                        for mlpTokens in Self.mlpTokens where mlpTokens < one.shape.tokens {
+                        for mlpTokens in Self.mlpTokens where memory.partsMLP && mlpTokens < one.shape.tokens {
                             one.shape.mlpTokens = mlpTokens
                             all.append(one)
                         }
@@ -465,7 +465,7 @@ private struct Planner {
                 one.shape.weights = weights
                 one.shape.checkpoints = checkpoints
                 one.shape.optimizer = limits.optimizer ?? .eightBit
-                one.shape.mlpTokens = min(one.shape.tokens, outerProductTokens)
+                if memory.partsMLP { one.shape.mlpTokens = min(one.shape.tokens, outerProductTokens) }
                 if limits.zerothOrder != .never, hasForwardOnly {
                     one = Self.withoutBackward(one)
                     one.shape.checkpoints = .memory

@@ -14,6 +14,7 @@ struct AccuracyBench: ParsableCommand {
     @Option(help: "A GGUF model.") var model: String
     @Option(help: "A directory with an adapter; none: the model alone.") var adapter: String?
     @Option(help: "A data set (JSONL).") var data: String
+    @Option(help: "Tokens that run at once; at least a line.") var tokens = 1024
     @Option(help: "Worker threads.") var threads = 2
 
     private struct Line: Encodable {
@@ -30,33 +31,37 @@ struct AccuracyBench: ParsableCommand {
         let memory = MemoryModel(
             spec: base.spec, adapter: spec, modules: try loaded?.modules(of: base.spec) ?? spec.modules(of: base.spec), weights: WeightParts(base))
         let longest = samples.map(\.tokens.count).max() ?? 1
+        let tokens = max(longest, tokens)
         let shape = StepShape(
-            tokens: longest, longestSample: longest, lossChunk: min(128, longest), keptLayers: 0, threads: threads, compute: .f32)
+            tokens: tokens, longestSample: longest, lossChunk: min(128, tokens), keptLayers: 0, threads: threads, compute: .f32)
         let step = try TrainStep(
             model: base, memory: memory, shape: shape, kernels: .strongest, arena: try Arena(capacity: memory.arena(shape)),
             spillDirectory: "/tmp")
         if let loaded { try loaded.load(into: step.adapters[0], base.spec) } else { step.adapters[0].initialize(seed: 1) }
-        var (exact, loss, tokens) = (0, 0.0, 0)
-        for sample in samples {
-            let batch = MicroBatch([sample])
-            var isExact = true
-            try step.logits(of: batch) { first, logits in
-                for (row, target) in zip(batch.lossRows, batch.targets) {
-                    let row = Int(row) - first
-                    guard (0..<logits.rows).contains(row) else { continue }
-                    let likely = mostLikely(logits, row), values = logits.row(row), most = Double(values[likely])
-                    isExact = isExact && likely == Int(target)
+        var (exact, loss, lossTokens) = (0, 0.0, 0)
+        for samples in packed(samples, tokenBudget: tokens, tokens: \.tokens.count) {
+            let batch = MicroBatch(samples)
+            var isLikely: [Bool] = []
+            try step.logits(of: batch, at: .carryingLoss) { first, logits in
+                for row in 0..<logits.rows {
+                    let values = logits.row(row), target = Int(batch.targets[first + row])
+                    let likely = mostLikely(logits, row), most = Double(values[likely])
+                    isLikely.append(likely == target)
                     let sum = (0..<logits.columns).reduce(0) { $0 + exp(Double(values[$1]) - most) }
-                    loss += log(sum) + most - Double(values[Int(target)])
+                    loss += log(sum) + most - Double(values[target])
                 }
             }
-            if isExact { exact += 1 }
-            tokens += batch.lossRows.count
+            lossTokens += isLikely.count
+            for sample in samples {
+                let answer = isLikely.prefix(Dataset.lossTokens([sample]))
+                if answer.allSatisfy({ $0 }) { exact += 1 }
+                isLikely.removeFirst(answer.count)
+            }
         }
         try Measurement.printLine(
             Line(
                 answers: samples.count, exact: exact, accuracy: Double(exact) / Double(max(1, samples.count)),
-                loss: loss / Double(max(1, tokens)), lossTokens: tokens))
+                loss: loss / Double(max(1, lossTokens)), lossTokens: lossTokens))
     }
 
     private func samples(of base: BaseModel) throws -> [TokenizedSample] {

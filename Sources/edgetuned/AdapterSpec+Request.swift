@@ -18,7 +18,7 @@ extension AdapterSpec {
         }
         let method: any AdapterMethod = try (named as? any MethodOfRequest)?.asked(by: request) ?? named
         try Self.checkStart(request)
-        let rank = request.loraR ?? request.numVirtualTokens ?? method.defaultRank
+        let rank = (method is any VirtualTokenMethod ? request.numVirtualTokens : request.loraR) ?? method.defaultRank
         guard request.initLoraWeights != .orthogonal || rank % 2 == 0 else {
             throw Problem(.invalidValue, "lora_r: \(rank) is not allowed; with init_lora_weights: orthogonal use an even number")
         }
@@ -100,13 +100,15 @@ private struct MethodKey: Sendable {
 
     @Sendable private static func hasVirtualTokens(_ method: any AdapterMethod) -> Bool { method.virtualTokenStart != nil }
     /// B · A of a linear's own, as PEFT's LoRA has it.
-    @Sendable private static func hasFactors(_ method: any AdapterMethod) -> Bool { method.storedFactors != nil && method.mixture == nil }
+    @Sendable private static func hasFactors(_ method: any AdapterMethod) -> Bool {
+        method.storedFactors != nil && method.mixture == nil && !method.isGated
+    }
     /// DyLoRA's first ranks are an adapter by themselves, for which nothing beside would have been trained.
     @Sendable private static func canSave(_ method: any AdapterMethod) -> Bool { isLoRA(method) && !method.drawsRank }
     @Sendable private static func isLoRA(_ method: any AdapterMethod) -> Bool { method.peftType == AdapterMethods.lora.peftType }
 
     static let all: [MethodKey] = [
-        MethodKey("lora_r", \.loraR, "rank") { $0.configKeys.rank != nil && !hasVirtualTokens($0) },
+        MethodKey("lora_r", \.loraR, "rank") { $0.configKeys.rank != nil && !($0 is any VirtualTokenMethod) },
         MethodKey("num_virtual_tokens", \.numVirtualTokens, "virtual tokens", of: hasVirtualTokens),
         MethodKey("prompt_tuning_init", \.promptTuningInit, "virtual tokens", of: hasVirtualTokens),
         MethodKey("lora_target_modules", "linears to choose", given: { $0.loraTargetModules != .pattern("all-linear") }, of: { $0.hasTargets }),
@@ -123,7 +125,7 @@ private struct MethodKey: Sendable {
         MethodKey("init_lora_weights", \.initLoraWeights, "such start", of: isLoRA),
         // DoRA's magnitudes are the lengths of W's rows, which the start would change; DyLoRA's first ranks are an adapter by themselves.
         MethodKey("init_lora_weights: loftq", "such start", given: { $0.initLoraWeights == .loftq && $0.originalModel != nil }) {
-            $0.storedFactors != nil && $0.name != AdapterMethods.dora.name
+            hasFactors($0) && $0.name != AdapterMethods.dora.name
         },
         MethodKey("decompose_factor", \.decomposeFactor, "matrices of such sizes") { $0 is LoKr },
         MethodKey("decompose_both", "such matrices", given: { $0.decomposeBoth == true }, of: { $0 is LoKr }),

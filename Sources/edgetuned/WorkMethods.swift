@@ -17,7 +17,7 @@ func methodTable(_ order: WorkOrder.MethodsOrder) throws -> MethodTable {
     let weights = WeightParts(model)
     func spec(_ method: any AdapterMethod) throws -> TrainingSpec {
         var job = order.request.job(adapter: method.name)
-        if !method.adaptsLinears { job.loraTargetModules = .pattern("all-linear") }
+        if !method.adaptsLinears || !method.hasTargets { job.loraTargetModules = .pattern("all-linear") }
         // How many there are is for each job to say: the row is of one.
         if method is TrainableTokens { job.tokenIndices = [0] }
         return try TrainingSpec(job, defaultSaveSteps: 1)

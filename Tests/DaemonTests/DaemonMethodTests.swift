@@ -28,7 +28,7 @@ struct Refusal: Sendable, CustomTestStringConvertible {
         #expect(
             rows.map(\.name) == [
                 "lora", "lora-fa", "dora", "dylora", "vera", "miss", "loha", "lokr", "adalora", "ia3", "oft", "rlrr", "mtlora", "mixlora",
-                "prefix-tuning", "prompt-tuning", "ln-tuning", "trainable-tokens", "seq_bn", "double_seq_bn", "par_bn", "mam", "lst",
+                "prefix-tuning", "prompt-tuning", "ln-tuning", "trainable-tokens", "seq_bn", "double_seq_bn", "par_bn", "mam", "unipelt", "lst",
             ])
         for row in rows where row.name != "mtlora" {
             #expect(row.fits && row.peakBytes > 0 && row.tokensPerSecond ?? 0 > 0, "\(row)")

@@ -101,6 +101,16 @@ struct TogetherTests {
                 }, testDescription: "norms and tokens, streamed, nothing kept"),
             Case(methods: ["seq_bn", "lora", "double_seq_bn", "par_bn"], testDescription: "bottlenecks"),
             Case(methods: ["mam", "prefix-tuning", "mam"], testDescription: "a mix beside prefixes"),
+            Case(methods: ["unipelt", "mam", "unipelt", "lora"], testDescription: "gates beside none"),
+            Case(methods: ["unipelt", "seq_bn"], precision: .bf16, testDescription: "bf16, gates"),
+            Case(
+                methods: ["lora", "unipelt"],
+                replan: {
+                    $0.keptLayers = 0
+                    $0.weights = .streamed
+                    $0.checkpoints = .file
+                    $0.lossChunk = 5
+                }, testDescription: "gates, streamed, nothing kept"),
             Case(methods: ["double_seq_bn", "ia3", "seq_bn"], precision: .bf16, testDescription: "bf16, bottlenecks"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
             Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),

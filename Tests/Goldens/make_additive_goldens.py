@@ -28,7 +28,7 @@ SHARED = ".prefix_tuning.pool."
 
 
 def cases():
-    from adapters import DoubleSeqBnConfig, MAMConfig, ParBnConfig, PrefixTuningConfig, SeqBnConfig
+    from adapters import DoubleSeqBnConfig, LoRAConfig, MAMConfig, ParBnConfig, PrefixTuningConfig, SeqBnConfig, UniPELTConfig
 
     return {
         "seq_bn": SeqBnConfig(),
@@ -38,6 +38,8 @@ def cases():
         "par_bn": ParBnConfig(reduction_factor=8),
         "par_bn-both": ParBnConfig(mh_adapter=True, reduction_factor=16, non_linearity="gelu_new", scaling=2.5),
         "mam": MAMConfig(PrefixTuningConfig(flat=True, prefix_length=5), ParBnConfig(reduction_factor=8)),
+        "unipelt": UniPELTConfig(
+            PrefixTuningConfig(flat=True, prefix_length=5), SeqBnConfig(reduction_factor=8, scaling=1.5), LoRAConfig(r=4, alpha=2)),
     }
 
 

@@ -18,7 +18,7 @@ package enum AdapterMethods {
     package static let all: [any AdapterMethod] = [
         lora, loraFA, dora, DyLoRA(), VeRA(), MiSS(), LoHa(), LoKr(), AdaLoRA(), IA3(), OFT(), RLRR(), SHiRA(), BitFit(), MTLoRA(), MixLoRA(),
         PrefixTuning(), PromptTuning(), NormTuning(), TrainableTokens(), HubAdapter.seqBn, HubAdapter.doubleSeqBn, HubAdapter.parBn,
-        HubAdapter.mam, LadderSideTuning(),
+        HubAdapter.mam, HubAdapter.unipelt, LadderSideTuning(),
     ]
 
     /// Those that a model can have whatever its linears are.
@@ -255,6 +255,10 @@ package protocol AdapterMethod: Equatable, Sendable {
     func inputTransform(_ linear: LinearShape) -> InputTransform?
     func outputScale(_ linear: LinearShape) -> OutputScale?
     func addedTerms(_ linear: LinearShape) -> AddedTerms
+    /// Matrices that are w and b of the gate of what a linear's factors give (SampleGate.swift); nil: it has none.
+    func gate(_ linear: LinearShape) -> (weight: Int, bias: Int)?
+    /// Whether what it adds to a token depends on all tokens of the sample: then MLPs and prompts are done whole.
+    var isGated: Bool { get }
 
     /// Whether it changes linears, which a job's targets then name.
     var adaptsLinears: Bool { get }
@@ -346,12 +350,14 @@ extension AdapterMethod {
     package func inputTransform(_ linear: LinearShape) -> InputTransform? { nil }
     package func outputScale(_ linear: LinearShape) -> OutputScale? { nil }
     package func addedTerms(_ linear: LinearShape) -> AddedTerms { .none }
+    package func gate(_ linear: LinearShape) -> (weight: Int, bias: Int)? { nil }
+    package var isGated: Bool { false }
     package var fileMethod: String { name }
     package var asOnFile: any AdapterMethod { self }
     package var hasDropout: Bool { configKeys.dropout != nil }
 
     /// What a job calls its rank.
-    package var rankKey: String { virtualTokenStart == nil ? "lora_r" : "num_virtual_tokens" }
+    package var rankKey: String { self is any VirtualTokenMethod ? "num_virtual_tokens" : "lora_r" }
 
     /// Whether what it makes of a linear is a plain LoRA, exactly: of tasks each is one.
     package func isLoRA(_ spec: AdapterSpec) -> Bool {

@@ -2,7 +2,8 @@
 //
 //   h' = r + o + scaling · (f(z · Dᵀ + d) · Uᵀ + u)
 //
-// where r is the residual, o what attention or MLP gives to it (after its norm and the model's scale), and z one of r, o and r + o.
+// where r is the residual, o what attention or MLP gives to it (after its norm and the model's scale), and z one of r, o and r + o. A gate
+// (SampleGate.swift) reads z, too, and multiplies what is added.
 // As the adapters library has it in its decoder layers (methods/modeling.py, `pre_forward`; models/llama/modeling_llama.py).
 import EdgeTensor
 
@@ -30,10 +31,11 @@ package struct Bottleneck: Equatable, Sendable {
 
     package var sites: [AdapterSite] { (followsAttention ? [.afterAttention] : []) + (followsMLP ? [.afterMLP] : []) }
 
-    /// Of a layer: D `[width, hiddenSize]`, d, U `[hiddenSize, width]` and u, in this order. U and u are zero: it begins as the base.
+    /// Of a layer: D `[width, hiddenSize]`, d, U `[hiddenSize, width]` and u, in this order, and a gate's w and b. U and u are zero: it
+    /// begins as the base.
     ///
     /// - Parameter path: of the module at a site, on file.
-    func parts(_ model: DecoderSpec, layer: Int, path: (AdapterSite) -> String) -> [AdapterPart] {
+    func parts(_ model: DecoderSpec, layer: Int, isGated: Bool, path: (AdapterSite) -> String) -> [AdapterPart] {
         let hidden = model.hiddenSize, width = width(model)
         return sites.map { site in
             let name = path(site) + "."
@@ -46,24 +48,30 @@ package struct Bottleneck: Equatable, Sendable {
                     .init(AdapterMatrix(name: name + "adapter_down.0.bias", rows: 1, columns: width, isVector: true, start: .constant(0))),
                     .init(AdapterMatrix(name: name + "adapter_up.weight", rows: hidden, columns: width, start: .constant(0))),
                     .init(AdapterMatrix(name: name + "adapter_up.bias", rows: 1, columns: hidden, isVector: true, start: .constant(0))),
-                ])
+                ] + (isGated ? AdapterMatrix.gate(name + "gate", features: hidden).map { .init($0) } : []))
         }
     }
 }
 
-/// What bottlenecks need of a layer's memory: of one adapter, or of several that train together.
-package struct BottleneckMemory: Equatable, Sendable {
-    /// Of the widest.
+/// What bottlenecks and gates need of a layer's memory: of one adapter, or of several that train together.
+package struct PartMemory: Equatable, Sendable {
+    /// Of the widest bottleneck, and of the widest that has a gate.
     package private(set) var width = 0
+    package private(set) var gatedWidth = 0
+    /// Keys of the longest prefix that has a gate.
+    package private(set) var gatedPrefixTokens = 0
     /// Whether what one reads is kept for its backward: that of attention, and of the MLP.
     package private(set) var keepsAfterAttention = false
     package private(set) var keepsAfterMLP = false
 
-    package static let none = BottleneckMemory()
+    package static let none = PartMemory()
     private init() {}
 
-    package init(_ bottlenecks: [Bottleneck], of model: DecoderSpec) {
+    package init(_ adapters: [AdapterSpec], of model: DecoderSpec) {
+        let bottlenecks = adapters.compactMap(\.method.bottleneck), gated = adapters.filter(\.method.isGated)
         width = bottlenecks.map { $0.width(model) }.max() ?? 0
+        gatedWidth = gated.compactMap { $0.method.bottleneck?.width(model) }.max() ?? 0
+        gatedPrefixTokens = gated.map(\.prefixTokens).max() ?? 0
         // The residual is there in any case.
         let kept = bottlenecks.filter { $0.input != .residual }
         keepsAfterAttention = kept.contains(where: \.followsAttention)
@@ -71,9 +79,9 @@ package struct BottleneckMemory: Equatable, Sendable {
     }
 
     /// Without a backward.
-    package var forwardOnly: BottleneckMemory {
+    package var forwardOnly: PartMemory {
         var own = self
-        (own.keepsAfterAttention, own.keepsAfterMLP) = (false, false)
+        (own.keepsAfterAttention, own.keepsAfterMLP, own.gatedWidth) = (false, false, 0)
         return own
     }
 }

@@ -7,10 +7,14 @@ package struct HubAdapter: AdapterMethod {
     package private(set) var name: String
     /// None of PEFT's.
     package var peftType: String { "ADAPTER_HUB" }
-    package var configKeys: AdapterConfigKeys { AdapterConfigKeys(rank: nil, alpha: nil, dropout: nil) }
+    package var configKeys: AdapterConfigKeys {
+        AdapterConfigKeys(rank: isGated ? "r" : nil, alpha: nil, dropout: nil)
+    }
     package private(set) var bottleneck: Bottleneck?
     /// Keys and values before each sample's own, as P-tuning v2's; nil: it has none.
     package private(set) var prefix: Prefix?
+    /// Whether q and v have a LoRA, and all parts a gate. The LoRA's is there instead of alpha / r.
+    package private(set) var isGated = false
 
     package struct Prefix: Equatable, Sendable {
         package var tokens: Int
@@ -27,6 +31,15 @@ package struct HubAdapter: AdapterMethod {
         var own = parBn
         own.name = "mam"
         own.prefix = Prefix(tokens: 30, start: .samples)
+        return own
+    }()
+
+    /// Prefix, LoRA and bottleneck, each behind a gate, after Mao et al. (arXiv:2110.07577).
+    package static let unipelt: HubAdapter = {
+        var own = seqBn
+        own.name = "unipelt"
+        own.prefix = Prefix(tokens: 10, start: .samples)
+        own.isGated = true
         return own
     }()
 
@@ -61,11 +74,26 @@ package struct HubAdapter: AdapterMethod {
     package func prefixTokens(_ spec: AdapterSpec) -> Int { prefix?.tokens ?? 0 }
     /// The library's positions are those of the sample's own tokens.
     package var prefixShiftsPositions: Bool { false }
-    package var adaptsLinears: Bool { false }
+    package var adaptsLinears: Bool { isGated }
+    package func adapts(_ module: LinearModule) -> Bool { module == .query || module == .value }
+    package var hasTargets: Bool { false }
     package var changesWeightsOnly: Bool { false }
     package var hasLayers: Bool { false }
-    package func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] { [] }
-    package func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int { 0 }
+    package var defaultRank: Int { 8 }
+    package var storedFactors: (a: Int, b: Int)? { isGated ? (0, 1) : nil }
+    package func gate(_ linear: LinearShape) -> (weight: Int, bias: Int)? { isGated ? (2, 3) : nil }
+    package func factorRank(_ linear: LinearShape, _ spec: AdapterSpec) -> Int { isGated ? spec.rank : 0 }
+
+    /// A and B of a LoRA, and w and b of its gate.
+    package func matrices(_ linear: LinearShape, _ spec: AdapterSpec) -> [AdapterMatrix] {
+        guard isGated else { return [] }
+        return [
+            AdapterMatrix(name: "lora_A", rows: spec.rank, columns: linear.inFeatures, start: AdapterMatrix.kaiming(columns: linear.inFeatures)),
+            AdapterMatrix(name: "lora_B", rows: linear.outFeatures, columns: spec.rank, outputs: .rows, start: .constant(0)),
+        ] + AdapterMatrix.gate("gate", features: linear.inFeatures)
+    }
+
+    package func fileKey(_ modulePath: String, _ matrix: AdapterMatrix) -> String? { "\(modulePath).loras.\(Self.adapterName).\(matrix.name)" }
     package func configMembers(_ values: AdapterConfigValues) -> [JSONText.Member] { [] }
 
     // MARK: files
@@ -81,9 +109,14 @@ package struct HubAdapter: AdapterMethod {
                     name: "model.prefix_tuning.prefix_tunings.\(Self.adapterName).self_prefix.control_trans", rows: prefix.tokens,
                     columns: model.keyValueWidth, isVector: true, start: prefix.start.matrixStart))
         }
-        return (prefixes ?? []) + (0..<model.layerCount).flatMap { layer in
+        let withGates = (prefixes ?? []).map { part in
+            guard isGated, let layer = part.layer else { return part }
+            let name = "model.layers.\(layer).self_attn.prefix_tuning.prefix_gates.\(Self.adapterName)"
+            return AdapterPart(part.site, layer: layer, part.matrices + AdapterMatrix.gate(name, features: model.hiddenSize).map { .init($0) })
+        }
+        return withGates + (0..<model.layerCount).flatMap { layer in
             bottleneck.map { bottleneck in
-                bottleneck.parts(model, layer: layer) { site in
+                bottleneck.parts(model, layer: layer, isGated: isGated) { site in
                     let module = site == .afterAttention ? "attention_adapters" : "output_adapters"
                     return "model.layers.\(layer).\(module).adapters.\(Self.adapterName)"
                 }
@@ -92,10 +125,21 @@ package struct HubAdapter: AdapterMethod {
     }
 
     /// `config` of its adapter_config.json, keys sorted.
-    package var hubConfig: JSONText {
-        let ofBottleneck = bottleneck.map { JSONText.object($0.hubMembers) } ?? .null
+    ///
+    /// - Parameter rank: of the LoRA, where it has one.
+    package func hubConfig(rank: Int) -> JSONText {
+        let ofBottleneck = bottleneck.map { JSONText.object($0.hubMembers(isGated: isGated)) } ?? .null
         guard let prefix else { return ofBottleneck }
-        return .object([.init("architecture", .string("union")), .init("configs", .array([prefix.hubConfig, ofBottleneck]))])
+        let configs = [prefix.hubConfig(isGated: isGated), ofBottleneck] + (isGated ? [GatedLoRA.hubConfig(rank: rank)] : [])
+        return .object([.init("architecture", .string("union")), .init("configs", .array(configs))])
+    }
+
+    /// Of a union's LoRA; nil: it has none.
+    ///
+    /// - Throws: as `init`.
+    package static func rank(hubConfig config: JSONText) throws(AdapterSettingError) -> Int? {
+        guard let own = config["configs"]?.array?.first(where: { $0["architecture"]?.string == GatedLoRA.architecture }) else { return nil }
+        return try GatedLoRA.rank(hubConfig: own)
     }
 
     /// - Parameter config: `config` of an adapter_config.json; absent keys are the library's defaults.
@@ -105,20 +149,25 @@ package struct HubAdapter: AdapterMethod {
         case nil: break
         case "union":
             let configs = config["configs"]?.array ?? []
-            // A gate is a mean over the whole sample, later tokens included, which a sample that is being generated does not have.
-            if configs.contains(where: { $0["use_gating"] == .bool(true) }) { throw AdapterSettingError(key: "use_gating") }
-            guard configs.count == 2 else { throw AdapterSettingError(key: "configs") }
-            let order = configs[0]["architecture"]?.string == "prefix_tuning" ? (configs[0], configs[1]) : (configs[1], configs[0])
-            guard order.0["architecture"]?.string == "prefix_tuning", order.1["architecture"] ?? .null == .null else {
-                throw AdapterSettingError(key: "configs")
+            /// The one that has this architecture.
+            func part(_ architecture: String?) throws(AdapterSettingError) -> JSONText {
+                let found = configs.filter { $0["architecture"]?.string == architecture }
+                guard found.count == 1 else { throw AdapterSettingError(key: "configs") }
+                return found[0]
             }
-            self = .mam
-            prefix = try Prefix(hubConfig: order.0)
-            bottleneck = try Bottleneck(hubConfig: order.1)
+            guard configs.count == 2 || configs.count == 3 else { throw AdapterSettingError(key: "configs") }
+            self = configs.count == 2 ? .mam : .unipelt
+            prefix = try Prefix(hubConfig: part("prefix_tuning"), isGated: isGated)
+            let bottleneck = try Bottleneck(hubConfig: part(nil), isGated: isGated)
+            if isGated {
+                _ = try part(GatedLoRA.architecture)
+                guard bottleneck.input == .sum else { throw AdapterSettingError(key: bottleneck.input == .residual ? "is_parallel" : "original_ln_before") }
+            }
+            self.bottleneck = bottleneck
             return
         default: throw AdapterSettingError(key: "architecture")
         }
-        let bottleneck = try Bottleneck(hubConfig: config)
+        let bottleneck = try Bottleneck(hubConfig: config, isGated: false)
         self = [.sum: .seqBn, .output: .doubleSeqBn, .residual: .parBn][bottleneck.input]!  // all cases are there
         self.bottleneck = bottleneck
     }
@@ -126,21 +175,23 @@ package struct HubAdapter: AdapterMethod {
 
 extension HubAdapter.Prefix {
     /// Settings that would change what the tensors mean. A prefix that is not flat is made by a network, whose weights the file has.
-    private static let neutral: [String: JSONText] = ["flat": .bool(true), "leave_out": .array([]), "use_gating": .bool(false)]
+    private static func settings(isGated: Bool) -> [String: JSONText] {
+        ["flat": .bool(true), "leave_out": .array([]), "shared_gating": .bool(true), "use_gating": .bool(isGated)]
+    }
 
-    fileprivate var hubConfig: JSONText {
-        let neutral = Self.neutral.map { JSONText.Member($0.key, $0.value) }
+    fileprivate func hubConfig(isGated: Bool) -> JSONText {
+        let neutral = Self.settings(isGated: isGated).map { JSONText.Member($0.key, $0.value) }
         return .object(
             (neutral + [
                 .init("architecture", .string("prefix_tuning")), .init("bottleneck_size", .number("512")), .init("cross_prefix", .bool(true)),
                 .init("dropout", .number("0.0")), .init("encoder_prefix", .bool(true)), .init("init_weights_seed", .null),
-                .init("non_linearity", .string("tanh")), .init("prefix_length", .number("\(tokens)")), .init("shared_gating", .bool(true)),
+                .init("non_linearity", .string("tanh")), .init("prefix_length", .number("\(tokens)")),
             ]).sorted { $0.key < $1.key })
     }
 
-    fileprivate init(hubConfig config: JSONText) throws(AdapterSettingError) {
-        for (key, value) in Self.neutral.sorted(by: { $0.key < $1.key }) {
-            let found = config[key] ?? (key == "flat" ? .bool(false) : value)
+    fileprivate init(hubConfig config: JSONText, isGated: Bool) throws(AdapterSettingError) {
+        for (key, value) in Self.settings(isGated: isGated).sorted(by: { $0.key < $1.key }) {
+            let found = config[key] ?? (key == "flat" || key == "use_gating" ? .bool(false) : value)
             guard found == value else { throw AdapterSettingError(key: key) }
         }
         guard let tokens = config["prefix_length"]?.integer, (1...1 << 16).contains(tokens) else { throw AdapterSettingError(key: "prefix_length") }
@@ -148,32 +199,82 @@ extension HubAdapter.Prefix {
     }
 }
 
+/// The library's LoRAConfig of a gated one of q and v.
+private enum GatedLoRA {
+    static let architecture = "lora"
+
+    private static let settings: [String: JSONText] = [
+        "attn_matrices": .array([.string("q"), .string("v")]), "composition_mode": .string("add"), "intermediate_lora": .bool(false),
+        "leave_out": .array([]), "output_lora": .bool(false), "selfattn_lora": .bool(true), "use_dora": .bool(false), "use_gating": .bool(true),
+        "vera_b": .null, "vera_d": .null,
+    ]
+
+    /// - Parameter rank: `alpha` says nothing where there is a gate, and is the library's.
+    static func hubConfig(rank: Int) -> JSONText {
+        .object(
+            (settings.map { JSONText.Member($0.key, $0.value) } + [
+                .init("alpha", .number("2")), .init("architecture", .string(architecture)), .init("dropout", .number("0.0")),
+                .init("dtype", .null), .init("init_weights", .string("lora")), .init("init_weights_seed", .null), .init("r", .number("\(rank)")),
+            ]).sorted { $0.key < $1.key })
+    }
+
+    static func rank(hubConfig config: JSONText) throws(AdapterSettingError) -> Int {
+        for (key, value) in settings.sorted(by: { $0.key < $1.key }) {
+            guard config[key] ?? (key == "use_gating" ? .bool(false) : value) == value else { throw AdapterSettingError(key: key) }
+        }
+        guard let rank = (config["r"] ?? .number("8")).integer, (1...HubAdapter.unipelt.largestRank).contains(rank) else {
+            throw AdapterSettingError(key: "r")
+        }
+        return rank
+    }
+}
+
+extension JSONText {
+    /// Without a fraction where there is none.
+    fileprivate init(whole value: Double) { self = .number(Int(exactly: value).map { "\($0)" } ?? "\(value)") }
+}
+
+extension AdapterMatrix {
+    /// How the library's gates begin.
+    private static let gateDeviation: Float = 0.02
+
+    /// w `[1, features]` and b of a gate: a linear of one output.
+    static func gate(_ name: String, features: Int) -> [AdapterMatrix] {
+        [
+            AdapterMatrix(name: name + ".weight", rows: 1, columns: features, start: .normal(deviation: gateDeviation)),
+            AdapterMatrix(name: name + ".bias", rows: 1, columns: 1, isVector: true, start: .constant(0)),
+        ]
+    }
+}
+
 extension Bottleneck {
     /// Of the library's BnConfig, sorted by key.
-    fileprivate var hubMembers: [JSONText.Member] {
-        let neutral = Self.neutral.map { JSONText.Member($0.key, $0.value) }
+    fileprivate func hubMembers(isGated: Bool) -> [JSONText.Member] {
+        let neutral = Self.settings(isGated: isGated).map { JSONText.Member($0.key, $0.value) }
         return (neutral + [
             .init("dropout", .number("0.0")), .init("init_weights", .string("mam_adapter")), .init("init_weights_seed", .null),
             .init("is_parallel", .bool(input == .residual)), .init("mh_adapter", .bool(followsAttention)),
             .init("non_linearity", .string(nonLinearity.rawValue)), .init("original_ln_before", .bool(input == .sum)),
-            .init("output_adapter", .bool(followsMLP)), .init("reduction_factor", Self.number(reductionFactor)),
+            .init("output_adapter", .bool(followsMLP)), .init("reduction_factor", JSONText(whole: reductionFactor)),
             // The library takes a scaling that is no float for a word.
             .init("scaling", .number("\(scaling)")), .init("stochastic_depth", .number("0.0")),
         ]).sorted { $0.key < $1.key }
     }
 
-    private static func number(_ value: Double) -> JSONText { .number(Int(exactly: value).map { "\($0)" } ?? "\(value)") }
-
     /// Settings that would change what the tensors mean, as they are where they do not.
+    private static func settings(isGated: Bool) -> [String: JSONText] {
+        neutral.merging(["use_gating": .bool(isGated)]) { first, _ in first }
+    }
+
     private static let neutral: [String: JSONText] = [
         "adapter_residual_before_ln": .bool(false), "cross_adapter": .bool(false), "inv_adapter": .null,
         "inv_adapter_reduction_factor": .null, "leave_out": .array([]), "ln_after": .bool(false), "ln_before": .bool(false),
-        "original_ln_after": .bool(true), "phm_layer": .bool(false), "residual_before_ln": .bool(true), "use_gating": .bool(false),
+        "original_ln_after": .bool(true), "phm_layer": .bool(false), "residual_before_ln": .bool(true),
     ]
 
-    fileprivate init(hubConfig config: JSONText) throws(AdapterSettingError) {
-        for (key, value) in Self.neutral.sorted(by: { $0.key < $1.key }) {
-            guard config[key] ?? value == value else { throw AdapterSettingError(key: key) }
+    fileprivate init(hubConfig config: JSONText, isGated: Bool) throws(AdapterSettingError) {
+        for (key, value) in Self.settings(isGated: isGated).sorted(by: { $0.key < $1.key }) {
+            guard config[key] ?? (key == "use_gating" ? .bool(false) : value) == value else { throw AdapterSettingError(key: key) }
         }
         func flag(_ key: String, default: Bool) throws(AdapterSettingError) -> Bool {
             guard let value = config[key] else { return `default` }
