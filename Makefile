@@ -11,6 +11,7 @@ TEST_PACKAGES := openssl qemu-user gcc-x86-64-linux-gnu libc6-dev-amd64-cross
 else
 TEST_PACKAGES := openssl qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 endif
+SHELL := /bin/bash
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BUILD := .build/release
 PREFIX ?= /usr
@@ -46,7 +47,9 @@ demo: build $(MODEL)
 test: test-packages $(MODEL)
 	swift build -c release --build-tests
 	# Swift Testing starts all tests at once, and those that wait for a daemon would wait for those that compute.
-	SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH=4 swift test -c release --skip-build
+	# What failed is said once more at the end, where it can be found.
+	set -o pipefail; SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH=4 swift test -c release --skip-build 2>&1 | tee $(BUILD)/test.log || \
+	    { grep -A 3 'recorded an issue' $(BUILD)/test.log; exit 1; }
 
 install: build
 	install -D -m 755 $(BUILD)/edgetuned $(DESTDIR)$(PREFIX)/bin/edgetuned

@@ -33,6 +33,7 @@ METHODS = {
     "ln-tuning": {"learning_rate": 1e-2}, "seq_bn": {"learning_rate": 5e-3}, "double_seq_bn": {"learning_rate": 5e-3},
     "par_bn": {"learning_rate": 2e-4}, "mam": {"learning_rate": 2e-4}, "unipelt": {"learning_rate": 4e-3}, "lst": {"learning_rate": 4e-3},
 }
+BASE = "the model itself"
 ADAPTERS = {"rslora": "lora", "loraplus": "lora", "lora, q and v": "lora", "lora, eva": "lora"}
 # Of a training file, what --choose trains on and what it measures.
 CHOOSING_LINES, CHOOSING_TEST_LINES = slice(0, 300), slice(300, 396)
@@ -77,7 +78,7 @@ class Runs:
                 file.write(json.dumps(line) + "\n")
 
     def base(self, task):
-        run = {"task": task, "method": "the model itself"}
+        run = {"task": task, "method": BASE}
         if not self.has(run):
             self.record(run | accuracy(self.options, self.data[task][1]))
 
@@ -140,7 +141,8 @@ def print_table(lines):
         found.setdefault((line["method"], line.get("learning_rate")), {}).setdefault(line["task"], []).append(line)
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     print("\n| method | learning rate |" + "".join(f" {task}: exact answers, % | loss |" for task in tasks) + "\n|" + "---|" * (2 + 2 * len(tasks)))
-    for (method, rate), by_task in found.items():
+    order = [BASE, *METHODS]
+    for (method, rate), by_task in sorted(found.items(), key=lambda row: order.index(row[0][0])):
         cells = []
         for task in tasks:
             for key, scale, digits in (("accuracy", 100, 0), ("loss", 1, 2)):

@@ -28,11 +28,11 @@ def running_daemon(binaries, scratch, config=""):
     def reload(config):
         file.write_text(config)
         process.send_signal(signal.SIGHUP)
-        time.sleep(0.5)
 
     def run_queued(jobs):
         closed = time.localtime(time.time() + 6 * 3600).tm_hour
         reload(config + f"run_between: {closed:02}:00-{closed:02}:01\n")
+        time.sleep(0.5)  # until it has read that
         for job in jobs:
             (scratch / "job.yaml").write_text(json.dumps(job))
             edgetune("submit", "job.yaml")

@@ -125,7 +125,7 @@ struct GateGradient {
     let gate: SampleGate
     let dValues: [Float]
     /// Of the tensor that has the input's gradient.
-    var rows: Range<Int>
+    let rows: Range<Int>
 
     func addInputGradient(to dx: Tensor) { gate.addInputGradient(dValues, to: dx.rows(rows)) }
 }

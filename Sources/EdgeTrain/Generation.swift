@@ -43,6 +43,8 @@ package final class Generator {
     private let promptTokens: Int
     private let promptChunk: Int
     private let gateSums: UnsafeMutablePointer<Float>
+    /// Of gateSums.
+    private let gateCount: Int
     private let keys: [Tensor], values: [Tensor]
     /// Nil where the adapter has no side network.
     private let side: Side?
@@ -82,13 +84,13 @@ package final class Generator {
     }
 
     /// Prompt tokens that go through the layers at once: all where a gate needs them.
-    private static func promptChunk(_ adapter: AdapterLayout?, context: Int) -> Int {
-        adapter?.spec.method.isGated == true ? context : 128
+    private static func promptChunk(_ spec: DecoderSpec, _ adapter: AdapterLayout?, context: Int) -> Int {
+        gateCount(spec, adapter) > 0 ? context : 128
     }
 
     /// Bytes of the arena of a generator, beside the mapped weights.
     package static func bytes(_ spec: DecoderSpec, _ adapter: AdapterLayout?, context: Int, threads: Int) -> ByteCount {
-        let chunk = promptChunk(adapter, context: context)
+        let chunk = promptChunk(spec, adapter, context: context)
         let cache = ByteCount(2 * spec.layerCount * ByteCount.floats(context * spec.keyValueWidth).bytes)
         let ofAdapter = adapter.map { ByteCount.floats($0.parameterCount) + .floats($0.factorCount(isTrained: false)) } ?? .zero
         let hidden = ByteCount.floats(chunk * spec.hiddenSize)
@@ -152,7 +154,7 @@ package final class Generator {
                 cache.prefix(prefixTokens).copy(from: part.matrix)
             }
         }
-        let chunk = Self.promptChunk(layout, context: context)
+        let chunk = Self.promptChunk(spec, layout, context: context)
         promptChunk = chunk
         side = layout.flatMap { SideSizes([$0]) }.map { Side($0, spec, chunk: chunk, context: context, arena: arena) }
         activations = LayerActivations(
@@ -163,7 +165,8 @@ package final class Generator {
             tokens: chunk, mlpTokens: chunk, Self.partMemory(spec, layout), spec, .forwardOnly,
             layout.flatMap { MixtureSizes([$0]) }, arena: arena)
         hidden = (arena.tensor(chunk, spec.hiddenSize), arena.tensor(chunk, spec.hiddenSize))
-        gateSums = arena.floats(Self.gateCount(spec, layout))
+        gateCount = Self.gateCount(spec, layout)
+        gateSums = arena.floats(gateCount)
         lastNormed = arena.tensor(1, spec.hiddenSize)
         inverseNorm = arena.floats(1)
         logits = arena.tensor(1, spec.vocabularySize)
@@ -185,7 +188,7 @@ package final class Generator {
         }
         let prompt = [TokenID](repeating: 0, count: promptTokens) + prompt
         var past = prefixTokens
-        gateSums.update(repeating: 0, count: Self.gateCount(model.spec, adapters?.layout))
+        gateSums.update(repeating: 0, count: gateCount)
         for first in stride(from: 0, to: prompt.count, by: promptChunk) {
             let chunk = prompt[first..<min(first + promptChunk, prompt.count)]
             advance(chunk, past: past)
@@ -220,7 +223,7 @@ package final class Generator {
         multiply(input, by: spec.embeddingScale, on: pool)
         let beside = adapters.flatMap { SideNetwork($0, spec, side?.memory, rotaries, tokens: new.count, positions: positions, on: pool) }
         beside?.begin(input)
-        let gates = adapters?.spec.method.isGated == true ? RunningGates(sums: gateSums, past: past - prefixTokens) : nil
+        let gates = gateCount > 0 ? RunningGates(sums: gateSums, past: past - prefixTokens) : nil
         for index in 0..<spec.layerCount {
             var layer = DecoderLayer(
                 index: index, spec: spec, weights: model.layers[index], jobs: adapters.map { [LayerJob($0, runningGates: gates)] } ?? [], rotaries: rotaries,

@@ -39,7 +39,7 @@ import edgetuned
     @Test func everythingElseIs() throws {
         let directory = try TemporaryDirectory()
         let calibration = directory.path + "/c.json"
-        FileManager.default.createFile(atPath: calibration, contents: Data())
+        _ = FileManager.default.createFile(atPath: calibration, contents: Data())
         let keys = [
             try Self.key(), try Self.key { $0.availableBytes = 149 }, try Self.key(freeDisk: 1 << 31),
             try Self.key { $0.request.seed = 7 }, try Self.key { $0.request.loraR = 4 }, try Self.key { $0.datasetPaths = ["/e"] },

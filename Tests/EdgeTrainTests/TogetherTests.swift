@@ -79,6 +79,13 @@ struct TogetherTests {
         var clips = true
         let testDescription: String
 
+        private static let leastMemory: @Sendable (inout StepShape) -> Void = {
+            $0.keptLayers = 0
+            $0.weights = .streamed
+            $0.checkpoints = .file
+            $0.lossChunk = 5
+        }
+
         static let all = [
             Case(methods: ["lora", "lora"], testDescription: "two of a method"),
             Case(methods: ["lora", "lora-fa", "vera", "lora"], testDescription: "four, products alone"),
@@ -92,49 +99,23 @@ struct TogetherTests {
             Case(methods: ["ln-tuning", "lora", "ln-tuning", "prompt-tuning"], testDescription: "norms of their own"),
             Case(methods: ["trainable-tokens", "ln-tuning", "trainable-tokens", "lora"], testDescription: "tokens of their own"),
             Case(
-                methods: ["trainable-tokens", "lora", "ln-tuning"], precision: .bf16,
-                replan: {
-                    $0.keptLayers = 0
-                    $0.weights = .streamed
-                    $0.checkpoints = .file
-                    $0.lossChunk = 5
-                }, testDescription: "norms and tokens, streamed, nothing kept"),
+                methods: ["trainable-tokens", "lora", "ln-tuning"], precision: .bf16, replan: leastMemory,
+                testDescription: "norms and tokens, streamed, nothing kept"),
             Case(methods: ["seq_bn", "lora", "double_seq_bn", "par_bn"], testDescription: "bottlenecks"),
             Case(methods: ["mam", "prefix-tuning", "mam"], testDescription: "a mix beside prefixes"),
             Case(methods: ["unipelt", "mam", "unipelt", "lora"], testDescription: "gates beside none"),
             Case(methods: ["unipelt", "seq_bn"], precision: .bf16, testDescription: "bf16, gates"),
-            Case(
-                methods: ["lora", "unipelt"],
-                replan: {
-                    $0.keptLayers = 0
-                    $0.weights = .streamed
-                    $0.checkpoints = .file
-                    $0.lossChunk = 5
-                }, testDescription: "gates, streamed, nothing kept"),
+            Case(methods: ["lora", "unipelt"], replan: leastMemory, testDescription: "gates, streamed, nothing kept"),
             Case(methods: ["double_seq_bn", "ia3", "seq_bn"], precision: .bf16, testDescription: "bf16, bottlenecks"),
             Case(methods: ["lora", "dora", "ia3"], precision: .bf16, testDescription: "bf16"),
             Case(methods: ["oft", "ia3", "lora"], precision: .bf16, testDescription: "bf16, transformed inputs"),
             Case(methods: ["lora", "lora", "dora"], precision: .int8, testDescription: "int8, with one smoothing"),
-            Case(
-                methods: ["lora", "ia3", "miss"],
-                replan: {
-                    $0.keptLayers = 0
-                    $0.weights = .streamed
-                    $0.checkpoints = .file
-                    $0.lossChunk = 5
-                }, testDescription: "streamed, nothing kept"),
+            Case(methods: ["lora", "ia3", "miss"], replan: leastMemory, testDescription: "streamed, nothing kept"),
             Case(methods: ["mixlora", "lora", "mixlora", "ia3"], testDescription: "experts beside none"),
             Case(methods: ["mixlora", "dora"], precision: .bf16, testDescription: "bf16, experts"),
             Case(methods: ["lst", "lora", "lst", "mixlora"], testDescription: "side networks beside none"),
             Case(methods: ["lst", "lst"], precision: .bf16, testDescription: "bf16, side networks alone"),
-            Case(
-                methods: ["lst", "dora", "lst"],
-                replan: {
-                    $0.keptLayers = 0
-                    $0.weights = .streamed
-                    $0.checkpoints = .file
-                    $0.lossChunk = 5
-                }, testDescription: "side networks, streamed, nothing kept"),
+            Case(methods: ["lst", "dora", "lst"], replan: leastMemory, testDescription: "side networks, streamed, nothing kept"),
             Case(methods: ["lora", "lst"], clips: false, testDescription: "a side network without clipping"),
             Case(methods: ["lora", "vera", "loha"], clips: false, testDescription: "without clipping"),
         ]

@@ -173,16 +173,34 @@ package struct HubAdapter: AdapterMethod {
     }
 }
 
+/// Settings of one of the library's configs that would change what the tensors mean, each with the only value that this program has.
+private struct FixedSettings {
+    let values: [String: JSONText]
+
+    init(_ values: [String: JSONText]) { self.values = values }
+
+    var members: [JSONText.Member] { values.map { JSONText.Member($0.key, $0.value) } }
+
+    /// What the library takes for a key that a file has not, where that is another value.
+    private static let defaults: [String: JSONText] = ["flat": .bool(false), "use_gating": .bool(false)]
+
+    /// - Throws: the first key, sorted, that has another value.
+    func check(_ config: JSONText) throws(AdapterSettingError) {
+        for (key, value) in values.sorted(by: { $0.key < $1.key }) {
+            guard config[key] ?? Self.defaults[key] ?? value == value else { throw AdapterSettingError(key: key) }
+        }
+    }
+}
+
 extension HubAdapter.Prefix {
-    /// Settings that would change what the tensors mean. A prefix that is not flat is made by a network, whose weights the file has.
-    private static func settings(isGated: Bool) -> [String: JSONText] {
-        ["flat": .bool(true), "leave_out": .array([]), "shared_gating": .bool(true), "use_gating": .bool(isGated)]
+    /// A prefix that is not flat is made by a network, whose weights the file has.
+    private static func settings(isGated: Bool) -> FixedSettings {
+        FixedSettings(["flat": .bool(true), "leave_out": .array([]), "shared_gating": .bool(true), "use_gating": .bool(isGated)])
     }
 
     fileprivate func hubConfig(isGated: Bool) -> JSONText {
-        let neutral = Self.settings(isGated: isGated).map { JSONText.Member($0.key, $0.value) }
-        return .object(
-            (neutral + [
+        .object(
+            (Self.settings(isGated: isGated).members + [
                 .init("architecture", .string("prefix_tuning")), .init("bottleneck_size", .number("512")), .init("cross_prefix", .bool(true)),
                 .init("dropout", .number("0.0")), .init("encoder_prefix", .bool(true)), .init("init_weights_seed", .null),
                 .init("non_linearity", .string("tanh")), .init("prefix_length", .number("\(tokens)")),
@@ -190,10 +208,7 @@ extension HubAdapter.Prefix {
     }
 
     fileprivate init(hubConfig config: JSONText, isGated: Bool) throws(AdapterSettingError) {
-        for (key, value) in Self.settings(isGated: isGated).sorted(by: { $0.key < $1.key }) {
-            let found = config[key] ?? (key == "flat" || key == "use_gating" ? .bool(false) : value)
-            guard found == value else { throw AdapterSettingError(key: key) }
-        }
+        try Self.settings(isGated: isGated).check(config)
         guard let tokens = config["prefix_length"]?.integer, (1...1 << 16).contains(tokens) else { throw AdapterSettingError(key: "prefix_length") }
         self.init(tokens: tokens, start: .samples)
     }
@@ -203,25 +218,23 @@ extension HubAdapter.Prefix {
 private enum GatedLoRA {
     static let architecture = "lora"
 
-    private static let settings: [String: JSONText] = [
+    private static let settings = FixedSettings([
         "attn_matrices": .array([.string("q"), .string("v")]), "composition_mode": .string("add"), "intermediate_lora": .bool(false),
         "leave_out": .array([]), "output_lora": .bool(false), "selfattn_lora": .bool(true), "use_dora": .bool(false), "use_gating": .bool(true),
         "vera_b": .null, "vera_d": .null,
-    ]
+    ])
 
     /// - Parameter rank: `alpha` says nothing where there is a gate, and is the library's.
     static func hubConfig(rank: Int) -> JSONText {
         .object(
-            (settings.map { JSONText.Member($0.key, $0.value) } + [
+            (settings.members + [
                 .init("alpha", .number("2")), .init("architecture", .string(architecture)), .init("dropout", .number("0.0")),
                 .init("dtype", .null), .init("init_weights", .string("lora")), .init("init_weights_seed", .null), .init("r", .number("\(rank)")),
             ]).sorted { $0.key < $1.key })
     }
 
     static func rank(hubConfig config: JSONText) throws(AdapterSettingError) -> Int {
-        for (key, value) in settings.sorted(by: { $0.key < $1.key }) {
-            guard config[key] ?? (key == "use_gating" ? .bool(false) : value) == value else { throw AdapterSettingError(key: key) }
-        }
+        try settings.check(config)
         guard let rank = (config["r"] ?? .number("8")).integer, (1...HubAdapter.unipelt.largestRank).contains(rank) else {
             throw AdapterSettingError(key: "r")
         }
@@ -250,8 +263,7 @@ extension AdapterMatrix {
 extension Bottleneck {
     /// Of the library's BnConfig, sorted by key.
     fileprivate func hubMembers(isGated: Bool) -> [JSONText.Member] {
-        let neutral = Self.settings(isGated: isGated).map { JSONText.Member($0.key, $0.value) }
-        return (neutral + [
+        (Self.settings(isGated: isGated).members + [
             .init("dropout", .number("0.0")), .init("init_weights", .string("mam_adapter")), .init("init_weights_seed", .null),
             .init("is_parallel", .bool(input == .residual)), .init("mh_adapter", .bool(followsAttention)),
             .init("non_linearity", .string(nonLinearity.rawValue)), .init("original_ln_before", .bool(input == .sum)),
@@ -261,21 +273,16 @@ extension Bottleneck {
         ]).sorted { $0.key < $1.key }
     }
 
-    /// Settings that would change what the tensors mean, as they are where they do not.
-    private static func settings(isGated: Bool) -> [String: JSONText] {
-        neutral.merging(["use_gating": .bool(isGated)]) { first, _ in first }
+    private static func settings(isGated: Bool) -> FixedSettings {
+        FixedSettings([
+            "adapter_residual_before_ln": .bool(false), "cross_adapter": .bool(false), "inv_adapter": .null,
+            "inv_adapter_reduction_factor": .null, "leave_out": .array([]), "ln_after": .bool(false), "ln_before": .bool(false),
+            "original_ln_after": .bool(true), "phm_layer": .bool(false), "residual_before_ln": .bool(true), "use_gating": .bool(isGated),
+        ])
     }
 
-    private static let neutral: [String: JSONText] = [
-        "adapter_residual_before_ln": .bool(false), "cross_adapter": .bool(false), "inv_adapter": .null,
-        "inv_adapter_reduction_factor": .null, "leave_out": .array([]), "ln_after": .bool(false), "ln_before": .bool(false),
-        "original_ln_after": .bool(true), "phm_layer": .bool(false), "residual_before_ln": .bool(true),
-    ]
-
     fileprivate init(hubConfig config: JSONText, isGated: Bool) throws(AdapterSettingError) {
-        for (key, value) in Self.settings(isGated: isGated).sorted(by: { $0.key < $1.key }) {
-            guard config[key] ?? (key == "use_gating" ? .bool(false) : value) == value else { throw AdapterSettingError(key: key) }
-        }
+        try Self.settings(isGated: isGated).check(config)
         func flag(_ key: String, default: Bool) throws(AdapterSettingError) -> Bool {
             guard let value = config[key] else { return `default` }
             guard let flag = value.bool else { throw AdapterSettingError(key: key) }
