@@ -25,7 +25,7 @@ def job_of(row, options):
     job = {
         "base_model": "base", "datasets": [{"path": str(ROOT / f"benchmarks/tasks/{options.task}.train.jsonl")}], "val_set_size": 64,
         "lora_r": options.rank, "lora_target_modules": options.targets.split("+") if "_" in options.targets else options.targets,
-        "micro_batch_size": options.samples, "gradient_accumulation_steps": 1, "learning_rate": float(rate), "lr_scheduler": "constant",
+        "micro_batch_size": options.samples, "gradient_accumulation_steps": 1, "learning_rate": float(rate), "lr_scheduler": options.scheduler,
         "sequence_len": 512, "seed": options.seed, "precision": options.precision}
     if kind == "mezo":
         job |= {"zeroth_order": "always", "mezo_eps": float(rest.pop(0)), "max_grad_norm": 0}
@@ -47,6 +47,7 @@ def main():
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--targets", default="all-linear", help="or names with +")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--scheduler", default="constant", help="of the learning rate")
     parser.add_argument("--budget")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lines", type=Path)
