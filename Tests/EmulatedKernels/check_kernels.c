@@ -600,10 +600,11 @@ static void check_shape(const struct shape *shape) {
     }
 }
 
-/// Of the diagonal only one of two accumulations each: large shapes take the emulator long.
-static void check_large_shape(const struct shape *shape, bool accumulate) {
+/// One of the two accumulations, for products take the emulator long: a length has the other in the other direction, and its
+/// neighbours have it in this one.
+static void check_shape_once(const struct shape *shape, size_t length) {
     prepare(shape);
-    for (size_t s = 0; s < set_count; s++) check_product(s, accumulate);
+    for (size_t s = 0; s < set_count; s++) check_product(s, (length + shape->format + shape->direction) % 2 == 0);
 }
 
 /// What a product does with a format is decode it, which check_decoders holds to the bit, and part it by its blocks: so the first
@@ -630,7 +631,7 @@ static void check_products(enum direction direction, enum edge_compute compute, 
     for (size_t t = 0; t < TAILS; t++) {
         struct shape shape = base;
         shape.tokens = tails[t];
-        check_shape(&shape);
+        check_shape_once(&shape, t);
     }
     // Whole tiles of every set (4, 6, 14 rows): the last row of one is the last of the operand.
     struct shape whole = base;
@@ -640,21 +641,21 @@ static void check_products(enum direction direction, enum edge_compute compute, 
     for (size_t t = 0; t < TAILS && tails[t] * output_unit <= widest; t++) {
         struct shape shape = base;
         shape.outputs = tails[t] * output_unit;
-        check_shape(&shape);
+        check_shape_once(&shape, t);
     }
     for (size_t t = 0; t < TAILS && tails[t] * contracted_unit <= LONGEST; t++) {
         struct shape shape = base;
         shape.contracted = tails[t] * contracted_unit;
-        check_shape(&shape);
+        check_shape_once(&shape, t);
         if (compute != EDGE_COMPUTE_int8 || direction != FORWARD) continue;
         shape.smoothed = true;
-        check_shape(&shape);
+        check_shape_once(&shape, t + 1);
     }
     for (size_t p = 0; p < sizeof several_passes / sizeof *several_passes; p++) {
         struct shape shape = base;
         shape.contracted = several_passes[p] / contracted_unit * contracted_unit;
         if (shape.contracted == LONGEST && contracted_unit < 256) continue; // others end inside no block
-        check_shape(&shape);
+        check_shape_once(&shape, p);
     }
     // Up to one more than a slice: what is beyond it, an axis by itself has met.
     for (size_t t = 0; t < TAILS && tails[t] <= EDGE_SLICE_COLUMNS + 1; t++) {
@@ -662,7 +663,7 @@ static void check_products(enum direction direction, enum edge_compute compute, 
         shape.smoothed = t % 2 == 0 && compute == EDGE_COMPUTE_int8 && direction == FORWARD;
         shape.outputs = (shape.outputs + output_unit - 1) / output_unit * output_unit;
         shape.contracted = (shape.contracted + contracted_unit - 1) / contracted_unit * contracted_unit;
-        check_large_shape(&shape, t % 2 == 0);
+        check_shape_once(&shape, t);
     }
 }
 
